@@ -1,0 +1,1 @@
+"""What costs what, measured; nothing here is ever asserted. Run all with `make bench`."""

@@ -1,0 +1,58 @@
+"""The style guide, run as tests: ruff, its formatter, mypy --strict, the import contracts, sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vdev", "qmp_bridge", "guest_tests", "tests", "benchmarks", "scripts")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 40
+TOOLS = Path(sys.executable).parent
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
+def _sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def test_ruff_finds_nothing() -> None:
+    _run(str(TOOLS / "ruff"), "check", *PACKAGES)
+
+
+def test_the_formatter_would_change_nothing() -> None:
+    _run(str(TOOLS / "ruff"), "format", "--check", *PACKAGES)
+
+
+@pytest.mark.timeout(300)
+def test_mypy_strict_finds_nothing() -> None:
+    _run(str(TOOLS / "mypy"))
+
+
+def test_imports_go_downwards_only() -> None:
+    _run(str(TOOLS / "lint-imports"))
+
+
+def test_no_file_is_longer_than_the_style_guide_allows() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in _sources() if (n := len(path.read_text().splitlines())) > MAX_FILE_LINES}
+    assert long == {}
+
+
+def test_no_function_is_longer_than_the_style_guide_allows() -> None:
+    long = {}
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                nlines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if nlines > MAX_FUNCTION_LINES:
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = nlines
+    assert long == {}

@@ -1,0 +1,54 @@
+"""`vdev`: serve a configuration, or say whether this machine can run one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from vdev import __version__
+from vdev.app import serve
+from vdev.config import load_config
+from vdev.errors import ConfigError, PartsError, VdevError
+from vdev.parts.doctor import doctor
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vdev", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vdev {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serving = commands.add_parser("serve", help="serve the IOMMU and the endpoints of one VM until stopped")
+    serving.add_argument("config", type=Path, help="the YAML file")
+    serving.add_argument("--runtime-dir", type=Path, required=True, help="directory (0700) the sockets are made in")
+    serving.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    commands.add_parser("doctor", help="print what was found, what is missing and what to do")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for a failure, 2 for wrong input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "doctor":
+            return doctor(_say)
+        logging.basicConfig(
+            level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        )
+        config = load_config(arguments.config)
+        return asyncio.run(serve(config, arguments.runtime_dir, announce=print))
+    except (ConfigError, PartsError) as error:
+        _say(f"vdev: {error}")
+        return 2
+    except VdevError as error:
+        _say(f"vdev: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

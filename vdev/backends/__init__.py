@@ -1,0 +1,1 @@
+"""Files, taps and sockets behind an endpoint model. Empty until an endpoint needs one."""

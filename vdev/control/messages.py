@@ -1,0 +1,48 @@
+"""The control socket's messages: one JSON object a line, in the spirit of QMP.
+
+A request is {"execute": NAME, "arguments": {...}, "id": ANY}; its answer is {"return": ..., "id": ANY} or
+{"error": {"class": ..., "desc": ...}, "id": ANY}. Error classes are QMP's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+MAX_LINE_NBYTES = 1 << 20  # bounds what one client can make us buffer
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    """One command."""
+
+    execute: str
+    arguments: dict[str, Any] = {}
+    id: Any = None
+
+
+class ErrorBody(msgspec.Struct, rename={"error_class": "class"}):
+    """Why a command failed; clients must not parse `desc`."""
+
+    error_class: str
+    desc: str
+
+
+class Ready(msgspec.Struct):
+    """The one line `vdev serve` prints on standard output when every socket listens."""
+
+    ready: bool
+    sockets: dict[str, str]  # function name -> path
+    control: str
+
+
+class QueryEvents(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of query-events: events with sequence number >= `since`, at most `limit`, newest kept."""
+
+    since: int = 0
+    limit: int = 1000
+    kinds: list[str] = []
+
+
+class NoArguments(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of a command that takes none."""

@@ -1,0 +1,98 @@
+"""The control socket: a local JSON-lines server over a table of commands it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vdev.control.messages import MAX_LINE_NBYTES, ErrorBody, Request
+from vdev.errors import VdevError
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_decode_request = msgspec.json.Decoder(Request).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the command table: the type its arguments are checked against, and what answers it."""
+
+    arguments: type[msgspec.Struct]
+    answer: Callable[[Any], object]
+
+
+class ControlServer:
+    """Serves `commands` on the UNIX socket `path` to processes of our own user (or root)."""
+
+    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+        self.path = path
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, mode 0600; the directory is the caller's and is 0700."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old_mask = os.umask(0o177)
+        try:
+            listener.bind(str(self.path))
+        finally:
+            os.umask(old_mask)
+        listener.setblocking(False)
+        self._server = await asyncio.start_unix_server(self._client, sock=listener, limit=MAX_LINE_NBYTES)
+
+    async def close(self) -> None:
+        """Stop listening; connected clients end with the process's tasks."""
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not _is_own_user(writer):
+                log.warning("control: refused a client of another user")
+                return
+            while line := await reader.readline():
+                if line.strip():
+                    writer.write(self.answer(line) + b"\n")
+                    await writer.drain()
+        except (ConnectionError, ValueError) as error:
+            log.info("control: client dropped: %s", error)
+        finally:
+            writer.close()
+
+    def answer(self, line: bytes) -> bytes:
+        """The reply to one request line, without its newline; never raises on what the line contains."""
+        try:
+            request = _decode_request(line)
+        except msgspec.DecodeError as error:
+            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")})
+        reply: dict[str, object] = {"id": request.id} if request.id is not None else {}
+        command = self._commands.get(request.execute)
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            reply["error"] = ErrorBody("CommandNotFound", f"no command '{request.execute}'; there are: {known}")
+            return _encode(reply)
+        try:
+            arguments = msgspec.convert(request.arguments, command.arguments)
+            reply["return"] = command.answer(arguments)
+        except (msgspec.ValidationError, VdevError) as error:
+            reply["error"] = ErrorBody("GenericError", f"{request.execute}: {error}")
+        return _encode(reply)
+
+
+def _is_own_user(writer: asyncio.StreamWriter) -> bool:
+    peer = writer.get_extra_info("socket")
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    return uid in (0, os.geteuid())

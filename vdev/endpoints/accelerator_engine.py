@@ -1,0 +1,203 @@
+"""The accelerator's engine: the descriptor ring, the completions and the rules of CONTROL (docs/accelerator.md).
+
+Synchronous throughout: no DMA is ever outstanding between two calls, so whatever stops the engine has stopped its
+DMA when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vdev.endpoints.accelerator_ops import Door, Operation, check_descriptor
+from vdev.endpoints.accelerator_regs import Registers, words
+from vdev.errors import DmaError, TranslationFault
+from vdev.wire.accelerator import (
+    COMPLETION_NBYTES,
+    COMPLETION_STATUS_OFFSET,
+    DESCRIPTOR_NBYTES,
+    Access,
+    Completion,
+    CompletionStatus,
+    Control,
+    Descriptor,
+    ErrorCode,
+    Flag,
+    Register,
+)
+
+SLICE_NBYTES = 256 * 1024  # the most one `run` moves: tens of microseconds at memmove speed
+DESCRIPTOR_COST_NBYTES = 16 * 1024  # what a descriptor costs beside its bytes: small ones share a slice, 16 at most
+VECTOR_COMPLETION = 0
+VECTOR_ERROR = 1
+
+_REFUSED = (CompletionStatus.TRANSLATION_FAULT, CompletionStatus.UNSUPPORTED_REQUEST)
+
+
+class Host(Protocol):
+    """What the engine needs of the function it lives in."""
+
+    @property
+    def dma_enabled(self) -> bool: ...
+
+    @property
+    def pasid_enabled(self) -> bool: ...
+
+    def interrupt(self, vector: int) -> None:
+        """Raise an MSI-X vector."""
+
+
+class Engine:
+    """Registers and ring of one accelerator. Never raises on anything a guest does."""
+
+    def __init__(self, host: Host, door: Door, devmem: memoryview, release: Callable[[], None]) -> None:
+        """`release` orders a completion's body before its status byte (a no-op where stores stay in order)."""
+        self.registers = Registers(len(devmem))
+        self._host = host
+        self._door = door
+        self._devmem = devmem
+        self._release = release
+        self._operation: Operation | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `run` has something to do."""
+        registers = self.registers
+        return registers.running and (self._operation is not None or registers.ring_head != registers.ring_tail)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """A write to BAR0."""
+        for at, value in words(offset, data):
+            if at == Register.CONTROL:
+                self._write_control(value)
+            elif at == Register.RING_TAIL:
+                self._write_tail(value)
+            else:
+                self.registers.write_word(at, value)
+
+    def reset(self) -> None:
+        """Power-on state, now; the operation under way is forgotten and nothing of it lands any more."""
+        self._operation = None
+        self.registers.reset()
+
+    def stop(self, code: ErrorCode) -> None:
+        """DMA was taken away from outside: halt without another DMA and without an interrupt."""
+        if self.registers.running:
+            self._halt(code, 0, interrupt=False)
+
+    def run(self) -> None:
+        """One slice of work: SLICE_NBYTES of a long operation, or several short ones."""
+        budget = SLICE_NBYTES
+        while budget > 0 and self.has_work:
+            operation = self._operation or self._fetch()
+            if operation is None:
+                budget -= DESCRIPTOR_COST_NBYTES
+                continue
+            before = operation.done
+            self._step(operation, budget)
+            budget -= max(operation.done - before, DESCRIPTOR_COST_NBYTES)
+
+    def _write_control(self, value: int) -> None:
+        if value & Control.RESET:
+            self.reset()
+            return
+        registers = self.registers
+        registers.irq_enable = bool(value & Control.IRQ_ENABLE)
+        if value & Control.ENABLE and not registers.running:
+            self._enable()
+        elif not value & Control.ENABLE and registers.running:
+            self._disable()
+
+    def _enable(self) -> None:
+        registers = self.registers
+        if not self._host.dma_enabled:
+            self._error(ErrorCode.BUS_MASTER_OFF, 0, interrupt=False)
+        elif not registers.config_is_valid():
+            self._error(ErrorCode.BAD_CONFIG, 0)
+        else:
+            registers.running, registers.halted = True, False
+            registers.ring_head = registers.ring_tail = 0
+
+    def _disable(self) -> None:
+        """ENABLE was cleared: an operation under way ends here, with a completion that says so."""
+        operation = self._operation
+        if operation is not None:
+            self._complete(operation.descriptor, CompletionStatus.ABORTED, operation.done)
+        self.registers.running = False
+
+    def _write_tail(self, value: int) -> None:
+        registers = self.registers
+        if not registers.running:
+            self._error(ErrorCode.NOT_RUNNING, 0)
+        elif value >= registers.ring_size:
+            self._error(ErrorCode.BAD_TAIL, 0)
+        else:
+            registers.ring_tail = value
+
+    def _fetch(self) -> Operation | None:
+        """Take the descriptor at RING_HEAD; None when it was refused at once or the ring broke."""
+        registers = self.registers
+        try:
+            data = self._door.read(registers.ring_base + registers.ring_head * DESCRIPTOR_NBYTES, DESCRIPTOR_NBYTES)
+        except DmaError as error:
+            self._halt(ErrorCode.RING_FETCH, error.iova)
+            return None
+        descriptor = Descriptor.parse(data)
+        verdict = check_descriptor(descriptor, len(self._devmem), self._host.pasid_enabled)
+        if verdict != CompletionStatus.OK:
+            self._complete(descriptor, verdict, 0)
+            return None
+        self._operation = Operation(descriptor, self._door, self._devmem)
+        return self._operation
+
+    def _step(self, operation: Operation, budget: int) -> None:
+        try:
+            ended = operation.run(budget)
+        except DmaError as error:
+            faulted = isinstance(error, TranslationFault)
+            status = CompletionStatus.TRANSLATION_FAULT if faulted else CompletionStatus.UNSUPPORTED_REQUEST
+            self._complete(operation.descriptor, status, operation.done, (error.iova, operation.access))
+            return
+        if ended:
+            self._complete(operation.descriptor, operation.status, operation.result)
+
+    def _complete(
+        self,
+        descriptor: Descriptor,
+        status: CompletionStatus,
+        result: int,
+        refused: tuple[int, Access] = (0, Access.NONE),
+    ) -> None:
+        """Write the completion of the descriptor at RING_HEAD and move on; a refused write halts the engine."""
+        registers = self.registers
+        self._operation = None
+        iova, access = refused
+        record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, 0, result, iova, access, 0)
+        slot = registers.completion_base + registers.ring_head * COMPLETION_NBYTES
+        try:
+            self._door.write(slot, record.pack())
+            self._release()
+            self._door.write(slot + COMPLETION_STATUS_OFFSET, bytes((status,)))
+        except DmaError as error:
+            self._halt(ErrorCode.COMPLETION_WRITE, error.iova)
+            return
+        registers.ring_head = (registers.ring_head + 1) % registers.ring_size
+        registers.completed += 1
+        registers.faulted += status in _REFUSED
+        if descriptor.flags & Flag.IRQ:
+            self._interrupt(VECTOR_COMPLETION)
+
+    def _halt(self, code: ErrorCode, iova: int, *, interrupt: bool = True) -> None:
+        """RING_HEAD stays at the entry that could not be served, for the driver to look at."""
+        self._operation = None
+        self.registers.running, self.registers.halted = False, True
+        self._error(code, iova, interrupt=interrupt)
+
+    def _error(self, code: ErrorCode, iova: int, *, interrupt: bool = True) -> None:
+        self.registers.error, self.registers.error_iova = int(code), iova
+        if interrupt:
+            self._interrupt(VECTOR_ERROR)
+
+    def _interrupt(self, vector: int) -> None:
+        if self.registers.irq_enable:
+            self._host.interrupt(vector)

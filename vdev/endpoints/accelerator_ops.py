@@ -1,0 +1,188 @@
+"""What the accelerator's operations do to bytes: checked descriptors in, slices of work out.
+
+Every slice asks the door again, so a mapping that went away between two slices stops the operation there.
+All views of guest memory die with the slice they were taken for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Protocol
+
+from vdev.wire.accelerator import (
+    FLAGS_DEFINED,
+    MAX_OPERATION_NBYTES,
+    Access,
+    CompletionStatus,
+    Descriptor,
+    Flag,
+    Op,
+)
+
+IOVA_SPACE = 1 << 64
+NO_RESERVED = bytes(24)
+
+
+class Door(Protocol):
+    """The only way to guest memory; every method raises DmaError (TranslationFault included) before touching a byte."""
+
+    def read(self, iova: int, nbytes: int) -> bytes: ...
+
+    def write(self, iova: int, data: bytes) -> None: ...
+
+    def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]: ...
+
+
+def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_enabled: bool) -> CompletionStatus:
+    """OK, or the completion status that refuses `descriptor` before any of its operands is touched."""
+    bad = CompletionStatus.BAD_DESCRIPTOR
+    if descriptor.op not in _USES or descriptor.flags & ~FLAGS_DEFINED or descriptor.reserved != NO_RESERVED:
+        return bad
+    if descriptor.flags & Flag.PASID_VALID:
+        if not pasid_enabled or descriptor.pasid >> 20:
+            return bad
+    elif descriptor.pasid:
+        return bad
+    if descriptor.op != Op.NOP and not 0 < descriptor.nbytes <= MAX_OPERATION_NBYTES:
+        return bad
+    uses_src, uses_dst = _USES[descriptor.op]
+    src_limit = devmem_nbytes if descriptor.flags & Flag.SRC_DEVMEM else IOVA_SPACE
+    dst_limit = devmem_nbytes if descriptor.flags & Flag.DST_DEVMEM else IOVA_SPACE
+    if uses_src and descriptor.src + descriptor.nbytes > src_limit:
+        return bad
+    if uses_dst and descriptor.dst + descriptor.nbytes > dst_limit:
+        return bad
+    # Address spaces per PASID come with the PASID extension; until then such DMA has nowhere to go.
+    return CompletionStatus.UNSUPPORTED_REQUEST if descriptor.flags & Flag.PASID_VALID else CompletionStatus.OK
+
+
+class Operation:
+    """A checked descriptor being executed.
+
+    `done` counts the bytes finished, `access` is what the last attempted DMA wanted (for the completion of a
+    fault), `status` and `result` are valid once `run` has returned True.
+    """
+
+    __slots__ = ("_crc", "_devmem", "_door", "_fill", "access", "descriptor", "done", "result", "status")
+
+    _STEPS: ClassVar[dict[int, Callable[[Operation, int], None]]]
+
+    def __init__(self, descriptor: Descriptor, door: Door, devmem: memoryview) -> None:
+        self.descriptor = descriptor
+        self.done = 0
+        self.access = Access.NONE
+        self.status = CompletionStatus.OK
+        self.result = 0
+        self._door = door
+        self._devmem = devmem
+        self._crc = 0
+        self._fill = b""
+
+    def run(self, budget: int) -> bool:
+        """Work on at most `budget` > 0 bytes; True when the operation has ended.
+
+        Raises DmaError with `done` standing at the first byte of the slice that was refused, no byte of which
+        was written.
+        """
+        if self.descriptor.op == Op.NOP:
+            return True
+        nbytes = min(budget, self.descriptor.nbytes - self.done)
+        self._STEPS[self.descriptor.op](self, nbytes)
+        if self.status != CompletionStatus.OK:
+            return True
+        self.done += nbytes
+        if self.done < self.descriptor.nbytes:
+            return False
+        self.result = self._crc if self.descriptor.op == Op.CHECKSUM else self.done
+        return True
+
+    def _source(self, nbytes: int) -> list[memoryview]:
+        self.access = Access.READ
+        return self._views(self.descriptor.src, Flag.SRC_DEVMEM, nbytes, write=False)
+
+    def _target(self, nbytes: int, *, write: bool) -> list[memoryview]:
+        self.access = Access.WRITE if write else Access.READ
+        return self._views(self.descriptor.dst, Flag.DST_DEVMEM, nbytes, write=write)
+
+    def _views(self, base: int, devmem_flag: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        start = base + self.done
+        if self.descriptor.flags & devmem_flag:
+            return [self._devmem[start : start + nbytes]]
+        return self._door.views(start, nbytes, write=write)
+
+    def _copy(self, nbytes: int) -> None:
+        # Both sides are proven before a byte moves: a refused slice leaves the destination as it was.
+        sources = self._source(nbytes)
+        for target, source in paired(self._target(nbytes, write=True), sources):
+            target[:] = source
+
+    def _fill_slice(self, nbytes: int) -> None:
+        # The pattern's phase follows the destination's offset, whatever the sizes of the slices before.
+        phase = self.done % 8
+        if len(self._fill) < nbytes + phase:
+            self._fill = self.descriptor.arg.to_bytes(8, "little") * ((nbytes + 15) // 8)
+        source = memoryview(self._fill)[phase : phase + nbytes]
+        for target, piece in paired(self._target(nbytes, write=True), [source]):
+            target[:] = piece
+
+    def _compare(self, nbytes: int) -> None:
+        sources = self._source(nbytes)
+        offset = self.done
+        for left, right in paired(self._target(nbytes, write=False), sources):
+            # Comparing memoryviews goes element by element; bytes go through memcmp.
+            different = first_difference(bytes(left), bytes(right))
+            if different is not None:
+                self.status = CompletionStatus.MISMATCH
+                self.result = offset + different
+                return
+            offset += len(left)
+
+    def _checksum(self, nbytes: int) -> None:
+        for piece in self._source(nbytes):
+            self._crc = zlib.crc32(piece, self._crc)
+
+
+Operation._STEPS = {
+    Op.COPY: Operation._copy,
+    Op.FILL: Operation._fill_slice,
+    Op.COMPARE: Operation._compare,
+    Op.CHECKSUM: Operation._checksum,
+}
+
+_USES: dict[int, tuple[bool, bool]] = {  # op -> (reads its source, uses its destination)
+    Op.NOP: (False, False),
+    Op.COPY: (True, True),
+    Op.FILL: (False, True),
+    Op.COMPARE: (True, True),
+    Op.CHECKSUM: (True, False),
+}
+
+
+def paired(targets: Sequence[memoryview], sources: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+    """The same bytes of both lists in runs of equal length; `sources` must hold at least as many as `targets`."""
+    rest = iter(sources)
+    source = memoryview(b"")
+    for target in targets:
+        at = 0
+        while at < len(target):
+            if not len(source):
+                source = next(rest)
+            nbytes = min(len(target) - at, len(source))
+            yield target[at : at + nbytes], source[:nbytes]
+            source = source[nbytes:]
+            at += nbytes
+
+
+def first_difference(left: bytes, right: bytes) -> int | None:
+    """Offset of the first byte in which two strings of equal length differ, or None."""
+    if left == right:
+        return None
+    start, stop = 0, len(left)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        if left[start:middle] == right[start:middle]:
+            start = middle
+        else:
+            stop = middle
+    return start

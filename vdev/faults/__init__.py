@@ -1,0 +1,1 @@
+"""Fault plans: what to refuse, hold or corrupt, decided per request. Empty until fault injection is built."""

@@ -1,0 +1,1 @@
+"""PCI functions put together from the cores below, and the one door all endpoint DMA goes through. Pure."""

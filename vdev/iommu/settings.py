@@ -1,0 +1,95 @@
+"""What a unit is told when it is built: frozen, half-open, checked once; the composition root fills it from the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vdev.errors import ConfigError
+
+ADDRESS_SPACE = 1 << 64
+DOMAIN_SPACE = 1 << 32
+RESV_PROPERTY_NBYTES = 24
+PROBE_SIZE_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps on what one guest can grow; requests over one are refused with NOMEM, faults over one dropped and counted."""
+
+    max_domains: int = 65536  # memory of the domain table
+    max_mappings_per_domain: int = 1 << 20  # so that one domain cannot starve the others
+    max_mappings: int = 1 << 21  # memory of the unit: some 250 bytes each
+    max_pending_faults: int = 1024  # a guest that posts no event buffers
+    max_request_nbytes: int = 65536  # one descriptor chain; enforced by the function that owns the request ring
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedRegion:
+    """[start, stop) of IOVA that is never mapped: an MSI doorbell (`is_msi`) or a hole (RESERVED)."""
+
+    start: int
+    stop: int
+    is_msi: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """One endpoint and all regions reserved for it, the platform's MSI region included."""
+
+    id: int
+    name: str
+    reserved: tuple[ReservedRegion, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an id that is not 32 bits, or regions that are empty or break D54 and D55."""
+        key = f"endpoint {self.name}"
+        if not 0 <= self.id < 1 << 32:
+            raise ConfigError(key, f"id {self.id:#x} is not a 32-bit number")
+        cursor = 0
+        for region in sorted(self.reserved, key=lambda region: region.start):
+            if not 0 <= region.start < region.stop <= ADDRESS_SPACE:
+                raise ConfigError(key, f"reserved region {region.start:#x}..{region.stop:#x} is empty or over 64 bits")
+            # D55: regions of one endpoint do not overlap
+            if region.start < cursor:
+                raise ConfigError(key, f"reserved region at {region.start:#x} overlaps another of this endpoint")
+            cursor = region.stop
+        # D54: at most one MSI region
+        if sum(region.is_msi for region in self.reserved) > 1:
+            raise ConfigError(key, "more than one MSI region", "give one; several RESERVED regions are fine")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSettings:
+    """One virtio-iommu unit. `probe_size` 0 hides PROBE; `bypass_offered` False hides BYPASS_CONFIG."""
+
+    name: str
+    mode: Literal["compat", "strict"] = "compat"
+    page_size_mask: int = ADDRESS_SPACE - 4096
+    input_start: int = 0
+    input_stop: int = 1 << 39
+    domain_start: int = 0
+    domain_stop: int = DOMAIN_SPACE
+    bypass_offered: bool = True
+    boot_bypass: bool = True
+    mmio: bool = True
+    probe_size: int = 512
+    limits: Limits = Limits()
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the smallest mapping: the lowest bit of `page_size_mask`."""
+        return self.page_size_mask & -self.page_size_mask
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values the config space cannot carry."""
+        key = f"unit {self.name}"
+        # D4: at least one page size
+        if not 0 < self.page_size_mask < ADDRESS_SPACE:
+            raise ConfigError(key, f"page_size_mask {self.page_size_mask:#x} is not a non-zero 64-bit number")
+        if not 0 <= self.input_start < self.input_stop <= ADDRESS_SPACE:
+            raise ConfigError(key, f"input range {self.input_start:#x}..{self.input_stop:#x} is empty or over 64 bits")
+        if not 0 <= self.domain_start < self.domain_stop <= DOMAIN_SPACE:
+            raise ConfigError(key, f"domain range {self.domain_start}..{self.domain_stop} is empty or over 32 bits")
+        if not 0 <= self.probe_size <= PROBE_SIZE_MAX:
+            raise ConfigError(key, f"probe_size {self.probe_size} is not in 0..{PROBE_SIZE_MAX}")

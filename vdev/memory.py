@@ -1,0 +1,123 @@
+"""Guest-physical memory as one connection sees it: a table of regions over buffers somebody else mapped.
+
+Pure: it is handed memoryviews and knows no mmap, no fd. The transport that received the DMA_MAPs owns the mappings.
+All ranges are half-open. Nobody keeps a slice past the request it was taken for, except a ring, which
+drops its views when `generation` changes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from vdev.errors import MemoryAccessError
+
+GPA_SPACE = 1 << 64
+
+
+@dataclass(slots=True)
+class Region:
+    """[gpa, gpa + len(view)) of guest RAM. `view` is None for RAM that came without an fd (not DMA-able)."""
+
+    gpa: int
+    nbytes: int
+    view: memoryview | None
+    readable: bool = True
+    writable: bool = True
+
+    @property
+    def stop(self) -> int:
+        return self.gpa + self.nbytes
+
+
+class RegionTable:
+    """The sorted, non-overlapping regions of one connection."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._regions: list[Region] = []
+        self.generation = 0
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    def regions(self) -> tuple[Region, ...]:
+        """All regions, by rising GPA."""
+        return tuple(self._regions)
+
+    def add(self, region: Region) -> None:
+        """Insert `region`; MemoryAccessError when it is empty, leaves the 64-bit space or overlaps another."""
+        if region.nbytes <= 0 or region.stop > GPA_SPACE:
+            raise MemoryAccessError(region.gpa, region.nbytes, "is empty or leaves the 64-bit space")
+        index = bisect_right(self._starts, region.gpa)
+        before = self._regions[index - 1] if index else None
+        after = self._regions[index] if index < len(self._regions) else None
+        for other in (before, after):
+            if other is not None and other.gpa < region.stop and region.gpa < other.stop:
+                raise MemoryAccessError(region.gpa, region.nbytes, f"overlaps region {other.gpa:#x}+{other.nbytes:#x}")
+        self._starts.insert(index, region.gpa)
+        self._regions.insert(index, region)
+        self.generation += 1
+
+    def remove(self, gpa: int, nbytes: int) -> list[Region]:
+        """Remove every region inside [gpa, gpa+nbytes) and return them; MemoryAccessError if one would be split."""
+        stop = gpa + nbytes
+        first = max(bisect_right(self._starts, gpa) - 1, 0)
+        doomed: list[Region] = []
+        for region in self._regions[first:]:
+            if region.gpa >= stop:
+                break
+            if region.stop <= gpa:
+                continue
+            if region.gpa < gpa or region.stop > stop:
+                raise MemoryAccessError(gpa, nbytes, f"would split region {region.gpa:#x}+{region.nbytes:#x}")
+            doomed.append(region)
+        if doomed:
+            gone = {id(region) for region in doomed}
+            self._regions = [region for region in self._regions if id(region) not in gone]
+            self._starts = [region.gpa for region in self._regions]
+            self.generation += 1
+        return doomed
+
+    def clear(self) -> None:
+        """Forget everything (the connection ended)."""
+        self._starts.clear()
+        self._regions.clear()
+        self.generation += 1
+
+    def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """The bytes of [gpa, gpa+nbytes) in order, one view per region crossed.
+
+        Raises MemoryAccessError, before anything was touched, unless the whole range is RAM with an fd and
+        allows the access.
+        """
+        if nbytes <= 0:
+            return []
+        out: list[memoryview] = []
+        cursor, stop = gpa, gpa + nbytes
+        index = bisect_right(self._starts, gpa) - 1
+        while cursor < stop:
+            region = self._regions[index] if 0 <= index < len(self._regions) else None
+            if region is None or not region.gpa <= cursor < region.stop:
+                raise MemoryAccessError(gpa, nbytes, f"no RAM at {cursor:#x}")
+            if region.view is None:
+                raise MemoryAccessError(gpa, nbytes, "RAM came without a file descriptor")
+            if not (region.writable if write else region.readable):
+                raise MemoryAccessError(gpa, nbytes, "RAM is not " + ("writable" if write else "readable"))
+            end = min(stop, region.stop)
+            out.append(region.view[cursor - region.gpa : end - region.gpa])
+            cursor = end
+            index += 1
+        return out
+
+    def read(self, gpa: int, nbytes: int) -> bytes:
+        """Copy out [gpa, gpa+nbytes); raises MemoryAccessError as `slices` does."""
+        parts = self.slices(gpa, nbytes, write=False)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `gpa`; raises MemoryAccessError, with nothing written, as `slices` does."""
+        cursor = 0
+        for part in self.slices(gpa, len(data), write=True):
+            part[:] = data[cursor : cursor + len(part)]
+            cursor += len(part)

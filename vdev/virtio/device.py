@@ -1,0 +1,31 @@
+"""What a virtio device is to whatever transport carries it (virtio-pci here, vhost-user later)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vdev.virtio.queue import Queue
+
+
+class VirtioDevice(Protocol):
+    """The transport-independent half of a virtio device. No method may block or do I/O."""
+
+    device_id: int
+    offered_features: int  # 64 bits, including VERSION_1 and the ring features
+    queue_sizes: tuple[int, ...]  # maximum size of each queue, in order
+    config_nbytes: int
+
+    def config_read(self, offset: int, nbytes: int) -> bytes:
+        """Device config bytes; what lies beyond `config_nbytes` reads as zero."""
+
+    def config_write(self, offset: int, data: bytes, accepted_features: int) -> None:
+        """A driver's write; fields that are not writable are ignored."""
+
+    def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
+        """DRIVER_OK was set: `queues[i]` is None where the driver did not enable queue i."""
+
+    def queue_notified(self, index: int) -> None:
+        """The driver kicked queue `index`; cheap, only marks work."""
+
+    def reset(self) -> None:
+        """Device reset (status 0 was written, or the function was reset): drop queues and driver state, now."""
