@@ -43,7 +43,11 @@ def test_imports_go_downwards_only() -> None:
 
 
 def test_no_file_is_longer_than_the_style_guide_allows() -> None:
-    long = {str(path.relative_to(ROOT)): n for path in _sources() if (n := len(path.read_text().splitlines())) > MAX_FILE_LINES}
+    long = {
+        str(path.relative_to(ROOT)): n
+        for path in _sources()
+        if (n := len(path.read_text().splitlines())) > MAX_FILE_LINES
+    }
     assert long == {}
 
 

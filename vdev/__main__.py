@@ -31,6 +31,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for a failure, 2 for wrong input."""
     arguments = _parser().parse_args(argv)
@@ -41,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
         config = load_config(arguments.config)
-        return asyncio.run(serve(config, arguments.runtime_dir, announce=print))
+        return asyncio.run(serve(config, arguments.runtime_dir, announce=_announce))
     except (ConfigError, PartsError) as error:
         _say(f"vdev: {error}")
         return 2

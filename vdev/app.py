@@ -1,21 +1,114 @@
-"""The composition root: the only file that knows every layer. Config in, a serving process out."""
+"""`vdev serve`: one VM's machine behind its sockets, in one event loop, until stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
+import logging
 import signal
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from vdev.config import Config, EndpointConfig, Reserved, UnitConfig, parse_bdf, parse_size
+from vdev.assemble import Machine
+from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
 from vdev.control.messages import NoArguments, QueryEvents, Ready
 from vdev.control.server import Command, ControlServer
-from vdev.endpoints.table import MODELS
-from vdev.errors import ConfigError
+from vdev.functions.base import Worker
+from vdev.transports.fence import make_ordering
+from vdev.transports.listener import Listener
+from vdev.transports.scheduler import Scheduler
+from vdev.transports.vfio_user import VfioUserServer, VmContext
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """Owns everything one `vdev serve` process has."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        """Build the machine; raises ConfigError. Nothing listens yet."""
+        self.config = config
+        self.directory = directory
+        self.events = EventLog(time.monotonic)
+        self.scheduler = Scheduler(on_crash=self._worker_crashed)
+        self.machine = Machine(config, emit=self.events.emit, wake=self.scheduler.wake, ordering=make_ordering())
+        self.vm = VmContext(identity_checked=config.vm.identity == "peer")
+        self.stopping = asyncio.Event()
+        self.crashed: list[str] = []
+        self.servers = {
+            name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
+            for name, function in self.machine.functions.items()
+        }
+        self._control_listener = Listener(directory / "control.sock")
+        self.control = ControlServer(self._control_listener.socket, self.commands())
+
+    def commands(self) -> dict[str, Command]:
+        """The control socket's command table."""
+        return {
+            "query-status": Command(NoArguments, lambda _: self.status()),
+            "query-iommu": Command(NoArguments, lambda _: [unit.describe() for unit in self.machine.units.values()]),
+            "query-events": Command(QueryEvents, self._events_since),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Who is connected, what the VM's identity rests on, what crashed."""
+        return {
+            "vm": self.config.vm.name,
+            "crashed": self.crashed,
+            "process": self.vm.describe(),
+            "scheduler": self.scheduler.describe(),
+            "functions": {name: server.describe() for name, server in self.servers.items()},
+        }
+
+    def _events_since(self, arguments: QueryEvents) -> list[dict[str, Any]]:
+        return self.events.since(arguments.since, arguments.limit, frozenset(arguments.kinds))
+
+    def _worker_crashed(self, worker: Worker, error: Exception) -> None:
+        # A bug of ours. The others go on; whoever waits for this one sees it in query-status and in the log.
+        self.crashed.append(f"{worker.name}: {error!r}")
+
+    async def run(self, announce: Callable[[str], None]) -> None:
+        """Listen, announce the sockets, serve until `stopping` is set."""
+        for warning in config_warnings(self.config):
+            log.warning("%s", warning)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
+            for server in self.servers.values():
+                server.listen()
+                tasks.append(group.create_task(server.serve(), name=f"serve {server.path.name}"))
+            await self.control.start()
+            announce(self._ready_line())
+            await self.stopping.wait()
+            self.control.close()
+            for task in tasks:
+                task.cancel()
+
+    def _ready_line(self) -> str:
+        ready = Ready(
+            True, {name: str(server.path) for name, server in self.servers.items()}, str(self._control_listener.path)
+        )
+        return msgspec.json.encode(ready).decode()
+
+    def close(self) -> None:
+        """Release what outlives the loop: sockets, mappings, the pidfd."""
+        for server in self.servers.values():
+            server.close()
+        self._control_listener.close()
+        self.vm.close()
+
+
+async def serve(config: Config, directory: Path, announce: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; `announce` gets one line of JSON (`control.messages.Ready`) when all listen."""
+    app = App(config, directory)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stopping.set)
+    try:
+        await app.run(announce)
+    finally:
+        app.close()
+    return 0

@@ -16,7 +16,7 @@ MAX_KMSG_RECORD_NBYTES = 8192  # the kernel refuses reads with a smaller buffer
 
 
 def parse_kmsg(record: bytes) -> tuple[float, str]:
-    """One /dev/kmsg record -> (seconds since boot, text). Format: "prio,seq,usec,flags;text", then " KEY=value" lines."""
+    """One /dev/kmsg record "prio,seq,usec,flags;text" (then " KEY=value" lines) -> (seconds since boot, text)."""
     header, _, rest = record.partition(b";")
     text = rest.split(b"\n", 1)[0].decode(errors="replace")
     return int(header.split(b",")[2]) / 1e6, text

@@ -85,7 +85,6 @@ class Bar:
 
     def __init__(self, region: mmap.mmap) -> None:
         view = memoryview(region)
-        self._u8 = view
         self._u32 = view.cast("I")
         self._u64 = view.cast("Q")
 
@@ -104,10 +103,6 @@ class Bar:
     def write64(self, offset: int, value: int) -> None:
         """Set the aligned 64-bit register at byte `offset`."""
         self._u64[offset // 8] = value
-
-    def read8(self, offset: int) -> int:
-        """The byte at `offset`."""
-        return self._u8[offset]
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class Container:
         return fd
 
     def map(self, iova: int, buffer: Buffer, access: int, *, offset: int = 0, nbytes: int | None = None) -> None:
-        """Let the device reach `nbytes` of `buffer` from `offset` on (all of it by default) at `iova`. Raises OSError."""
+        """Let the device reach `nbytes` of `buffer` from `offset` on (by default all) at `iova`. Raises OSError."""
         length = buffer.nbytes - offset if nbytes is None else nbytes
         request = DMA_MAP.pack(DMA_MAP.size, access, buffer.address + offset, iova, length)
         fcntl.ioctl(self.fd, IOMMU_MAP_DMA, request)
@@ -217,7 +212,9 @@ class Device:
     def enable_msix(self, eventfds: list[int]) -> None:
         """Vector n writes to eventfds[n] from now on. Raises OSError."""
         data = b"".join(fd.to_bytes(4, "little") for fd in eventfds)
-        header = IRQ_SET.pack(IRQ_SET.size + len(data), IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER, MSIX_IRQ, 0, len(eventfds))
+        header = IRQ_SET.pack(
+            IRQ_SET.size + len(data), IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER, MSIX_IRQ, 0, len(eventfds)
+        )
         fcntl.ioctl(self.fd, DEVICE_SET_IRQS, header + data)
 
     def disable_msix(self) -> None:

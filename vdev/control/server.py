@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,30 +30,21 @@ class Command:
 
 
 class ControlServer:
-    """Serves `commands` on the UNIX socket `path` to processes of our own user (or root)."""
+    """Serves `commands` on a listening UNIX socket (its owner's) to processes of our own user, or root."""
 
-    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
-        self.path = path
+    def __init__(self, listener: socket.socket, commands: Mapping[str, Command]) -> None:
+        self._listener = listener
         self._commands = commands
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen, mode 0600; the directory is the caller's and is 0700."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old_mask = os.umask(0o177)
-        try:
-            listener.bind(str(self.path))
-        finally:
-            os.umask(old_mask)
-        listener.setblocking(False)
-        self._server = await asyncio.start_unix_server(self._client, sock=listener, limit=MAX_LINE_NBYTES)
+        """Accept clients from now on."""
+        self._server = await asyncio.start_unix_server(self._client, sock=self._listener, limit=MAX_LINE_NBYTES)
 
-    async def close(self) -> None:
-        """Stop listening; connected clients end with the process's tasks."""
+    def close(self) -> None:
+        """Accept no more; connected clients end with the loop."""
         if self._server is not None:
             self._server.close()
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

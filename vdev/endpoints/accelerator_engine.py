@@ -41,7 +41,8 @@ class Host(Protocol):
     def dma_enabled(self) -> bool: ...
 
     @property
-    def pasid_enabled(self) -> bool: ...
+    def pasid_stop(self) -> int:
+        """One more than the largest PASID a descriptor may name now; 0 while PASID is not enabled."""
 
     def interrupt(self, vector: int) -> None:
         """Raise an MSI-X vector."""
@@ -143,7 +144,7 @@ class Engine:
             self._halt(ErrorCode.RING_FETCH, error.iova)
             return None
         descriptor = Descriptor.parse(data)
-        verdict = check_descriptor(descriptor, len(self._devmem), self._host.pasid_enabled)
+        verdict = check_descriptor(descriptor, len(self._devmem), self._host.pasid_stop)
         if verdict != CompletionStatus.OK:
             self._complete(descriptor, verdict, 0)
             return None

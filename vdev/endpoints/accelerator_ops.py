@@ -34,13 +34,16 @@ class Door(Protocol):
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]: ...
 
 
-def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_enabled: bool) -> CompletionStatus:
-    """OK, or the completion status that refuses `descriptor` before any of its operands is touched."""
+def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_stop: int) -> CompletionStatus:
+    """OK, or the completion status that refuses `descriptor` before any of its operands is touched.
+
+    PASIDs are valid in [1, pasid_stop); 0 or 1 for none at all.
+    """
     bad = CompletionStatus.BAD_DESCRIPTOR
     if descriptor.op not in _USES or descriptor.flags & ~FLAGS_DEFINED or descriptor.reserved != NO_RESERVED:
         return bad
     if descriptor.flags & Flag.PASID_VALID:
-        if not pasid_enabled or descriptor.pasid >> 20:
+        if not 0 < descriptor.pasid < pasid_stop:
             return bad
     elif descriptor.pasid:
         return bad

@@ -34,7 +34,7 @@ class FaultRaised:
 
 @dataclass(slots=True)
 class FaultsDropped:
-    """The queue of fault records is full; sent once per overflow. `total` counts drops since the start, this included."""
+    """The queue of fault records is full; sent once per overflow. `total` counts all drops so far."""
 
     unit: str
     total: int

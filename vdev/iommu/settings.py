@@ -1,4 +1,4 @@
-"""What a unit is told when it is built: frozen, half-open, checked once; the composition root fills it from the config."""
+"""What a unit is told when it is built: frozen, half-open, checked once, filled from the config by the app."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE_SIZE_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Caps on what one guest can grow; requests over one are refused with NOMEM, faults over one dropped and counted."""
+    """Caps on what one guest can grow; requests over one get NOMEM, faults over one are dropped and counted."""
 
     max_domains: int = 65536  # memory of the domain table
     max_mappings_per_domain: int = 1 << 20  # so that one domain cannot starve the others

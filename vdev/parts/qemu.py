@@ -36,8 +36,11 @@ class Qemu:
     binary: Path = field(default=Path(BINARY))
 
 
-class Unfit(Exception):
-    """A QEMU was found and cannot be used; the text says why."""
+class Unfit(PartsError):
+    """A QEMU was found and cannot be used; `problem` says why."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("qemu", problem)
 
 
 def find_qemu(configured: str | None, say: Say, cache: Cache | None = None) -> Qemu:
@@ -52,12 +55,12 @@ def find_qemu(configured: str | None, say: Say, cache: Cache | None = None) -> Q
         try:
             return probe(Qemu([path], {}, "", "configured", Path(path)))
         except Unfit as why:
-            raise PartsError("vm.qemu", f"{configured}: {why}; name another or remove the key") from why
+            raise PartsError("vm.qemu", f"{configured}: {why.problem}; name another or remove the key") from why
     if path := shutil.which(BINARY):
         try:
             return probe(Qemu([path], {}, "", "system", Path(path)))
         except Unfit as why:
-            say(f"not using {path}: {why}; using vdev's own QEMU")
+            say(f"not using {path}: {why.problem}; using vdev's own QEMU")
     return _packaged(cache or Cache(), say)
 
 
@@ -109,7 +112,7 @@ def _packaged(cache: Cache, say: Say) -> Qemu:
         return probe(unpacked_qemu(root, arch))
     except Unfit as why:
         cure = f"remove {root.parent} and try again, or set vm.qemu in the config"
-        raise PartsError("qemu", f"the packaged QEMU in {root}: {why}", cure) from why
+        raise PartsError("qemu", f"the packaged QEMU in {root}: {why.problem}", cure) from why
 
 
 def unpacked_qemu(root: Path, arch: str) -> Qemu:

@@ -110,7 +110,7 @@ def choose_mirror(sources: Iterable[Source], codename: str, keyrings: Iterable[P
     :raise PartsError: none found, or no keyring to check it with.
     """
     suites = {codename, *ALIASES} - {""}
-    scored = []
+    scored: list[tuple[bool, bool, bool, int, str, Source]] = []
     for source in sources:
         if "main" not in source.components or not suites & set(source.suites):
             continue

@@ -32,6 +32,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from vdev.errors import VdevError
 from vdev.virtio.ordering import Ordering
@@ -46,7 +48,7 @@ _TOTAL_STORE_ORDER = frozenset({"x86_64"})
 class FutexFence:
     """Barriers by futex(2); every one of them is full where `weak` says that plain accesses are not ordered."""
 
-    __slots__ = ("_address", "_number", "_syscall", "_word", "weak")
+    __slots__ = ("_wake", "_word", "weak")
 
     def __init__(self, machine: str | None = None) -> None:
         """For `machine`, or this one. VdevError when it is unknown."""
@@ -56,17 +58,16 @@ class FutexFence:
             known = ", ".join(sorted(_SYS_FUTEX))
             raise VdevError(f"no memory barrier known for {sys.platform} on {machine!r}: 64-bit Linux on {known} only")
         self.weak = machine not in _TOTAL_STORE_ORDER
-        self._number = number
-        self._word = ctypes.c_uint32(0)
-        self._address = ctypes.addressof(self._word)
+        self._word = ctypes.c_uint32(0)  # private: its address is all the kernel looks at
         # PyDLL keeps the GIL: the call never blocks, and giving the GIL away would cost more than the barrier.
-        self._syscall = ctypes.PyDLL(None).syscall
-        self._syscall.restype = ctypes.c_long
-        self._syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+        syscall = ctypes.PyDLL(None).syscall
+        syscall.restype = ctypes.c_long
+        syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+        self._wake: Callable[[], int] = partial(syscall, number, ctypes.addressof(self._word), _FUTEX_WAKE_PRIVATE, 1)
 
     def check(self) -> None:
         """VdevError unless the kernel really performs the call (a system-call filter may refuse it)."""
-        result = self._syscall(self._number, self._address, _FUTEX_WAKE_PRIVATE, 1)
+        result = self._wake()
         if result != 0:
             raise VdevError(f"futex(2) answered {result} where 0 was due: no memory barrier in this environment")
 
@@ -82,7 +83,7 @@ class FutexFence:
 
     def full(self) -> None:
         """Everything before this is visible before anything after it: also a store before a later load (StoreLoad)."""
-        self._syscall(self._number, self._address, _FUTEX_WAKE_PRIVATE, 1)
+        self._wake()
 
 
 def make_ordering() -> Ordering:

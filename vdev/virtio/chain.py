@@ -21,7 +21,7 @@ class GuestViews:
     without waiting for the cycle collector while the RAM mapping they pin has to go.
     """
 
-    __slots__ = ("_memory", "_near_start", "_near_stop", "_near_view")
+    __slots__ = ("_memory", "_near")
 
     def __init__(self, memory: RegionTable) -> None:
         self._memory = memory
@@ -29,18 +29,18 @@ class GuestViews:
 
     def forget(self) -> None:
         """Guest memory changed: the remembered region may be gone."""
-        self._near_start = self._near_stop = 0
-        self._near_view = _NOTHING
+        self._near = (0, 0, _NOTHING)  # start, stop, view of one region that allows every access
 
     def look_up(self, segments: Segments, write: bool) -> list[memoryview]:
         """The guest memory of `segments`, empty ones left out; RingError where it is not RAM of that access."""
         views: list[memoryview] = []
+        near_start, near_stop, near_view = self._near
         for gpa, nbytes in segments:
             # Most requests lie in the region of the last one: one slice instead of a lookup.
-            if self._near_start <= gpa and gpa + nbytes <= self._near_stop:
+            if near_start <= gpa and gpa + nbytes <= near_stop:
                 if nbytes:
-                    offset = gpa - self._near_start
-                    views.append(self._near_view[offset : offset + nbytes])
+                    offset = gpa - near_start
+                    views.append(near_view[offset : offset + nbytes])
                 continue
             try:
                 views += self._memory.slices(gpa, nbytes, write=write)
@@ -53,7 +53,7 @@ class GuestViews:
         """Keep the region of `gpa` if it allows every access."""
         for region in self._memory.regions():
             if region.gpa <= gpa < region.stop and region.readable and region.writable and region.view is not None:
-                self._near_start, self._near_stop, self._near_view = region.gpa, region.stop, region.view
+                self._near = (region.gpa, region.stop, region.view)
 
 
 class Chain:
@@ -68,8 +68,8 @@ class Chain:
         self._views = views
         self._readable: list[memoryview] | None = views.look_up(readable, False)
         self._writable: list[memoryview] | None = views.look_up(writable, True)
-        self.readable_nbytes = sum([nbytes for _, nbytes in readable])
-        self.writable_nbytes = sum([nbytes for _, nbytes in writable])
+        self.readable_nbytes = sum(map(len, self._readable))
+        self.writable_nbytes = sum(map(len, self._writable))
 
     @property
     def readable(self) -> list[memoryview]:

@@ -54,7 +54,7 @@ class Queue:
     its indexes could not be reached by single accesses at one address.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a ring has three addresses; all but five are by keyword
         self,
         memory: RegionTable,
         size: int,
@@ -226,7 +226,8 @@ class Queue:
 
     def _walk(self, head: int) -> Chain:
         """Follow the descriptors from `head`, each read once; RingError for anything out of order."""
-        table, entries, index, budget = self._desc, self.size, head, self.size
+        table: bytes | memoryview = self._desc
+        entries, index, budget = self.size, head, self.size
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
         total = 0

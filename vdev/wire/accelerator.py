@@ -15,7 +15,6 @@ VERSION_VALUE = 1
 MIN_RING_ENTRIES = 2
 MAX_RING_ENTRIES = 1024
 MAX_OPERATION_NBYTES = 1 << 30  # bounds how long one descriptor can keep the engine busy
-PASID_MASK = (1 << 20) - 1
 
 
 class Register(IntEnum):
@@ -64,6 +63,7 @@ class ErrorCode(IntEnum):
     BAD_TAIL = 4
     NOT_RUNNING = 5
     BUS_MASTER_OFF = 6
+    STOPPED = 7
 
 
 class Op(IntEnum):

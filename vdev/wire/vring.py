@@ -3,9 +3,9 @@
 virtio 1.x, "Split Virtqueues". All fields are little endian. The descriptor and the used element are bare
 Structs rather than Records: the queue unpacks them on the hottest path of the system.
 
-    descriptor table  16 * size bytes      aligned to 16   gpa u64, nbytes u32, flags u16, next u16
-    available ring    4 + 2 * size [+ 2]   aligned to 2    flags u16, idx u16, ring[size] u16 [, used_event u16]
-    used ring         4 + 8 * size [+ 2]   aligned to 4    flags u16, idx u16, ring[size] {id u32, len u32} [, avail_event u16]
+    descriptor table  16 * size          aligned to 16  gpa u64, nbytes u32, flags u16, next u16
+    available ring    4 + 2 * size [+2]  aligned to 2   flags u16, idx u16, ring[size] u16 [, used_event u16]
+    used ring         4 + 8 * size [+2]  aligned to 4   flags u16, idx u16, ring[size] {id, len u32} [, avail_event u16]
 
 The bracketed words exist when VIRTIO_RING_F_EVENT_IDX is negotiated.
 """
@@ -66,5 +66,5 @@ def avail_event_word(size: int) -> int:
 
 
 def need_event(event: int, new: int, old: int) -> bool:
-    """Whether moving an index from `old` to `new` passes `event`, modulo 2^16: the other side then wants to hear of it."""
+    """Whether moving an index from `old` to `new` passes `event`, modulo 2^16: then the other side is told."""
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF

@@ -1,0 +1,107 @@
+"""The first checks: the stock driver is bound, the groups are right, the accelerator opens through VFIO."""
+
+from __future__ import annotations
+
+import os
+
+from . import accel, guest, vfio
+from .lab import RING_IOVA, Finding, Lab, expect
+
+DRIVER = guest.SYS / "bus/virtio/drivers/virtio_iommu"
+VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio-pci")
+POWER_ON_ZERO = {
+    "CONTROL": accel.CONTROL,
+    "RING_SIZE": accel.RING_SIZE,
+    "RING_HEAD": accel.RING_HEAD,
+    "RING_TAIL": accel.RING_TAIL,
+    "ERROR": accel.ERROR,
+    "COMPLETED": accel.COMPLETED,
+    "FAULTED": accel.FAULTED,
+}
+POWER_ON_ZERO_64 = {
+    "RING_BASE": accel.RING_BASE,
+    "COMPLETION_BASE": accel.COMPLETION_BASE,
+    "ERROR_IOVA": accel.ERROR_IOVA,
+}
+
+
+def driver_bound(lab: Lab) -> Finding:
+    """virtio_iommu holds a device, and the kernel's log says so."""
+    guest.load_module("virtio-iommu")
+    expect(DRIVER.is_dir(), "the kernel has no driver virtio_iommu (module not loaded?)")
+    bound = sorted(entry.name for entry in DRIVER.iterdir() if entry.name.startswith("virtio"))
+    expect(bool(bound), "the driver virtio_iommu is loaded but holds no device")
+    lines = lab.log.find("virtio_iommu")
+    expect(bool(lines), "the kernel's log has no line of virtio_iommu")
+    function = (DRIVER / bound[0]).resolve().parent.name
+    detail = f"virtio_iommu holds {', '.join(bound)} on PCI function {function}; the kernel says: {lines[0]}"
+    return Finding(detail, {"devices": bound, "function": function, "kernel": lines})
+
+
+def own_group(lab: Lab) -> Finding:
+    """The accelerator is alone in its IOMMU group."""
+    found = guest.find_pci(accel.VENDOR_ID, accel.DEVICE_ID)
+    expect(bool(found), f"no PCI function {accel.VENDOR_ID:04x}:{accel.DEVICE_ID:04x}")
+    lab.bdf = found[0]
+    group = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "iommu_group")
+    expect(group is not None, f"{lab.bdf} is in no IOMMU group: the kernel does not put it behind the IOMMU")
+    lab.group = int(group or -1)
+    groups = {
+        entry.name: sorted(os.listdir(entry / "devices")) for entry in (guest.SYS / "kernel/iommu_groups").iterdir()
+    }
+    members = groups[str(lab.group)]
+    expect(members == [lab.bdf], f"group {lab.group} holds more than the accelerator: {members}")
+    detail = f"accelerator {lab.bdf} is alone in group {lab.group}; the guest has {len(groups)} group(s)"
+    return Finding(detail, {"bdf": lab.bdf, "group": lab.group, "groups": groups})
+
+
+def opens_through_vfio(lab: Lab) -> Finding:
+    """vfio-pci takes the accelerator; its BARs are mapped and the ID register matches."""
+    expect(bool(lab.bdf), "not run: the accelerator was not found")
+    for module in VFIO_MODULES:
+        guest.load_module(module)
+    unsafe = guest.SYS / "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+    if unsafe.exists() and guest.read_text(unsafe) != "Y":
+        unsafe.write_text("1")  # no interrupt remapping here, and VFIO insists on it unless told
+    guest.bind_driver(lab.bdf, "vfio-pci")
+    driver = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "driver")
+    expect(driver == "vfio-pci", f"{lab.bdf} is held by driver {driver}, not by vfio-pci")
+    container = vfio.Container(lab.group)
+    device = vfio.Device(container, lab.bdf)
+    lab.opened(container, device)
+    on = vfio.COMMAND_MEMORY | vfio.COMMAND_BUS_MASTER
+    expect(
+        device.set_command(on=on) & on == on, f"command register holds {device.command():#x} after switching on {on:#x}"
+    )
+    registers, devmem = device.bar(0), device.bar(2)
+    identity = registers.read32(accel.ID)
+    expect(identity == accel.ID_VALUE, f"ID register reads {identity:#010x}, expected {accel.ID_VALUE:#010x}")
+    lab.power_on = read_registers(registers)
+    container.map(RING_IOVA, lab.ring, vfio.READ | vfio.WRITE)
+    engine = accel.Accelerator(registers, lab.ring.memory, RING_IOVA)
+    engine.start()
+    status = registers.read32(accel.STATUS)
+    expect(bool(status & accel.RUNNING), f"the engine does not run: STATUS {status:#x}")
+    lab.started(engine, devmem)
+    version, nvectors = registers.read32(accel.VERSION), device.nvectors()
+    detail = f"ID {identity:#010x}, version {version}, {nvectors} MSI-X vectors, engine running"
+    return Finding(detail, {"id": identity, "version": version, "vectors": nvectors, "power_on": lab.power_on})
+
+
+def read_registers(registers: accel.Registers) -> dict[str, int]:
+    """The registers a reset must put back, by name."""
+    values = {name: registers.read32(offset) for name, offset in POWER_ON_ZERO.items()}
+    values.update({name: registers.read64(offset) for name, offset in POWER_ON_ZERO_64.items()})
+    return values
+
+
+def gives_everything_back(lab: Lab) -> Finding:
+    """The device is closed and unbound; nothing stays mapped."""
+    lab.engine.reset()
+    lab.container.unmap(RING_IOVA, lab.ring.nbytes)
+    lab.device.close()
+    lab.container.close()
+    guest.unbind_driver(lab.bdf)
+    driver = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "driver")
+    expect(driver is None, f"{lab.bdf} is still held by {driver}")
+    return Finding("device closed, driver unbound, no mapping left")

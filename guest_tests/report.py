@@ -1,0 +1,123 @@
+"""What a run of the guest's checks looks like to a person: lines as messages arrive, and a table at the end. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
+DIM, RED, GREEN, BOLD = "2", "31", "32", "1"
+MAX_QUOTED_LINES = 3
+
+
+@dataclass
+class Run:
+    """Everything one run of the guest's checks left behind."""
+
+    hello: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    faults: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # check name -> what vdev recorded meanwhile
+    done: dict[str, Any] | None = None
+    iommu: Any = None  # answer of query-iommu after `done`, the guest still alive
+    events: list[dict[str, Any]] = field(default_factory=list)  # vdev's events at the end, newest last
+    console: list[str] = field(default_factory=list)
+    cause: str = ""  # why the run ended without `done`
+    seconds: float = 0.0
+    logs: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the guest said that it is done, and that everything passed."""
+        return self.done is not None and self.done.get("ok") is True and not self.cause
+
+    def record(self, check: str) -> dict[str, Any]:
+        """The record of one check. Raises KeyError with what is known when the guest never sent it."""
+        for record in self.records:
+            if record["check"] == check:
+                return record
+        raise KeyError(f"the guest never reported '{check}'; {self.cause or 'it reported others only'}")
+
+
+class Painter:
+    """Adds ANSI colours, or not."""
+
+    def __init__(self, colour: bool) -> None:
+        self._colour = colour
+
+    def paint(self, text: str, code: str) -> str:
+        """`text` in SGR `code` where colours are on."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+def started(message: dict[str, Any]) -> str:
+    """The line for a check that begins."""
+    return f"{message['title']} ..."
+
+
+def finished(record: dict[str, Any], faults: Iterable[dict[str, Any]], painter: Painter) -> list[str]:
+    """The lines for a check that ended: verdict, detail, and for refusals what both sides of the wire say."""
+    verdict = painter.paint("ok", GREEN) if record["ok"] else painter.paint("FAILED", RED)
+    lines = [f"  {verdict}  {duration(record['ms'])}  {record['detail']}"]
+    kernel = record.get("data", {}).get("kernel", [])
+    said = [kernel] if isinstance(kernel, str) else kernel[:MAX_QUOTED_LINES]
+    lines += [painter.paint(f"      guest kernel: {line}", DIM) for line in said]
+    lines += [painter.paint(f"      vdev:         {describe_fault(fault)}", DIM) for fault in faults]
+    return lines
+
+
+def duration(ms: float) -> str:
+    """Milliseconds for people, eight characters wide."""
+    return f"{ms / 1000:6.2f} s" if ms >= 1000 else f"{ms:5.1f} ms"
+
+
+def describe_fault(fault: dict[str, Any]) -> str:
+    """A FaultRaised event in one line."""
+    endpoint = fault["endpoint"]
+    where = f"{endpoint >> 8:02x}:{endpoint >> 3 & 0x1F:02x}.{endpoint & 7}"
+    access = ACCESS_WORDS.get(fault["access"], f"access {fault['access']}")
+    return f"{fault['unit']} refused a {access} of endpoint {where} at {fault['iova']:#x}: {fault['reason']}"
+
+
+def faults_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fault events among vdev's events."""
+    return [event for event in events if event.get("event") == "FaultRaised"]
+
+
+def summary(run: Run, painter: Painter) -> list[str]:
+    """The table at the end, one line a check, and the verdict."""
+    width = max((len(record["title"]) for record in run.records), default=10)
+    lines = ["", painter.paint(f"{'check':<{width}}  result      time", BOLD)]
+    for record in run.records:
+        result = painter.paint("ok    ", GREEN) if record["ok"] else painter.paint("FAILED", RED)
+        lines.append(f"{record['title']:<{width}}  {result}  {duration(record['ms'])}")
+    passed = sum(record["ok"] for record in run.records)
+    total = len(run.hello.get("checks", run.records))
+    nfaults = sum(len(faults) for faults in run.faults.values())
+    verdict = painter.paint("PASSED", GREEN) if run.ok else painter.paint("FAILED", RED)
+    kernel = run.hello.get("kernel", "which said nothing")
+    counts = f"{passed} of {total} checks, {nfaults} faults recorded"
+    return [*lines, "", f"{verdict}: {counts}, guest kernel {kernel}, {run.seconds:.1f} s in all"]
+
+
+def failure(run: Run, nconsole: int = 40, nevents: int = 50) -> list[str]:
+    """What explains a failed run: the cause, the guest's console, vdev's last events, where the logs are."""
+    failed = [f"{record['title']}: {record['detail']}" for record in run.records if not record["ok"]]
+    lines = ["", f"cause: {run.cause or '; '.join(failed) or 'the guest said it is not ok'}"]
+    lines += ["", "the guest's console, last lines:", *(f"  | {line}" for line in run.console[-nconsole:])]
+    lines += ["", "vdev's last events:", *(f"  | {event_line(event)}" for event in run.events[-nevents:])]
+    if run.logs:
+        lines += ["", f"logs: {run.logs}"]
+    return lines
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """Any of vdev's events in one line; addresses in hex."""
+    words = [f"{key}={_value(key, value)}" for key, value in event.items() if key not in ("event", "seq", "time")]
+    return f"{event.get('time', 0.0):.3f} {event.get('event', '?')} {' '.join(words)}"
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and key in ("iova", "gpa", "endpoint"):
+        return f"{value:#x}"
+    return str(value)

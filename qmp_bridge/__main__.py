@@ -1,0 +1,144 @@
+"""`qmp-bridge up CONFIG`: one VM from one file, until its guest is done."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from qmp_bridge.errors import VmDied
+from qmp_bridge.plan import Options, find_parts, make_plan
+from qmp_bridge.run_directory import PREFIX, runtime_base
+from qmp_bridge.up import RunningVm, bring_up
+from vdev.config import Config, config_warnings, load_config
+from vdev.errors import ConfigError, PartsError, VdevError
+
+POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end
+EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_SIGNAL = 1, 2, 128
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qmp-bridge", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start the backend and QEMU, run the payload, take everything down")
+    up.add_argument("config", type=Path, metavar="CONFIG", help="the YAML file")
+    up.add_argument("--print-command", action="store_true", help="show what would run, and stop")
+    up.add_argument(
+        "--kernel", help="instead of vm.kernel: cloud, generic, cloud-backports, generic-backports or a path"
+    )
+    up.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of vm.accel")
+    up.add_argument("--append", default="", metavar="WORDS", help="added to the guest kernel's command line")
+    up.add_argument(
+        "--payload", default="all", metavar="NAME,...", help="checks to run in the guest (default: all); none"
+    )
+    up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
+    up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
+    up.add_argument("--quiet", action="store_true", help="do not follow the console")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _follow(chunk: bytes) -> None:
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        kernel=arguments.kernel,
+        accel=arguments.accel,
+        append=arguments.append,
+        payload=None if arguments.payload == "none" else arguments.payload,
+        config_path=arguments.config,
+        timeout=arguments.timeout,
+        logs=arguments.logs,
+        follow=None if arguments.quiet else _follow,
+        say=_say,
+    )
+
+
+async def _converse(vm: RunningVm) -> None:
+    """Show what the payload says; VmDied unless it ends with a good verdict about at least one check."""
+    if vm.options.payload is None:
+        if await vm.wait_exit() != 0:
+            raise vm.died("QEMU ended with an error")
+        return
+    done: dict[str, Any] = {}
+    async with aclosing(vm.messages()) as messages:
+        async for message in messages:
+            _say(f"guest: {message}")
+            done = message
+    if done.get("ok") is not True or done.get("checks", 1) == 0:
+        raise vm.died(f"the guest's payload reports failure: {done}" if done else "the guest went without a word")
+    try:
+        await vm.send({"bye": True})  # the payload waits for this, so that we could have looked around
+        async with asyncio.timeout(POWER_OFF_SECONDS):
+            await vm.wait_exit()
+    except TimeoutError:
+        _say("the guest is done but does not power off; QEMU is stopped")
+
+
+async def _up(config: Config, options: Options) -> int:
+    """Run the VM; a signal cancels it, and it is torn down like after anything else."""
+    loop, caught = asyncio.get_running_loop(), list[int]()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        async with bring_up(config, options) as vm:
+            await _converse(vm)
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+        _say(f"stopped by {signal.Signals(caught[0]).name}")
+        return EXIT_SIGNAL + caught[0]
+    return 0
+
+
+def _report(death: VmDied) -> None:
+    for line in death.tail:
+        _say(f"console: {line}")
+    _say(f"qmp-bridge: {death.reason}")
+    if death.logs is not None:
+        _say(f"qmp-bridge: logs are in {death.logs}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for a VM that failed, 2 for wrong input, 128 + a signal."""
+    arguments = _parser().parse_args(argv)
+    options = _options(arguments)
+    try:
+        config = load_config(arguments.config)
+        for line in config_warnings(config):
+            _say(f"qmp-bridge: warning: {line}")
+        if arguments.print_command:
+            directory = runtime_base() / f"{PREFIX}RUN"
+            print(make_plan(config, find_parts(config, options), options, directory).shown(), end="")
+            return 0
+        return asyncio.run(_up(config, options))
+    except VmDied as death:
+        _report(death)
+        return EXIT_FAILURE
+    except (ConfigError, PartsError) as error:
+        _say(f"qmp-bridge: {error}")
+        return EXIT_WRONG_INPUT
+    except VdevError as error:
+        _say(f"qmp-bridge: {error}")
+        return EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The guest's serial console: followed, and its end remembered. QEMU itself writes the complete log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from qmp_bridge.errors import VmDied
+
+TAIL_LINES = 2000  # caps what a chatty guest costs us
+LINE_CHARACTERS = 4096  # a line without end is cut here
+RETRY_SECONDS = 0.01
+_CHUNK = 1 << 16
+
+
+class Console:
+    """One console. `follow` is given every byte as it comes; `write` types."""
+
+    def __init__(self, follow: Callable[[bytes], None] | None = None) -> None:
+        self._follow = follow
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._partial = ""
+        self._writer: asyncio.StreamWriter | None = None
+
+    def tail(self, count: int) -> list[str]:
+        """The last `count` lines, oldest first, with the unfinished one."""
+        lines = [*self._lines, self._partial] if self._partial else list(self._lines)
+        return lines[-count:] if count > 0 else []
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Follow until QEMU hangs up."""
+        self._writer = writer
+        try:
+            while chunk := await reader.read(_CHUNK):
+                self.feed(chunk)
+        except ConnectionError:
+            pass  # the same as its end
+        finally:
+            self._writer = None
+            writer.close()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in what the guest wrote."""
+        if self._follow is not None:
+            self._follow(chunk)
+        text = self._partial + chunk.decode(errors="replace").replace("\r", "")
+        *lines, self._partial = text.split("\n")
+        self._lines.extend(line[:LINE_CHARACTERS] for line in lines)
+        self._partial = self._partial[:LINE_CHARACTERS]
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`; dropped when there is no console any more."""
+        if self._writer is not None:
+            self._writer.write(data)
+            await self._writer.drain()
+
+
+async def connect(path: str, seconds: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket QEMU is about to make; VmDied when there is none after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await asyncio.open_unix_connection(path)
+                except OSError:
+                    await asyncio.sleep(RETRY_SECONDS)
+    except TimeoutError:
+        raise VmDied(f"QEMU did not make its socket {path} within {seconds:.0f} s") from None

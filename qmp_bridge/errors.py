@@ -1,0 +1,18 @@
+"""What can go wrong with a virtual machine once it was to start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vdev.errors import VdevError
+
+
+class VmDied(VdevError):
+    """The VM ended, or had to be ended, before it was meant to. `reason` is one line; the rest helps to see why."""
+
+    def __init__(self, reason: str, tail: Sequence[str] = (), logs: Path | None = None) -> None:
+        self.reason = reason
+        self.tail = list(tail)  # the console's last lines
+        self.logs = logs  # where the logs were kept, filled in by the teardown
+        super().__init__(reason)

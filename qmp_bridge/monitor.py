@@ -1,0 +1,70 @@
+"""QMP through `qemu.qmp`: one connected client that logs every message."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from qemu.qmp import ConnectError, Message, QMPClient, QMPError
+
+from qmp_bridge.errors import VmDied
+
+RETRY_SECONDS = 0.02
+
+
+class LoggedQmp(QMPClient):
+    """A QMPClient that writes each message to a file, and remembers the reason of a SHUTDOWN."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        super().__init__(name)
+        self._log = log.open("a", encoding="utf-8", buffering=1)
+        self._started = time.monotonic()
+        self.shutdown_reason = ""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self._write("->", msg)
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self._write("<-", msg)
+        if msg.get("event") == "SHUTDOWN":
+            match msg.get("data"):
+                case {"reason": str(reason)}:
+                    self.shutdown_reason = reason
+        return msg
+
+    def _write(self, direction: str, msg: Message) -> None:
+        if not self._log.closed:
+            self._log.write(f"{time.monotonic() - self._started:10.4f} {direction} {bytes(msg).decode()}\n")
+
+    async def close(self) -> None:
+        """Disconnect, whatever state the connection is in, and close the log. Idempotent."""
+        try:
+            with suppress(QMPError, EOFError, OSError):
+                await self.disconnect()
+        finally:
+            self._log.close()
+
+
+async def connect_monitor(name: str, path: str, log: Path, seconds: float) -> LoggedQmp:
+    """A client connected to the QMP socket at `path`, which may not be there yet.
+
+    Raises VmDied when it is not there after `seconds`. Cancel this when QEMU has died.
+    """
+    qmp = LoggedQmp(name, log)
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    await qmp.connect(path)
+                    return qmp
+                except ConnectError:
+                    await asyncio.sleep(RETRY_SECONDS)
+    except TimeoutError:
+        await qmp.close()
+        raise VmDied(f"QEMU's QMP socket did not answer within {seconds:.0f} s") from None
+    except BaseException:
+        await qmp.close()
+        raise

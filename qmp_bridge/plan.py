@@ -1,0 +1,138 @@
+"""What would run: the parts found for a configuration, and the two command lines made of them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from vdev.config import Config
+from vdev.errors import PartsError
+from vdev.machine import MachinePaths, qemu_arguments, viot_table
+from vdev.parts.accel import choose_accel
+from vdev.parts.cache import Cache
+from vdev.parts.initramfs import build_initramfs
+from vdev.parts.kernel import find_kernel
+from vdev.parts.progress import quiet
+from vdev.parts.qemu import find_qemu
+
+MODULES = ("virtio_pci", "virtio_console", "virtio_iommu", "vfio_pci", "vfio_iommu_type1")
+CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
+CONFIG_COPY = "config.json"  # JSON is YAML, too
+_EXIT_WITH_PARENT = 11  # the first major version of QEMU whose -run-with knows it
+
+# /payload/main.py of the guest: our checks are a package, and "all" is no check's name.
+CHECKS_MAIN = b"""\
+import sys
+
+sys.path.insert(0, "/payload")
+from guest_payload.main import main
+
+sys.argv[1:] = [name for name in sys.argv[1].split(",") if name != "all"]
+sys.exit(main())
+"""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything from outside that one VM needs."""
+
+    qemu: tuple[str, ...]  # QEMU's command, before its arguments
+    env: Mapping[str, str]  # added to the environment for it
+    version: str
+    kernel: str
+    initrd: str | None
+    accel: str
+    accel_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller of `bring_up` may choose beyond the configuration."""
+
+    kernel: str | None = None  # instead of vm.kernel
+    accel: str | None = None  # instead of vm.accel
+    append: str = ""  # after vm.append
+    payload: str | None = "all"  # checks to run, with commas between; None: the guest need say nothing
+    payload_files: Mapping[str, Path | bytes] | None = None  # another payload: paths below /payload, main.py among them
+    modules: tuple[str, ...] = MODULES
+    config_path: Path | None = None  # the file the configuration came from; None: the backend is given a copy
+    timeout: float | None = None  # seconds the VM may live; None: as long as it likes
+    logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
+    follow: Callable[[bytes], None] | None = None  # is given all console output
+    say: Callable[[str], None] = quiet  # is given progress, a line at a time
+    parts: Parts | None = None  # None: looked for, which may download and takes its time
+    backend: tuple[str, ...] = field(default=(sys.executable, "-m", "vdev"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The two processes of one VM."""
+
+    backend: list[str]
+    qemu: list[str]
+    env: Mapping[str, str]
+    paths: MachinePaths
+    viot: bytes
+
+    def shown(self) -> str:
+        """Both commands as a shell takes them, and the table that goes with them."""
+        env = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return (
+            f"# the backend\n{shlex.join(self.backend)}\n"
+            f"# {self.paths.viot}, {len(self.viot)} bytes: {self.viot.hex()}\n"
+            f"# QEMU\n{' '.join([*env, shlex.join(self.qemu)])}\n"
+        )
+
+    def write(self, config: Config, logs: Path) -> None:
+        """Write the files both commands name, and the commands themselves among the logs."""
+        Path(self.paths.viot).write_bytes(self.viot)
+        (Path(self.paths.socket_dir) / CONFIG_COPY).write_bytes(msgspec.json.encode(config))
+        (logs / "commands.txt").write_text(self.shown(), encoding="utf-8")
+
+
+def find_parts(config: Config, options: Options) -> Parts:
+    """The parts for `config`, found, fetched or built. Blocks, for minutes when it downloads. Raises PartsError."""
+    vm, say, cache = config.vm, options.say, Cache()
+    qemu = find_qemu(vm.qemu, say, cache)
+    kernel = find_kernel(options.kernel or vm.kernel, say, cache)
+    if vm.initrd is not None:
+        if not Path(vm.initrd).is_file():
+            raise PartsError("vm.initrd", f"{vm.initrd} is not a file", "leave it out for vdev's own")
+        initrd = vm.initrd
+    else:
+        files = options.payload_files or {"main.py": CHECKS_MAIN, "guest_payload": CHECKS}
+        initrd = str(build_initramfs(kernel, options.modules, files, say, cache))
+    accel = choose_accel(qemu, kernel, options.accel or vm.accel, cache, say)
+    return Parts(
+        qemu=tuple(qemu.argv_prefix),
+        env=qemu.env,
+        version=qemu.version,
+        kernel=str(kernel.image),
+        initrd=initrd,
+        accel=accel.name,
+        accel_reason=accel.reason,
+    )
+
+
+def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -> Plan:
+    """The commands for a VM in `directory`. Pure. Raises ConfigError when the directory's name is too long."""
+    words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
+    vm = msgspec.structs.replace(config.vm, append=" ".join(word for word in words if word))
+    paths = MachinePaths.in_directory(str(directory), parts.kernel, parts.initrd)
+    arguments = qemu_arguments(msgspec.structs.replace(config, vm=vm), paths, parts.accel)
+    major = parts.version.partition(".")[0]
+    if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:
+        arguments += ["-run-with", "exit-with-parent=on"]  # when we are killed without a chance to clean up
+    config_path = options.config_path or directory / CONFIG_COPY
+    return Plan(
+        backend=[*options.backend, "serve", str(config_path), "--runtime-dir", str(directory)],
+        qemu=[*parts.qemu, *arguments],
+        env=parts.env,
+        paths=paths,
+        viot=viot_table(config),
+    )

@@ -1,0 +1,158 @@
+"""Sets up .venv with the project and its pinned dependencies. Needs Python >= 3.11 and nothing else.
+
+No pip, ensurepip or virtualenv has to be installed: where Debian split them off, pip comes as a Debian package, checked
+by apt and unpacked privately. A second run finds its stamp and touches neither the network nor the environment.
+This file must stay readable by older Pythons up to check_python(), which tells their users what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = (3, 11)
+STAMP = "bootstrap.json"
+WHEELS = (Path("/usr/share/python-wheels"),)  # where Debian's python3-pip-whl puts pip
+PIP_PACKAGE = "python3-pip-whl"
+SCRIPT_VERSION = 1  # raise it when an environment made by an older script must be made anew
+
+
+def say(line: str) -> None:
+    """One line of progress on stderr."""
+    print(f"bootstrap: {line}", file=sys.stderr, flush=True)
+
+
+def fail(line: str) -> None:
+    """End with status 2 and one line that says what to do."""
+    say(line)
+    sys.exit(2)
+
+
+def check_python() -> None:
+    """Refuse a Python that is too old or comes without the venv module."""
+    if sys.version_info < NEEDED:
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        fail(f"Python {found} is too old, 3.11 or newer is needed; if you have one: make PYTHON=python3.12 ...")
+    try:
+        __import__("venv")
+    except ImportError:
+        fail(f"{sys.executable} has no venv module; on Debian: apt install python3-venv")
+
+
+def fingerprint(root: Path, version: str) -> dict[str, object]:
+    """What an environment was made from; any difference makes it stale."""
+    digest = hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()
+    return {"script": SCRIPT_VERSION, "pyproject": digest, "python": version, "root": str(root)}
+
+
+def is_stamped(stamp: Path, wanted: dict[str, object]) -> bool:
+    """Whether `stamp` was written for exactly `wanted`; a damaged one was not."""
+    try:
+        return bool(json.loads(stamp.read_text()) == wanted)
+    except (OSError, ValueError):
+        return False
+
+
+def version_of(python: Path) -> str:
+    """The version of an interpreter, or "" if it does not run (a distribution upgrade took it away) or is too old."""
+    code = f"import sys; sys.version_info >= {NEEDED} and print('%d.%d.%d' % sys.version_info[:3])"
+    return _output([str(python), "-c", code])
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def make_environment(directory: Path) -> None:
+    """Create or repair the virtual environment, without pip."""
+    import venv
+
+    stale = directory.exists()
+    if stale and not (directory / "pyvenv.cfg").is_file():
+        fail(f"{directory} exists and is no virtual environment; move it away")
+    say(f"{'renewing' if stale else 'creating'} {directory}")
+    venv.EnvBuilder(symlinks=True, with_pip=False, clear=stale).create(directory)
+
+
+def ensure_pip(python: Path) -> None:
+    """Give the environment a pip: its own, Python's bundled one, or Debian's wheel."""
+    if _output([str(python), "-m", "pip", "--version"]):
+        return
+    say("installing pip into the environment")
+    if _output([str(python), "-m", "ensurepip", "--default-pip"]):
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        wheel = find_pip_wheel(WHEELS) or fetch_pip_wheel(Path(directory))
+        # A wheel is a zip: the pip inside installs itself.
+        command = [str(python), f"{wheel}/pip", "install", "--no-index", "--no-deps", "--quiet", str(wheel)]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+            fail(f"could not install pip from {wheel}")
+
+
+def find_pip_wheel(directories: tuple[Path, ...]) -> Path | None:
+    """The newest pip wheel in `directories`."""
+    return max((wheel for directory in directories for wheel in directory.glob("pip-*.whl")), default=None)
+
+
+def fetch_pip_wheel(directory: Path) -> Path:
+    """Debian's pip wheel, fetched through apt without root into `directory`."""
+    sys.path.insert(0, str(ROOT))
+    from vdev.errors import PartsError
+    from vdev.parts.apt import STABLE, PrivateApt, host_mirror
+    from vdev.parts.cache import Cache
+    from vdev.parts.fetch import host_arch
+
+    say("this Python has no ensurepip; fetching pip from Debian")
+    try:
+        cache, arch = Cache(), host_arch()
+        with cache.lock(say):
+            apt = PrivateApt(cache.root / "apt" / arch, arch, host_mirror(), say)
+            apt.update()
+            wanted = [row for row in apt.resolve(STABLE, (PIP_PACKAGE,)) if row[0] == PIP_PACKAGE]
+            apt.fetch(wanted, directory, PIP_PACKAGE)
+    except (PartsError, OSError) as error:
+        fail(f"no pip: {error}\n  or install pip yourself (on Debian: apt install python3-venv)")
+    wheel = find_pip_wheel((directory / "root/usr/share/python-wheels",))
+    if wheel is None:
+        fail(f"{PIP_PACKAGE} contains no pip wheel; on Debian: apt install python3-venv")
+    assert wheel is not None
+    return wheel
+
+
+def install_project(python: Path) -> None:
+    """Install the project editable with its pinned dependencies; pip's own output is the progress."""
+    say("installing vdev and its pinned dependencies")
+    command = [str(python), "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check"]
+    if subprocess.run([*command, "-e", ".[dev]"], cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode:
+        fail("pip failed, see above; the first run needs network and a reachable package index")
+
+
+def main() -> int:
+    """Bring .venv to what pyproject.toml asks for."""
+    check_python()
+    directory = ROOT / ".venv"
+    python = directory / "bin" / "python"
+    version = version_of(python)
+    if version and is_stamped(directory / STAMP, fingerprint(ROOT, version)):
+        return 0
+    if not version:
+        make_environment(directory)
+    ensure_pip(python)
+    install_project(python)
+    stamp = fingerprint(ROOT, version_of(python))
+    (directory / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
+    say("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

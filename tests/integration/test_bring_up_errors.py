@@ -1,0 +1,268 @@
+"""The launcher against a stand-in QEMU and a stand-in backend: whatever goes wrong, it says so and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmp_bridge.errors import VmDied
+from qmp_bridge.plan import Options, Parts
+from qmp_bridge.run_directory import PREFIX
+from qmp_bridge.up import RunningVm, bring_up
+from vdev.config import Config, parse_config
+from vdev.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+FAKES = ROOT / "tests" / "support"
+TEXT = """
+vm: {name: test, boot_timeout: 1.5}
+units: [{name: iommu0, bdf: 00:10.0}]
+endpoints: [{name: accel0, bdf: 01:00.0}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime directory of this test's own, short enough for sockets."""
+    base = tmp_path / "run"
+    base.mkdir()
+    short = Path(f"/tmp/v{os.getpid()}-{time.monotonic_ns() % 10**9}")
+    short.symlink_to(base)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    return base
+
+
+@pytest.fixture
+def config() -> Config:
+    return parse_config(TEXT, "test.yaml")
+
+
+def options(qemu: str = "silent", backend: str = "serve", **more: Any) -> Options:
+    parts = Parts(
+        qemu=(sys.executable, str(FAKES / "fake_qemu.py"), qemu),
+        env={},
+        version="10.2.0",
+        kernel="/nowhere/vmlinuz",
+        initrd=None,
+        accel="tcg",
+    )
+    return Options(parts=parts, backend=(sys.executable, str(FAKES / "fake_backend.py"), backend), **more)
+
+
+def children() -> list[int]:
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+async def all_messages(vm: RunningVm) -> list[dict[str, Any]]:
+    return [message async for message in vm.messages()]
+
+
+async def death(config: Config, chosen: Options) -> VmDied:
+    """How a VM ends whose block waits for what never comes."""
+    with pytest.raises(VmDied) as caught:
+        async with bring_up(config, chosen) as vm:
+            await all_messages(vm)
+            await asyncio.sleep(30)
+    return caught.value
+
+
+def assert_nothing_is_left(runtime_dir: Path) -> None:
+    assert children() == []
+    assert list(runtime_dir.glob(f"{PREFIX}*")) == []
+
+
+async def test_a_vm_that_says_done_is_no_failure(config: Config, runtime_dir: Path, tmp_path: Path) -> None:
+    async with bring_up(config, options("done")) as vm:
+        messages = await all_messages(vm)
+        await vm.send({"bye": True})
+        status = await vm.wait_exit()
+    assert [*messages[0], *messages[-1]] == ["hello", "done", "ok", "checks"]
+    assert status == 0
+    assert not (tmp_path / "logs").exists()
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_the_block_may_end_before_the_guest_does(config: Config, runtime_dir: Path) -> None:
+    async with bring_up(config, options()) as vm:
+        assert vm.control_path.endswith("/control.sock")
+        assert await vm.qmp.execute("query-status") == {}
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_qemu_that_ignores_everything_is_killed(config: Config, runtime_dir: Path) -> None:
+    async with bring_up(config, options("deaf")):
+        pass
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_qemu_that_refuses_its_arguments_is_quoted(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("refuse"))
+    assert "status 1" in died.reason
+    assert "not a valid device model" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_missing_qemu_is_a_death_not_a_traceback(config: Config, runtime_dir: Path) -> None:
+    parts = Parts(qemu=("/nowhere/qemu",), env={}, version="11", kernel="k", initrd=None, accel="tcg")
+    died = await death(config, Options(parts=parts, backend=options().backend))
+    assert "QEMU cannot be started" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_crash_keeps_the_console_and_the_logs(config: Config, runtime_dir: Path, tmp_path: Path) -> None:
+    died = await death(config, options("crash"))
+    assert "QEMU was ended by SIGABRT before the guest's payload was done" in died.reason.replace(" (", " ").rstrip(")")
+    assert died.tail[-1] == "last words of the console"
+    assert died.logs is not None
+    assert died.logs.parent == Path("logs")
+    assert died.logs.name.startswith("test-")
+    assert {"backend.log", "qemu.stderr", "qmp.log", "commands.txt"} <= {path.name for path in died.logs.iterdir()}
+    assert "query-pci" in (died.logs / "qmp.log").read_text()
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_dead_backend_takes_qemu_with_it_and_is_named(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options(backend="die"))
+    assert died.reason.startswith("the backend was ended by SIGKILL; QEMU was stopped at once")
+    assert "the backend's last words" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_backend_that_refuses_its_input_is_a_config_error(config: Config, runtime_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"endpoints\[0\].model: there is no model 'toaster'"):
+        async with bring_up(config, options(backend="refuse")):
+            pass
+    assert_nothing_is_left(runtime_dir)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("early", "before it listened"), ("garbage", "not its readiness"), ("elsewhere", "QEMU expects it at")],
+)
+async def test_a_backend_that_does_not_come_up_is_quoted(
+    config: Config, runtime_dir: Path, part: str, words: str
+) -> None:
+    died = await death(config, options(backend=part))
+    assert words in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_silent_guest_is_a_failure_after_the_boot_timeout(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("silent"))
+    assert "did not report within" in died.reason
+    assert "vm.boot_timeout" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_vm_that_lives_too_long_is_ended(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("silent", payload=None, timeout=0.3))
+    assert "not done within" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_payload_that_babbles_ends_the_vm(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("babble"))
+    assert "not JSON" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_bus_numbers_that_are_not_the_configured_ones_fail_loudly(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("wrong-bus", payload=None))
+    assert "accel0 should be 01:00.0 and is 02:00.0" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_an_error_of_the_block_comes_out_unwrapped(config: Config, runtime_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with bring_up(config, options()):
+            _ = 1 // 0
+    assert len(list((tmp_path / "logs").iterdir())) == 1
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_cancelled_block_leaves_nothing(config: Config, runtime_dir: Path) -> None:
+    up = asyncio.Event()
+
+    async def run() -> None:
+        async with bring_up(config, options()):
+            up.set()
+            await asyncio.sleep(30)
+
+    task = asyncio.create_task(run())
+    await up.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert_nothing_is_left(runtime_dir)
+
+
+CLI = """
+import sys
+from pathlib import Path
+import qmp_bridge.__main__ as cli
+from qmp_bridge.plan import Parts
+cli.find_parts = lambda *_: None
+import qmp_bridge.up
+qmp_bridge.up.find_parts = lambda *_: Parts(
+    (sys.executable, {qemu!r}, {part!r}), {{}}, "10.2.0", "/nowhere/vmlinuz", None, "tcg", "as told")
+import dataclasses
+options = cli._options
+cli._options = lambda a: dataclasses.replace(options(a), backend=(sys.executable, {backend!r}, "serve"))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def command_line(part: str, tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    script = CLI.format(qemu=str(FAKES / "fake_qemu.py"), backend=str(FAKES / "fake_backend.py"), part=part)
+    (tmp_path / "test.yaml").write_text(TEXT)
+    command = [sys.executable, "-c", script, "up", str(tmp_path / "test.yaml"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_takes_everything_down(number: int, runtime_dir: Path, tmp_path: Path) -> None:
+    process = command_line("silent", tmp_path, "--payload", "none")
+    assert process.stdout is not None
+    process.stdout.readline()  # the console is followed: the VM runs
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert f"stopped by {signal.Signals(number).name}" in said
+    assert list(runtime_dir.glob(f"{PREFIX}*")) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "words"),
+    [
+        ("done", 0, "guest: {'done': True, 'ok': True"),
+        ("failed-check", 1, "the guest's payload reports failure"),
+        ("crash", 1, "console: last words of the console"),
+    ],
+)
+def test_the_exit_status_is_the_guests_verdict(
+    part: str, status: int, words: str, runtime_dir: Path, tmp_path: Path
+) -> None:
+    process = command_line(part, tmp_path)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == status, said
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_wrong_configuration_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("units: [{name: iommu0, granul: 4K}]")
+    command = [sys.executable, "-m", "qmp_bridge", "up", str(tmp_path / "bad.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert done.stderr == ("qmp-bridge: bad.yaml: units[0].granul: there is no such key (did you mean granule?)\n")

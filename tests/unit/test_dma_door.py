@@ -1,0 +1,149 @@
+"""The one door between endpoints and guest memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from vdev.errors import DmaError, TranslationFault
+from vdev.functions.dma import READ, WRITE, DmaDoor
+from vdev.iommu.engine import Engine
+from vdev.iommu.settings import EndpointSettings, UnitSettings
+from vdev.memory import Region, RegionTable
+from vdev.wire import viommu as wire
+
+ENDPOINT = 0x100
+PAGE = 4096
+RAM_GPA = 0x10_0000
+
+
+@dataclass
+class FakeFunction:
+    """A function with its gate and its view of memory."""
+
+    dma_enabled: bool = True
+    memory: RegionTable = field(default_factory=RegionTable)
+
+
+class Rig:
+    """An engine with one attached endpoint, two RAM regions of two pages each side by side, and the door."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(UnitSettings("unit"), [EndpointSettings(ENDPOINT, "ep")])
+        self.function = FakeFunction()
+        self.low = memoryview(bytearray(2 * PAGE))
+        self.high = memoryview(bytearray(2 * PAGE))
+        self.function.memory.add(Region(RAM_GPA, 2 * PAGE, self.low))
+        self.function.memory.add(Region(RAM_GPA + 2 * PAGE, 2 * PAGE, self.high))
+        self.faults = 0
+        self.door = DmaDoor(self.engine, ENDPOINT, self.function, after_fault=self._after_fault)
+        self._ask(wire.Attach(wire.T_ATTACH, bytes(3), 1, ENDPOINT))
+
+    def map(self, iova: int, gpa: int, npages: int, flags: int = wire.MAP_F_READ | wire.MAP_F_WRITE) -> None:
+        self._ask(wire.Map(wire.T_MAP, bytes(3), 1, iova, iova + npages * PAGE - 1, gpa, flags))
+
+    def _ask(self, request: wire.Attach | wire.Map) -> None:
+        assert self.engine.handle(request.pack(), 4) == wire.TAILS[wire.S_OK]
+
+    def _after_fault(self) -> None:
+        self.faults += 1
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_what_is_written_is_read_back_across_regions_and_mappings(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA + PAGE, 2)
+    rig.map(0x3000, RAM_GPA, 1)
+    data = bytes(range(256)) * 24
+
+    rig.door.write(0x1800, data)
+
+    assert rig.door.read(0x1800, len(data)) == data
+    assert bytes(rig.low[PAGE + 0x800 :]) == data[:0x800]
+    assert bytes(rig.high[:PAGE]) == data[0x800:0x1800]
+    assert rig.door.refused == {}
+
+
+def test_views_are_the_memory_itself(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+
+    rig.door.views(0x1010, 4, write=True)[0][:] = b"abcd"
+
+    assert bytes(rig.low[0x10:0x14]) == b"abcd"
+
+
+def test_an_empty_access_touches_nothing(rig: Rig) -> None:
+    assert rig.door.views(0x1000, 0, write=True) == []
+    assert rig.door.read(0x1000, 0) == b""
+    rig.door.write(0x1000, b"")
+
+
+def test_without_bus_master_dma_is_refused_before_translation(rig: Rig) -> None:
+    rig.function.dma_enabled = False
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.read(0x1000, 4)
+
+    assert caught.value.reason == "bus-master-off"
+    assert not rig.engine.pending_faults
+    assert rig.door.refused == {"bus-master-off": 1}
+
+
+def test_a_frozen_door_refuses_until_it_is_thawed(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    rig.door.frozen = True
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.write(0x1000, b"x")
+    rig.door.frozen = False
+    rig.door.write(0x1000, b"x")
+
+    assert caught.value.reason == "frozen"
+    assert bytes(rig.low[:1]) == b"x"
+
+
+def test_an_unmapped_address_faults_and_is_reported_to_the_guest(rig: Rig) -> None:
+    with pytest.raises(TranslationFault) as caught:
+        rig.door.read(0x9000, 4)
+
+    record = wire.Fault.parse(rig.engine.pending_faults[0])
+    assert (record.reason, record.endpoint, record.address) == (wire.FAULT_R_MAPPING, ENDPOINT, 0x9000)
+    assert record.flags & wire.FAULT_F_READ
+    assert rig.faults == 1
+    assert rig.door.refused == {caught.value.reason: 1}
+
+
+def test_a_write_through_a_read_only_mapping_leaves_memory_alone(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    rig.map(0x2000, RAM_GPA + PAGE, 1, wire.MAP_F_READ)
+
+    with pytest.raises(TranslationFault):
+        rig.door.write(0x1FF0, b"x" * 32)
+
+    assert bytes(rig.low) == bytes(2 * PAGE)
+    assert wire.Fault.parse(rig.engine.pending_faults[0]).flags & wire.FAULT_F_WRITE
+
+
+def test_a_translated_address_without_ram_is_an_unsupported_request(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA + 3 * PAGE, 2)
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.write(0x1FF0, b"x" * 32)
+
+    assert caught.value.reason == "unsupported-request"
+    assert bytes(rig.high) == bytes(2 * PAGE)
+    assert not rig.engine.pending_faults
+    assert rig.door.refused == {"unsupported-request": 1}
+
+
+def test_an_access_past_the_end_of_the_address_space_is_refused(rig: Rig) -> None:
+    with pytest.raises(DmaError):
+        rig.door.read((1 << 64) - 2, 4)
+
+
+def test_access_bits_are_those_of_the_engine() -> None:
+    assert (READ, WRITE) == (wire.FAULT_F_READ, wire.FAULT_F_WRITE)

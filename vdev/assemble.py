@@ -1,0 +1,143 @@
+"""Config to cores: units, endpoints and doors of one VM, wired together. No sockets, no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
+from vdev.config_text import parse_bdf, parse_size
+from vdev.endpoints.base import Endpoint, OptionValue
+from vdev.endpoints.table import MODELS
+from vdev.errors import ConfigError
+from vdev.functions.base import Worker
+from vdev.functions.dma import DmaDoor
+from vdev.functions.viommu import ViommuDevice, viommu_function
+from vdev.functions.virtio_pci import VirtioPciFunction
+from vdev.iommu.engine import Engine
+from vdev.iommu.events import Event
+from vdev.iommu.settings import EndpointSettings, Limits, ReservedRegion, UnitSettings
+from vdev.pci.base import PciFunction
+from vdev.virtio.ordering import Ordering
+from vdev.virtio.polling import PollWindow
+
+ADDRESS_SPACE = 1 << 64
+
+
+@dataclass(slots=True)
+class Unit:
+    """One virtio-iommu unit and what is behind it."""
+
+    config: UnitConfig
+    engine: Engine
+    device: ViommuDevice
+    function: VirtioPciFunction
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    doors: dict[str, DmaDoor] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """State for queries: plain data."""
+        return {
+            "bdf": self.config.bdf,
+            **self.engine.describe(),
+            "dropped-faults": self.device.dropped_faults,
+            "ring-errors": self.device.ring_errors,
+            "functions": {
+                name: {
+                    "endpoint": self.doors[name].endpoint_id,
+                    "refused": dict(self.doors[name].refused),
+                    **endpoint.describe(),
+                }
+                for name, endpoint in self.endpoints.items()
+            },
+        }
+
+
+class Machine:
+    """All functions of one VM."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        emit: Callable[[Event], None],
+        wake: Callable[[Worker], None],
+        ordering: Ordering,
+    ) -> None:
+        """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint)."""
+        self.units: dict[str, Unit] = {}
+        self._wake = wake
+        self._ordering = ordering
+        for unit in config.units:
+            behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
+            self.units[unit.name] = self._build_unit(unit, behind, emit)
+
+    @property
+    def functions(self) -> dict[str, VirtioPciFunction | Endpoint]:
+        """Every PCI function by its name, units first."""
+        units = {name: unit.function for name, unit in self.units.items()}
+        endpoints = {name: endpoint for unit in self.units.values() for name, endpoint in unit.endpoints.items()}
+        return {**units, **endpoints}
+
+    def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
+        engine = Engine(_unit_settings(config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit)
+        endpoints: dict[str, Endpoint] = {}
+
+        def quiesce() -> None:
+            for endpoint in endpoints.values():
+                endpoint.quiesce()
+
+        device = ViommuDevice(engine, wake=self._wake, quiesce=quiesce, window=PollWindow())
+        unit = Unit(config, engine, device, viommu_function(device, self._ordering), endpoints)
+        for endpoint in behind:
+            endpoints[endpoint.name] = self._build_endpoint(unit, endpoint)
+        return unit
+
+    def _build_endpoint(self, unit: Unit, config: EndpointConfig) -> Endpoint:
+        model = MODELS.get(config.model)
+        if model is None:
+            known = ", ".join(sorted(MODELS))
+            raise ConfigError(f"endpoints[{config.name}].model", f"'{config.model}' is no model", f"known: {known}")
+
+        def open_door(function: PciFunction) -> DmaDoor:
+            door = DmaDoor(unit.engine, parse_bdf(config.bdf), function, after_fault=unit.device.faults_pending)
+            unit.doors[config.name] = door
+            return door
+
+        options: dict[str, OptionValue] = dict(config.options)
+        return model(config.name, open_door, self._wake, options, self._ordering)
+
+
+def _unit_settings(config: UnitConfig) -> UnitSettings:
+    granule = parse_size(config.granule, f"units[{config.name}].granule")
+    limits = config.limits
+    return UnitSettings(
+        name=config.name,
+        mode=config.mode,
+        page_size_mask=ADDRESS_SPACE - granule,
+        input_start=config.input_range[0],
+        input_stop=config.input_range[1] + 1,
+        domain_start=config.domain_range[0],
+        domain_stop=config.domain_range[1] + 1,
+        bypass_offered=config.bypass != "not-offered",
+        boot_bypass=config.bypass == "on",
+        mmio=config.mmio,
+        probe_size=config.probe_size,
+        limits=Limits(
+            max_domains=limits.max_domains,
+            max_mappings_per_domain=limits.max_mappings_per_domain,
+            max_mappings=limits.max_mappings,
+            max_pending_faults=limits.max_pending_faults,
+            max_request_nbytes=limits.max_request_nbytes,
+        ),
+    )
+
+
+def _endpoint_settings(unit: UnitConfig, endpoint: EndpointConfig) -> EndpointSettings:
+    reserved = tuple(_region(region) for region in (*unit.reserved, *endpoint.reserved))
+    return EndpointSettings(parse_bdf(endpoint.bdf), endpoint.name, reserved)
+
+
+def _region(region: Reserved) -> ReservedRegion:
+    return ReservedRegion(region.start, region.end + 1, region.kind == "msi")

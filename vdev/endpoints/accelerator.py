@@ -1,0 +1,160 @@
+"""The accelerator as a PCI function: BARs, capabilities, options, resets. Its registers and ring are in the engine.
+
+BAR0 registers (docs/accelerator.md), BAR2 device memory, BAR4 MSI-X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from vdev.endpoints.accelerator_engine import Engine
+from vdev.endpoints.base import OpenDoor, Options, OptionValue, Wake
+from vdev.functions.base import Progress
+from vdev.pci import capabilities
+from vdev.pci.base import PciFunction
+from vdev.pci.config_space import Capability, Identity
+from vdev.pci.function import Bar
+from vdev.pci.msix import MsixLayout
+from vdev.virtio.ordering import Ordering
+from vdev.wire import pci
+from vdev.wire.accelerator import ErrorCode
+
+VENDOR_ID = 0x1234
+DEVICE_ID = 0x7664
+CLASS_CODE = 0x088000  # base system peripheral, other
+
+REGISTER_BAR, DEVMEM_BAR, MSIX_BAR = 0, 2, 4
+BAR_NBYTES = 4096
+VECTORS = 2
+
+DEVMEM_DEFAULT = 1 << 20
+DEVMEM_MIN = 1 << 12
+DEVMEM_MAX = 1 << 26  # a function reset clears it in one go: some milliseconds at this size
+
+
+class Accelerator(PciFunction):
+    """A DMA engine with copy, fill, compare and checksum; implements `endpoints.base.Endpoint`."""
+
+    option_help: ClassVar[Mapping[str, str]] = {
+        "devmem": "size of the device memory in BAR2, a power of two in 4K..64M (default 1M)",
+        "pasid_bits": "width of the PASID capability, 1..20; 0 leaves the capability out (default 20)",
+        "ats": "whether there is an ATS capability (default true)",
+        "pri": "whether there is a PRI capability; needs ats (default: as ats)",
+    }
+
+    def __init__(
+        self,
+        name: str,
+        open_door: OpenDoor,
+        wake: Wake,
+        options: Mapping[str, OptionValue],
+        ordering: Ordering,
+    ) -> None:
+        """`ordering` is the host's fence for completions. Raises ConfigError for a wrong option."""
+        read = Options(name, options, self.option_help)
+        devmem_nbytes = read.power_of_two_nbytes("devmem", DEVMEM_DEFAULT, DEVMEM_MIN, DEVMEM_MAX)
+        self._pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
+        super().__init__(
+            name,
+            Identity(VENDOR_ID, DEVICE_ID, CLASS_CODE, subsystem_vendor=VENDOR_ID, subsystem=DEVICE_ID),
+            (
+                Bar(REGISTER_BAR, BAR_NBYTES),
+                Bar(DEVMEM_BAR, devmem_nbytes, prefetchable=True),
+                Bar(MSIX_BAR, BAR_NBYTES),
+            ),
+            MsixLayout(VECTORS, MSIX_BAR),
+            extended=_extended_capabilities(read, self._pasid_bits),
+        )
+        self._devmem = memoryview(bytearray(devmem_nbytes))
+        self._wake = wake
+        self._door = open_door(self)
+        self._engine = Engine(self, self._door, self._devmem, ordering.release)
+
+    @property
+    def pasid_stop(self) -> int:
+        """One more than the largest PASID the driver may use now; 0 while the PASID capability is not enabled."""
+        at = self.config.find(pci.ExtCapId.PASID, extended=True)
+        if at is None or not self.config.get(at + pci.PASID_CONTROL, 2) & pci.PASID_ENABLE:
+            return 0
+        return 1 << self._pasid_bits
+
+    def interrupt(self, vector: int) -> None:
+        """An MSI-X message is a memory write: without bus mastering there is none."""
+        if self.dma_enabled:
+            self.signal(vector)
+
+    def run_slice(self, now_ns: int) -> Progress:
+        """At most one slice of DMA."""
+        if not self.dma_enabled:
+            self._engine.stop(ErrorCode.BUS_MASTER_OFF)
+        if self._door.frozen:
+            return Progress.IDLE
+        self._engine.run()
+        return Progress.BUSY if self._engine.has_work else Progress.IDLE
+
+    def freeze(self, frozen: bool) -> None:
+        """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
+        self._door.frozen = frozen
+        if not frozen and self._engine.has_work:
+            self._wake(self)
+
+    def describe(self) -> dict[str, int | bool]:
+        """State for queries: plain data."""
+        registers = self._engine.registers
+        return {
+            "running": registers.running,
+            "halted": registers.halted,
+            "ring_head": registers.ring_head,
+            "ring_tail": registers.ring_tail,
+            "error": registers.error,
+            "completed": registers.completed,
+            "faulted": registers.faulted,
+        }
+
+    def read_register(self, bar: int, offset: int, nbytes: int) -> bytes:
+        """Registers by their rules; device memory at any width."""
+        if bar == REGISTER_BAR:
+            return self._engine.registers.read(offset, nbytes)
+        if bar == DEVMEM_BAR:
+            return bytes(self._devmem[offset : offset + nbytes])
+        return bytes(nbytes)
+
+    def write_register(self, bar: int, offset: int, data: bytes) -> None:
+        """Registers by their rules; device memory at any width."""
+        if bar == DEVMEM_BAR:
+            self._devmem[offset : offset + len(data)] = data
+        elif bar == REGISTER_BAR:
+            self._engine.write(offset, data)
+            if self._engine.has_work:
+                self._wake(self)
+
+    def on_reset(self) -> None:
+        """Registers to power-on values; device memory too, so that no later owner reads what an earlier one left."""
+        self._engine.reset()
+        self._devmem[:] = bytes(len(self._devmem))
+
+    def on_bus_master(self, enabled: bool) -> None:
+        """Without bus mastering the engine halts; the driver enables it again."""
+        if not enabled:
+            self._engine.stop(ErrorCode.BUS_MASTER_OFF)
+
+    def on_quiesce(self) -> None:
+        """The IOMMU is about to be reset and old IOVAs mean nothing any more; ENABLE starts the engine again."""
+        self._engine.stop(ErrorCode.STOPPED)
+
+
+def _extended_capabilities(read: Options, pasid_bits: int) -> tuple[Capability, ...]:
+    """AER, then what the options ask for. No ACS: that is for functions with peers in one device."""
+    ats = read.boolean("ats", True)
+    pri = read.boolean("pri", ats)
+    if pri and not ats:
+        raise read.error("pri", "needs ats", "set ats: true, or pri: false")
+    out = [capabilities.aer()]
+    if ats:
+        out.append(capabilities.ats())
+    if pri:
+        out.append(capabilities.pri())
+    if pasid_bits:
+        out.append(capabilities.pasid(pasid_bits))
+    return tuple(out)

@@ -1,0 +1,95 @@
+"""What the app and an endpoint model agree on, and how a model reads its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from vdev.errors import ConfigError
+from vdev.functions.base import Worker
+from vdev.functions.dma import DmaDoor
+from vdev.pci.base import PciFunction
+from vdev.pci.function import Function
+from vdev.virtio.ordering import Ordering
+
+OpenDoor = Callable[[PciFunction], DmaDoor]  # the app knows the unit and the endpoint id; the model asks once
+Wake = Callable[[Worker], None]
+OptionValue = int | str | bool
+
+_SUFFIXES = {"K": 10, "M": 20, "G": 30}
+
+
+class Endpoint(Function, Worker, Protocol):
+    """A `PciFunction` that runs in slices."""
+
+    def quiesce(self) -> None:
+        """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""
+
+    def freeze(self, frozen: bool) -> None:
+        """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
+
+    def describe(self) -> dict[str, int | bool]:
+        """State for queries: plain data."""
+
+
+class EndpointModel(Protocol):
+    """A class in `table.MODELS`."""
+
+    @property
+    def option_help(self) -> Mapping[str, str]:
+        """Option key -> one line about it."""
+
+    def __call__(
+        self,
+        name: str,
+        open_door: OpenDoor,
+        wake: Wake,
+        options: Mapping[str, OptionValue],
+        ordering: Ordering,
+    ) -> Endpoint:
+        """Build the endpoint; `ordering` is the host's fence. ConfigError for options it does not know or take."""
+
+
+class Options:
+    """One endpoint's options, checked as they are read; every error names `endpoints[NAME].options.KEY`."""
+
+    def __init__(self, name: str, given: Mapping[str, OptionValue], known: Mapping[str, str]) -> None:
+        """Raises ConfigError for the first key that is not in `known` (key -> help)."""
+        self._name = name
+        self._given = given
+        for key in given:
+            if key not in known:
+                raise self.error(key, "is not an option of this model", "known: " + ", ".join(sorted(known)))
+
+    def error(self, key: str, problem: str, cure: str = "") -> ConfigError:
+        """A ConfigError about option `key`, to be raised by the caller."""
+        return ConfigError(f"endpoints[{self._name}].options.{key}", problem, cure)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """The option as true or false."""
+        value = self._given.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"{value!r} is neither true nor false")
+        return value
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        """The option as a number in [low, high]."""
+        value = self._given.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, f"{value!r} is not a number in {low}..{high}")
+        return value
+
+    def power_of_two_nbytes(self, key: str, default: int, low: int, high: int) -> int:
+        """The option as a size: a number of bytes, or one with K, M or G; a power of two in [low, high]."""
+        value = self._given.get(key, default)
+        nbytes = _size(value) if isinstance(value, str) else value
+        if nbytes is None or isinstance(nbytes, bool) or not low <= nbytes <= high or nbytes & (nbytes - 1):
+            raise self.error(key, f"{value!r} is not a power of two in {low:#x}..{high:#x} bytes", "such as 1M")
+        return nbytes
+
+
+def _size(text: str) -> int | None:
+    """`4096`, `64K`, `1M` as bytes; None for anything else."""
+    shift = _SUFFIXES.get(text[-1:].upper(), 0)
+    digits = text[:-1] if shift else text
+    return int(digits) << shift if digits.isascii() and digits.isdigit() and len(digits) < 20 else None

@@ -1,0 +1,108 @@
+"""The one door between an endpoint and guest memory: gates, then the IOMMU, then RAM.
+
+Every refusal is a DmaError with a stable `reason` and nothing touched:
+
+    bus-master-off       the function may not reach the bus (bus master, stopped, removed)
+    frozen               QMP `stop` or the bridge holds all DMA of this endpoint
+    unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
+    anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
+
+Views are good until the endpoint's slice ends: guest memory and mappings change between slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vdev.errors import DmaError, MemoryAccessError, TranslationFault
+from vdev.memory import RegionTable
+
+READ = 1
+WRITE = 2
+
+
+class Translator(Protocol):
+    """What the door needs of `iommu.engine.Engine`."""
+
+    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]: ...
+
+    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None: ...
+
+
+class DmaFunction(Protocol):
+    """What the door needs of the `PciFunction` it belongs to."""
+
+    memory: RegionTable
+
+    @property
+    def dma_enabled(self) -> bool: ...
+
+
+def _nobody() -> None:
+    """No one wants to hear of faults."""
+
+
+class DmaDoor:
+    """All DMA of one endpoint."""
+
+    def __init__(
+        self,
+        engine: Translator,
+        endpoint_id: int,
+        function: DmaFunction,
+        *,
+        after_fault: Callable[[], None] = _nobody,
+    ) -> None:
+        """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`)."""
+        self.endpoint_id = endpoint_id
+        self.frozen = False
+        self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
+        self._engine = engine
+        self._function = function
+        self._after_fault = after_fault
+
+    def read(self, iova: int, nbytes: int) -> bytes:
+        """A copy of [iova, iova+nbytes); DmaError as the module says."""
+        views = self.views(iova, nbytes, write=False)
+        return bytes(views[0]) if len(views) == 1 else b"".join(views)
+
+    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Store `data` at `iova`, all of it or, with a DmaError, nothing."""
+        source = memoryview(data).cast("B")
+        cursor = 0
+        for view in self.views(iova, len(source), write=True):
+            view[:] = source[cursor : cursor + len(view)]
+            cursor += len(view)
+
+    def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """The memory behind [iova, iova+nbytes) in order; the whole range is checked before this returns.
+
+        `nbytes` 0 gives []. The caller keeps `nbytes` to its slice: with small pages every page is a view.
+        """
+        try:
+            return self._views(iova, nbytes, WRITE if write else READ)
+        except DmaError as error:
+            self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
+            raise
+
+    def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
+        if not self._function.dma_enabled:
+            raise DmaError("bus-master-off", iova)
+        if self.frozen:
+            raise DmaError("frozen", iova)
+        if nbytes <= 0:
+            return []
+        try:
+            pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
+        except TranslationFault as error:
+            self._engine.fault(self.endpoint_id, error, access)
+            self._after_fault()
+            raise
+        views: list[memoryview] = []
+        try:
+            for gpa, length in pieces:
+                views += self._function.memory.slices(gpa, length, write=access == WRITE)
+        except MemoryAccessError as error:
+            raise DmaError("unsupported-request", iova, str(error)) from error
+        return views

@@ -1,0 +1,240 @@
+"""The virtio-iommu device: rings in, `iommu.engine.Engine` in the middle, rings out.
+
+One slice takes a bounded batch of requests with notifications suppressed and publishes once. After work it asks to be
+polled for the window's time, then re-enables notifications, looks again, and goes idle until it is woken.
+
+A reset first quiesces: bypass must not come back while an endpoint still runs on old IOVAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vdev.functions.base import NoTransport, Progress, VirtioTransport, Worker
+from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
+from vdev.iommu.engine import Engine
+from vdev.virtio.ordering import Ordering
+from vdev.virtio.polling import PollWindow
+from vdev.virtio.queue import Chain, Queue, RingError
+from vdev.wire import viommu as wire
+from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
+
+QUEUE_SIZES = (256, 256)
+RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
+# What one slice does at most, so that other sockets are served: milliseconds at tens of microseconds a request.
+BATCH_REQUESTS = 256
+BATCH_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answered request on its way back to the driver; good only for the ring it came from."""
+
+    ring: Queue
+    chain: Chain
+    answer: bytes  # for offset 0 of the writable part; its length is the used length
+
+
+Hold = Callable[[Reply], bool]
+
+
+def _never(reply: Reply) -> bool:
+    """No reply is held."""
+    return False
+
+
+class ViommuDevice:
+    """A virtio-iommu unit as a `VirtioDevice` and a `Worker`."""
+
+    device_id = wire.DEVICE_ID
+    queue_sizes: tuple[int, ...] = QUEUE_SIZES
+    config_nbytes = wire.CONFIG_NBYTES
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        wake: Callable[[Worker], None],
+        quiesce: Callable[[], None],
+        window: PollWindow,
+        hold: Hold = _never,
+        ring_features: int = RING_FEATURES,
+    ) -> None:
+        """`quiesce` stops all DMA of the unit's endpoints before it returns. `hold` may keep a reply (True): its owner
+        gives it back to `complete` later; how many it keeps is its to bound. `ring_features` includes VERSION_1."""
+        self.name = engine.settings.name
+        self.offered_features = ring_features | engine.offered_features
+        self.dropped_faults = 0  # buffers too small for them
+        self.oversized_requests = 0
+        self.ring_errors = 0
+        self._engine = engine
+        self._wake = wake
+        self._quiesce = quiesce
+        self._window = window
+        self._hold = hold
+        self._max_request_nbytes = engine.settings.limits.max_request_nbytes
+        self._transport: VirtioTransport = NoTransport()
+        self._requests: Queue | None = None
+        self._events: Queue | None = None
+        self._armed = False  # the driver kicks for the next request
+
+    def connect(self, transport: VirtioTransport) -> None:
+        """The function that carries this device; once, before anything else."""
+        self._transport = transport
+
+    # VirtioDevice
+
+    def config_read(self, offset: int, nbytes: int) -> bytes:
+        """The 64 bytes of configuration, zeros beyond."""
+        return self._engine.config_bytes()[offset : offset + nbytes].ljust(nbytes, b"\0")
+
+    def config_write(self, offset: int, data: bytes, accepted_features: int) -> None:
+        """Only the bypass byte is writable, and only once BYPASS_CONFIG was negotiated."""
+        at = wire.BYPASS_OFFSET - offset
+        if 0 <= at < len(data) and accepted_features & wire.F_BYPASS_CONFIG:
+            self._engine.write_bypass(data[at])
+
+    def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
+        """Serve the rings from now on."""
+        self._engine.set_features(accepted_features & self._engine.offered_features)
+        self._requests, self._events = queues[wire.REQUEST_QUEUE], queues[wire.EVENT_QUEUE]
+        self._armed = False
+        self._wake(self)
+
+    def queue_notified(self, index: int) -> None:
+        """Requests, or buffers for faults that wait."""
+        self._wake(self)
+
+    def reset(self) -> None:
+        """Virtio reset or FLR: endpoints become unattached, bypass keeps its value (D6, D9)."""
+        self._stop()
+        self._engine.device_reset()
+
+    def system_reset(self) -> None:
+        """The machine was reset: bypass returns to its boot value as well (D7)."""
+        self._stop()
+        self._engine.system_reset()
+
+    def faults_pending(self) -> None:
+        """The engine queued a fault record: deliver it soon."""
+        self._wake(self)
+
+    # Worker
+
+    def run_slice(self, now_ns: int) -> Progress:
+        """A batch of requests and all deliverable faults; IDLE leaves notifications enabled."""
+        ring = self._requests
+        if ring is None or not self._transport.dma_enabled:
+            return Progress.IDLE
+        try:
+            handled = self._serve(ring)
+            self._deliver_faults()
+            if handled:
+                self._window.on_work(now_ns)
+                return Progress.BUSY if handled >= BATCH_REQUESTS else Progress.POLL
+            if self._armed:
+                return Progress.IDLE
+            if self._window.should_poll(now_ns):
+                return Progress.POLL
+            self._armed = True
+            return Progress.BUSY if ring.rearm() else Progress.IDLE
+        except RingError:
+            self._break()
+            return Progress.IDLE
+
+    def complete(self, reply: Reply) -> bool:
+        """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach."""
+        if reply.ring is not self._requests or not self._transport.dma_enabled:
+            return False
+        try:
+            self._push(reply)
+            self._publish(reply.ring, wire.REQUEST_QUEUE)
+        except RingError:
+            self._break()
+            return False
+        return True
+
+    # the request ring
+
+    def _serve(self, ring: Queue) -> int:
+        """Answer up to a batch; the number taken. What was answered is published even when the ring breaks."""
+        handled, nbytes = 0, 0
+        try:
+            while handled < BATCH_REQUESTS and nbytes < BATCH_NBYTES:
+                chain = ring.pop()
+                if chain is None:
+                    break
+                handled += 1
+                nbytes += chain.readable_nbytes
+                if handled == 1:
+                    self._armed = False
+                    ring.suppress()
+                reply = Reply(ring, chain, self._answer(chain))
+                if not self._hold(reply):
+                    self._push(reply)
+        finally:
+            self._publish(ring, wire.REQUEST_QUEUE)
+        return handled
+
+    def _answer(self, chain: Chain) -> bytes:
+        if chain.readable_nbytes <= self._max_request_nbytes:
+            return self._engine.handle(chain.read(self._max_request_nbytes), chain.writable_nbytes)
+        self.oversized_requests += 1
+        if chain.writable_nbytes < wire.TAIL_NBYTES:
+            return b""
+        is_probe = chain.read(1) == bytes([wire.T_PROBE]) and self._engine.offered_features & wire.F_PROBE
+        room = chain.writable_nbytes - wire.TAIL_NBYTES
+        before_tail = min(room, self._engine.settings.probe_size) if is_probe else 0
+        return bytes(before_tail) + wire.TAILS[wire.S_INVAL]
+
+    def _push(self, reply: Reply) -> None:
+        reply.ring.push(reply.chain, reply.chain.write(reply.answer))
+
+    # the event ring
+
+    def _deliver_faults(self) -> None:
+        """Pending faults into the buffers the driver has posted; without buffers they wait in the engine's deque."""
+        ring, pending = self._events, self._engine.pending_faults
+        if ring is None or not pending:
+            return
+        for _ in range(2 * ring.size):  # a driver that posts while we look cannot keep us here
+            if not pending:
+                break
+            chain = ring.pop()
+            if chain is None:
+                if ring.rearm():
+                    continue
+                break
+            record = pending.popleft()
+            if chain.writable_nbytes < len(record):
+                # D61: not spread over several buffers, and there is no smaller format to fall back to.
+                self.dropped_faults += 1
+                ring.push(chain, 0)
+            else:
+                ring.push(chain, chain.write(record))
+        self._publish(ring, wire.EVENT_QUEUE)
+
+    def _publish(self, ring: Queue, index: int) -> None:
+        if ring.publish():
+            self._transport.interrupt_queue(index)
+
+    def _stop(self) -> None:
+        self._quiesce()
+        self._requests = self._events = None
+        self._armed = False
+
+    def _break(self) -> None:
+        """The driver broke a ring: nothing is served until it resets the device."""
+        self.ring_errors += 1
+        self._requests = self._events = None
+        self._transport.needs_reset()
+
+
+def viommu_function(device: ViommuDevice, ordering: Ordering) -> VirtioPciFunction:
+    """The PCI function of a unit, connected to its device."""
+    function = VirtioPciFunction(
+        device.name, device, ordering, class_code=CLASS_IOMMU, system_reset=device.system_reset
+    )
+    device.connect(function)
+    return function

@@ -1,0 +1,245 @@
+"""Domains, the endpoints attached to them, their mappings, and the translation of one access.
+
+All ranges are half-open. Every method validates first and commits after: a refused request (RequestError carries the
+status of its tail) leaves no trace. Choices the specification leaves open are listed in engine.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vdev.errors import ConfigError, RequestError, TranslationFault
+from vdev.iommu.intervals import Interval, IntervalMap
+from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, ReservedRegion, UnitSettings
+from vdev.wire import viommu as wire
+
+READ = wire.MAP_F_READ
+WRITE = wire.MAP_F_WRITE
+
+Piece = tuple[int, int]  # gpa, nbytes
+
+
+@dataclass(slots=True)
+class Domain:
+    """One address space. `holes` are the regions reserved for any of its endpoints: nothing is mapped there."""
+
+    id: int
+    bypass: bool
+    endpoints: dict[int, Endpoint] = field(default_factory=dict)
+    mappings: IntervalMap = field(default_factory=IntervalMap)
+    holes: tuple[Piece, ...] = ()  # (start, stop), distinct
+
+    def refresh_holes(self) -> None:
+        """Recompute `holes` after an endpoint came or went."""
+        regions = {(region.start, region.stop) for ep in self.endpoints.values() for region in ep.reserved}
+        self.holes = tuple(sorted(regions))
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One endpoint's state; `domain` None is unattached."""
+
+    id: int
+    name: str
+    reserved: tuple[ReservedRegion, ...]
+    domain: Domain | None = None
+
+
+class DomainTable:
+    """All domains and endpoints of one unit. `bypass` says whether unattached endpoints bypass."""
+
+    def __init__(self, settings: UnitSettings, endpoints: Iterable[EndpointSettings]) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._misaligned = settings.granule - 1
+        self._input_start = settings.input_start
+        self._input_stop = settings.input_stop
+        self.bypass = False
+        self.nmappings = 0
+        self.domains: dict[int, Domain] = {}
+        self.endpoints: dict[int, Endpoint] = {}
+        for given in endpoints:
+            if given.id in self.endpoints:
+                raise ConfigError(
+                    f"endpoint {given.name}", f"id {given.id:#x} is taken by {self.endpoints[given.id].name}"
+                )
+            reserved = tuple(sorted(given.reserved, key=lambda region: region.start))
+            self.endpoints[given.id] = Endpoint(given.id, given.name, reserved)
+
+    def clear(self) -> None:
+        """Detach every endpoint, which ends every domain."""
+        for endpoint in self.endpoints.values():
+            endpoint.domain = None
+        self.domains = {}
+        self.nmappings = 0
+
+    def attach(self, domain_id: int, endpoint_id: int, *, bypass: bool) -> None:
+        """Attach, creating the domain (D24) and leaving the present one (D21) as needed."""
+        endpoint = self.endpoint(endpoint_id)
+        if not self._settings.domain_start <= domain_id < self._settings.domain_stop:
+            raise RequestError(wire.S_RANGE, f"domain {domain_id} is outside the domain range")
+        domain = self.domains.get(domain_id)
+        if domain is None:
+            self._check_room_for_domain(endpoint)
+            domain = Domain(domain_id, bypass)
+        else:
+            # D20: existing domain with inconsistent BYPASS flag
+            if domain.bypass != bypass:
+                raise RequestError(wire.S_INVAL, f"domain {domain_id} exists with another BYPASS flag")
+            if endpoint.domain is domain:
+                return
+            # D22: the domain's mappings would hide what is reserved for this endpoint
+            for region in endpoint.reserved:
+                if domain.mappings.overlaps(region.start, region.stop):
+                    raise RequestError(
+                        wire.S_UNSUPP,
+                        f"domain {domain_id} has mappings in reserved {region.start:#x}..{region.stop:#x}",
+                    )
+        if endpoint.domain is not None:
+            self._leave(endpoint, endpoint.domain)
+        self.domains[domain_id] = domain
+        # D19: several endpoints may share a domain
+        domain.endpoints[endpoint_id] = endpoint
+        domain.refresh_holes()
+        endpoint.domain = domain
+
+    def detach(self, domain_id: int, endpoint_id: int) -> int:
+        """Detach; returns the id of the domain left, which may differ from `domain_id` (see below)."""
+        endpoint = self.endpoint(endpoint_id)
+        domain = endpoint.domain
+        # Linux 7 detaches from its shared bypass domain by naming domain 0, whatever that domain's id (D27 is a MAY)
+        lenient = domain_id == 0 and domain is not None and domain.bypass
+        # D27: unknown domain, or the endpoint is not in it
+        if domain is None or (domain.id != domain_id and not lenient):
+            raise RequestError(wire.S_INVAL, f"endpoint {endpoint_id:#x} is not attached to domain {domain_id}")
+        self._leave(endpoint, domain)
+        return domain.id
+
+    def map(self, domain_id: int, start: int, stop: int, gpa: int, flags: int) -> None:
+        """Map [start, stop) of IOVA to `gpa` on. Whether RAM is there is checked at access, not here."""
+        domain = self.domains.get(domain_id)
+        # D33: unknown domain; D34: bypass domain
+        if domain is None:
+            raise RequestError(wire.S_NOENT, f"no domain {domain_id}")
+        if domain.bypass:
+            raise RequestError(wire.S_INVAL, f"domain {domain_id} bypasses")
+        # D30: virt_start, phys_start or virt_end+1 not granule-aligned
+        if (start | stop | gpa) & self._misaligned:
+            raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} to {gpa:#x} is not aligned to the granule")
+        # D37: inside input_range; an empty range and an output beyond 64 bits get the same answer
+        if not self._input_start <= start < stop <= self._input_stop or gpa + stop - start > ADDRESS_SPACE:
+            raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} to {gpa:#x} is empty or out of range")
+        # D38: overlap with a RESV_MEM region
+        for hole_start, hole_stop in domain.holes:
+            if start < hole_stop and hole_start < stop:
+                raise RequestError(wire.S_INVAL, f"{start:#x}..{stop:#x} overlaps reserved {hole_start:#x}")
+        mappings = domain.mappings
+        full = self.nmappings >= self._limits.max_mappings or len(mappings) >= self._limits.max_mappings_per_domain
+        # D31: overlap with a mapping
+        if mappings.overlaps(start, stop) if full else not mappings.insert((start, stop, gpa, flags)):
+            raise RequestError(wire.S_INVAL, f"{start:#x}..{stop:#x} overlaps a mapping")
+        if full:
+            raise RequestError(wire.S_NOMEM, "too many mappings")
+        self.nmappings += 1
+
+    def unmap(self, domain_id: int, start: int, stop: int) -> None:
+        """Remove the mappings inside [start, stop); holes are fine (D43)."""
+        domain = self.domains.get(domain_id)
+        # D40: unknown domain; D41: bypass domain
+        if domain is None:
+            raise RequestError(wire.S_NOENT, f"no domain {domain_id}")
+        if domain.bypass:
+            raise RequestError(wire.S_INVAL, f"domain {domain_id} bypasses")
+        if stop <= start:
+            raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} is empty")
+        removed = domain.mappings.remove(start, stop)
+        # D42: would split a mapping
+        if removed is None:
+            raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} would split a mapping")
+        self.nmappings -= removed
+
+    def endpoint(self, endpoint_id: int) -> Endpoint:
+        """The endpoint, or NOENT (D18, D26, D46)."""
+        endpoint = self.endpoints.get(endpoint_id)
+        if endpoint is None:
+            raise RequestError(wire.S_NOENT, f"no endpoint {endpoint_id:#x}")
+        return endpoint
+
+    def translate(self, endpoint_id: int, iova: int, nbytes: int, access: int) -> list[Piece]:
+        """The (gpa, nbytes) pieces of one access, in order; raises TranslationFault unless all of it is allowed."""
+        if nbytes <= 0:
+            return []
+        endpoint = self.endpoints.get(endpoint_id)
+        if endpoint is None:
+            raise TranslationFault(wire.FAULT_R_UNKNOWN, "unknown-endpoint", iova, f"endpoint {endpoint_id:#x}")
+        domain = endpoint.domain
+        if domain is not None and not domain.bypass:
+            # No mapping overlaps a region reserved for this endpoint (map and attach refuse that), so one hit decides
+            hit = domain.mappings.find(iova)
+            if hit is not None and iova + nbytes <= hit[1] and not access & ~hit[3]:
+                return [(hit[2] + iova - hit[0], nbytes)]
+        # D14: unattached, non-bypass endpoints reach nothing, the MSI doorbell included
+        elif domain is None and not self.bypass:
+            raise TranslationFault(wire.FAULT_R_DOMAIN, "no-domain", iova)
+        if iova < 0 or iova + nbytes > ADDRESS_SPACE:
+            raise TranslationFault(wire.FAULT_R_MAPPING, "outside-address-space", iova)
+        mappings = domain.mappings if domain is not None and not domain.bypass else None
+        return self._walk(endpoint.reserved, mappings, (iova, iova + nbytes), access)
+
+    def _walk(
+        self, reserved: tuple[ReservedRegion, ...], mappings: IntervalMap | None, span: Piece, access: int
+    ) -> list[Piece]:
+        """Cut `span` at region and mapping edges and check every piece; `mappings` None is identity (bypass)."""
+        cursor, stop = span
+        regions = [region for region in reserved if region.start < stop and cursor < region.stop]
+        pieces: list[Piece] = []
+        while cursor < stop:
+            region = next((region for region in regions if cursor < region.stop), None)
+            limit = stop
+            if region is not None and region.start <= cursor:
+                # D56: reserved regions affect nobody else; only writes to an MSI doorbell pass, untranslated
+                if not region.is_msi or access != WRITE:
+                    raise TranslationFault(wire.FAULT_R_MAPPING, "reserved", cursor)
+                limit = min(stop, region.stop)
+                pieces.append((cursor, limit - cursor))
+            else:
+                if region is not None:
+                    limit = min(stop, region.start)
+                if mappings is None:
+                    pieces.append((cursor, limit - cursor))
+                else:
+                    hit = self._permitted(mappings, cursor, access)
+                    limit = min(limit, hit[1])
+                    pieces.append((hit[2] + cursor - hit[0], limit - cursor))
+            cursor = limit
+        return pieces
+
+    def _permitted(self, mappings: IntervalMap, iova: int, access: int) -> Interval:
+        """The mapping of `iova`, if there is one that allows `access`."""
+        hit = mappings.find(iova)
+        if hit is None:
+            inside = self._input_start <= iova < self._input_stop
+            raise TranslationFault(wire.FAULT_R_MAPPING, "not-mapped" if inside else "outside-input-range", iova)
+        # D35: no write without WRITE; D36: no read through a write-only mapping either
+        if access & WRITE and not hit[3] & WRITE:
+            raise TranslationFault(wire.FAULT_R_MAPPING, "no-write", iova)
+        if access & READ and not hit[3] & READ:
+            raise TranslationFault(wire.FAULT_R_MAPPING, "no-read", iova)
+        return hit
+
+    def _check_room_for_domain(self, endpoint: Endpoint) -> None:
+        """NOMEM if one more domain would be too many, once `endpoint` has left its present one."""
+        frees_one = endpoint.domain is not None and len(endpoint.domain.endpoints) == 1
+        if len(self.domains) - frees_one >= self._limits.max_domains:
+            raise RequestError(wire.S_NOMEM, "too many domains")
+
+    def _leave(self, endpoint: Endpoint, domain: Domain) -> None:
+        """Take the endpoint out; D29: the domain ends with its last endpoint, and its mappings with it."""
+        endpoint.domain = None
+        del domain.endpoints[endpoint.id]
+        if domain.endpoints:
+            domain.refresh_holes()
+            return
+        del self.domains[domain.id]
+        self.nmappings -= len(domain.mappings)

@@ -1,0 +1,371 @@
+"""The virtio-iommu unit: request bytes to reply bytes, translations, faults and events. Pure; `REQUESTS` is the map.
+
+Modes. `compat` (default) answers every request with a whole tail, because stock Linux reads used length 0 as success.
+`strict` follows the letter: used length 0 for unknown types (D11), PROBE not offered (D47), too short requests (D15).
+
+Choices where the specification is silent or says MAY ("D" numbers: the project's checklist of its clauses):
+
+    situation                                            answer
+    ---------------------------------------------------  --------------------------------------------------------------
+    writable part cannot hold a tail (< 4 bytes)         chain returned unwritten, both modes
+    readable part too short for its type                 compat INVAL, strict unwritten; PROBE's tail at its usual place
+    either part longer than needed                       accepted; the reply starts at offset 0 of the writable part
+    PROBE, writable part < probe_size + 4 (D51)          zeros, then INVAL in the last four bytes, both modes
+    unknown type, compat                                 UNSUPP at offset 0, used length 4; PROBE not offered likewise
+    ATTACH/MAP flag whose feature is not negotiated      INVAL, as any unknown flag bit (D17, D32)
+    order of ATTACH's checks                             reserved, flags, endpoint, domain range, then for a new domain
+                                                         the cap, for a living one its BYPASS flag and the regions
+    ATTACH, domain outside domain_range                  RANGE
+    ATTACH to the domain it is in, same BYPASS flag      OK, nothing changes; other flag: INVAL (D20)
+    ATTACH to a domain with mappings where the endpoint
+      has reserved regions (D22)                         UNSUPP
+    ATTACH when max_domains exist                        NOMEM (the domain a mover leaves empty does not count)
+    DETACH from a domain it is not in (D27)              INVAL; but an endpoint in a bypass domain may name domain 0
+    order of MAP's checks                                flags, domain, bypass, range, regions, overlap, caps
+    MAP or UNMAP, virt_end < virt_start                  RANGE; equal is one byte, legal where the granule is 1
+    MAP outside input_range, or phys end over 64 bits    RANGE, whether or not INPUT_RANGE was accepted
+    MAP over a region reserved for any endpoint of the
+      domain (D38)                                       INVAL
+    MAP without READ and WRITE                           OK; every access through it faults
+    MAP to a guest-physical address without RAM          OK; checked at access
+    MAP over a cap                                       NOMEM (INVAL if it overlaps a mapping as well)
+    UNMAP with reserved bytes set (D39)                  INVAL, nothing removed
+    UNMAP ends off the granule or outside input_range    fine, as long as no mapping is split
+    MAP, UNMAP without MAP_UNMAP accepted                served: the device offers it
+    access to a RESERVED region, or a read of an MSI
+      region, bypassing or not                           MAPPING fault
+    write to the MSI region                              passes untranslated, unless unattached without bypass (DOMAIN)
+    bypassing access outside input_range                 identity: the range limits what can be mapped
+    write of `bypass` other than 0 or 1 (D8)             ignored
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vdev.errors import ConfigError, RequestError, TranslationFault
+from vdev.iommu.domains import DomainTable, Piece
+from vdev.iommu.events import (
+    EndpointAttached,
+    EndpointDetached,
+    Event,
+    FaultRaised,
+    FaultsDropped,
+    Fields,
+    RequestHandled,
+    UnitReset,
+)
+from vdev.iommu.fault_queue import FaultQueue, fault_record
+from vdev.iommu.settings import EndpointSettings, UnitSettings
+from vdev.iommu.snapshot import VERSION, SnapshotError, dump_domains, load_domains, load_faults
+from vdev.wire import viommu as wire
+from vdev.wire.record import Record
+
+MAP_PERMISSIONS = wire.MAP_F_READ | wire.MAP_F_WRITE
+
+
+@dataclass(slots=True)
+class _Kind:
+    """One request type this unit serves."""
+
+    name: str
+    record: type[Record]
+    nbytes: int  # of the device-readable part
+    properties_nbytes: int  # before the tail in the device-writable part
+    handler: Callable[[Engine, Any], bytes]
+    field_names: tuple[str, ...]  # what events show of it
+    handled: int = 0
+
+
+class Engine:
+    """One unit. Single-threaded, no I/O; `emit` None costs nothing."""
+
+    def __init__(
+        self,
+        settings: UnitSettings,
+        endpoints: Iterable[EndpointSettings],
+        emit: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
+        self.settings = settings
+        self._endpoint_settings = tuple(endpoints)
+        self._emit = emit
+        self._table = DomainTable(settings, self._endpoint_settings)
+        self._faults = FaultQueue(settings.limits.max_pending_faults)
+        self._refused: dict[int | None, int] = {}  # by status
+        self._fault_counts: dict[str, int] = {}  # by reason word
+        self.offered_features = _offered_features(settings)
+        self._accepted = 0
+        self._map_flags = self._attach_flags = 0
+        self._properties = {endpoint.id: self._probe_reply(endpoint) for endpoint in self._endpoint_settings}
+        self._kinds = {
+            number: _Kind(
+                wire.REQUEST_NAMES[number],
+                record,
+                record.layout.size,
+                settings.probe_size if number == wire.T_PROBE else 0,
+                handler,
+                tuple(name for name in record.__slots__ if "reserved" not in name and name != "type"),
+            )
+            for number, (record, feature, handler) in REQUESTS.items()
+            if self.offered_features & feature
+        }
+        self.set_features(0)
+        self._restore_bypass()
+
+    @property
+    def pending_faults(self) -> deque[bytes]:
+        """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
+        return self._faults.pending
+
+    @property
+    def bypass(self) -> bool:
+        """The `bypass` config byte: whether unattached endpoints bypass (always False when it is not offered)."""
+        return self._table.bypass
+
+    # requests
+
+    def handle(self, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
+        """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0)."""
+        kind = self._kinds.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
+        if kind is None or len(readable) < kind.nbytes or writable_nbytes < kind.properties_nbytes + wire.TAIL_NBYTES:
+            return self._answer_unfit(kind, readable, writable_nbytes)
+        kind.handled += 1
+        request = kind.record.parse(readable)
+        try:
+            body = kind.handler(self, request)
+        except RequestError as error:
+            self._refused[error.status] = self._refused.get(error.status, 0) + 1
+            if self._emit is not None:
+                self._emit(self._handled(kind, request, error.status, str(error)))
+            return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
+        if self._emit is not None:
+            self._emit(self._handled(kind, request, wire.S_OK))
+        return body + _OK_TAIL
+
+    def _attach(self, request: wire.Attach) -> bytes:
+        # D16: reserved not zero; D17: unknown flag bit
+        if request.reserved != bytes(4):
+            raise RequestError(wire.S_INVAL, "reserved bytes are not zero")
+        if request.flags & ~self._attach_flags:
+            raise RequestError(wire.S_INVAL, f"flags {request.flags:#x} are not all known")
+        endpoint = self._table.endpoint(request.endpoint)
+        before = endpoint.domain
+        self._table.attach(request.domain, request.endpoint, bypass=bool(request.flags & wire.ATTACH_F_BYPASS))
+        after = endpoint.domain
+        if self._emit is not None and after is not None and after is not before:
+            if before is not None:
+                self._emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
+            self._emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
+        return b""
+
+    def _detach(self, request: wire.Detach) -> bytes:
+        # D25: reserved is ignored
+        left = self._table.detach(request.domain, request.endpoint)
+        if self._emit is not None:
+            self._emit(EndpointDetached(self.settings.name, request.endpoint, left))
+        return b""
+
+    def _map(self, request: wire.Map) -> bytes:
+        # D32: unknown flag bit
+        if request.flags & ~self._map_flags:
+            raise RequestError(wire.S_INVAL, f"flags {request.flags:#x} are not all known")
+        self._table.map(request.domain, request.virt_start, request.virt_end + 1, request.phys_start, request.flags)
+        return b""
+
+    def _unmap(self, request: wire.Unmap) -> bytes:
+        # D39: reserved not zero
+        if request.reserved != bytes(4):
+            raise RequestError(wire.S_INVAL, "reserved bytes are not zero")
+        self._table.unmap(request.domain, request.virt_start, request.virt_end + 1)
+        return b""
+
+    def _probe(self, request: wire.Probe) -> bytes:
+        # D45: reserved is ignored
+        self._table.endpoint(request.endpoint)
+        return self._properties[request.endpoint]
+
+    def _answer_unfit(self, kind: _Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
+        """The reply to a request that cannot be parsed, see the table above."""
+        short = len(readable) < (wire.HEAD_NBYTES if kind is None else kind.nbytes)
+        strict = self.settings.mode == "strict"
+        status: int | None
+        # D15: too short; D11, D47: unknown type or PROBE not offered
+        if writable_nbytes < wire.TAIL_NBYTES or (strict and (short or kind is None)):
+            status, reply = None, b""
+        else:
+            # D51: otherwise the writable part is smaller than probe_size
+            status = wire.S_INVAL if short or kind is not None else wire.S_UNSUPP
+            place = min(kind.properties_nbytes if kind is not None else 0, writable_nbytes - wire.TAIL_NBYTES)
+            reply = bytes(place) + wire.TAILS[status]
+        self._refused[status] = self._refused.get(status, 0) + 1
+        if self._emit is not None:
+            name = kind.name if kind is not None else f"{readable[0]:#04x}" if len(readable) else "EMPTY"
+            fields: Fields = {"readable_nbytes": len(readable), "writable_nbytes": writable_nbytes}
+            problem = "too short" if short or kind is not None else "unknown type"
+            self._emit(RequestHandled(self.settings.name, name, None, None, status, fields, problem))
+        return reply
+
+    def _handled(self, kind: _Kind, request: Record, status: int, problem: str = "") -> RequestHandled:
+        fields: Fields = {name: getattr(request, name) for name in kind.field_names}
+        endpoint, domain = getattr(request, "endpoint", None), getattr(request, "domain", None)
+        return RequestHandled(self.settings.name, kind.name, endpoint, domain, status, fields, problem)
+
+    # translation and faults
+
+    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[Piece]:
+        """The (gpa, nbytes) pieces of one access in order (READ=1, WRITE=2); TranslationFault unless all is allowed.
+
+        No side effects. The number of pieces is bounded by `nbytes` / granule: callers slice long accesses.
+        """
+        return self._table.translate(endpoint, iova, nbytes, access)
+
+    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None:
+        """Report a refused access: count, emit, queue the record for the guest."""
+        self._fault_counts[error.reason] = self._fault_counts.get(error.reason, 0) + 1
+        overflow = self._faults.put(fault_record(error.fault_reason, access, endpoint, error.iova))
+        if self._emit is not None:
+            self._emit(FaultRaised(self.settings.name, endpoint, error.reason, access, error.iova))
+            if overflow:
+                self._emit(FaultsDropped(self.settings.name, self._faults.dropped))
+
+    # features, config, resets
+
+    def set_features(self, accepted: int) -> None:
+        """The driver accepted these bits; those we do not offer are none of our business."""
+        self._accepted = accepted & self.offered_features
+        self._map_flags = MAP_PERMISSIONS | (wire.MAP_F_MMIO if self._accepted & wire.F_MMIO else 0)
+        self._attach_flags = wire.ATTACH_F_BYPASS if self._accepted & wire.F_BYPASS_CONFIG else 0
+
+    def config_bytes(self) -> bytes:
+        """The whole config space, `wire.CONFIG_NBYTES`; fields of features not offered are zero."""
+        given = self.settings
+        return wire.Config(
+            given.page_size_mask,
+            given.input_start,
+            given.input_stop - 1,
+            given.domain_start,
+            given.domain_stop - 1,
+            given.probe_size,
+            int(self._table.bypass),
+        ).pack()
+
+    def write_bypass(self, value: int) -> None:
+        """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
+        # D8: never show a value other than 0 and 1
+        if self.settings.bypass_offered and value in (0, 1):
+            self._table.bypass = bool(value)
+
+    def device_reset(self) -> None:
+        """D9: no endpoint is attached afterwards; D6: `bypass` survives. Waiting faults are dropped."""
+        self._reset("device")
+
+    def system_reset(self) -> None:
+        """A device reset that also restores `bypass` to its boot value (D7)."""
+        self._restore_bypass()
+        self._reset("system")
+
+    def _reset(self, kind: Literal["device", "system"]) -> None:
+        self._table.clear()
+        self._faults.replace(())
+        self.set_features(0)
+        if self._emit is not None:
+            self._emit(UnitReset(self.settings.name, kind))
+
+    def _restore_bypass(self) -> None:
+        # D5: bypass may start as 1 where BYPASS_CONFIG is offered
+        self._table.bypass = self.settings.bypass_offered and self.settings.boot_bypass
+
+    # state for people and restarts
+
+    def describe(self) -> dict[str, Any]:
+        """What a query shows: plain data, no mappings."""
+        table = self._table
+        counters = {
+            "requests": {kind.name: kind.handled for kind in self._kinds.values()},
+            "refused": {_status_name(status): count for status, count in self._refused.items()},
+            "faults": dict(self._fault_counts),
+            "faults_dropped": self._faults.dropped,
+        }
+        return {
+            "unit": self.settings.name,
+            "mode": self.settings.mode,
+            "bypass": table.bypass,
+            "features": {"offered": self.offered_features, "accepted": self._accepted},
+            "domains": [
+                {"id": d.id, "bypass": d.bypass, "endpoints": sorted(d.endpoints), "mappings": len(d.mappings)}
+                for d in table.domains.values()
+            ],
+            "mappings": table.nmappings,
+            "endpoints": [
+                {"id": e.id, "name": e.name, "domain": None if e.domain is None else e.domain.id}
+                for e in table.endpoints.values()
+            ],
+            "pending_faults": len(self._faults.pending),
+            "counters": counters,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """All state a driver can tell apart, as versioned plain data."""
+        return {
+            "version": VERSION,
+            "bypass": self._table.bypass,
+            "features": self._accepted,
+            "domains": dump_domains(self._table),
+            "pending_faults": [record.hex() for record in self._faults.pending],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Become what `saved` says; SnapshotError, with nothing changed, if it does not fit. No events."""
+        if saved.get("version") != VERSION:
+            raise SnapshotError(f"version {saved.get('version')!r}, this is {VERSION}")
+        try:
+            bypass, features = bool(saved["bypass"]), int(saved["features"])
+            domains, faults = saved["domains"], saved["pending_faults"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SnapshotError(f"damaged: {error!r}") from error
+        if features & ~self.offered_features or (bypass and not self.settings.bypass_offered):
+            raise SnapshotError("holds features this unit does not offer")
+        records = load_faults(faults, self.settings.limits.max_pending_faults)
+        self._table = load_domains(domains, self.settings, self._endpoint_settings)
+        self._table.bypass = bypass
+        self._faults.replace(records)
+        self.set_features(features)
+
+    def _probe_reply(self, endpoint: EndpointSettings) -> bytes:
+        """The endpoint's properties, back to back (D50), the rest zero (D52)."""
+        packed = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in endpoint.reserved)
+        if self.settings.probe_size and len(packed) > self.settings.probe_size:
+            raise ConfigError(
+                f"endpoint {endpoint.name}",
+                f"its properties take {len(packed)} bytes, probe_size is {self.settings.probe_size}",
+                "raise the unit's probe_size",
+            )
+        return packed.ljust(self.settings.probe_size, b"\0")
+
+
+def _offered_features(settings: UnitSettings) -> int:
+    # D1: MAP_UNMAP is offered; D2, D3: the legacy F_BYPASS is not
+    features = wire.F_INPUT_RANGE | wire.F_DOMAIN_RANGE | wire.F_MAP_UNMAP
+    features |= wire.F_PROBE if settings.probe_size else 0
+    features |= wire.F_MMIO if settings.mmio else 0
+    return features | (wire.F_BYPASS_CONFIG if settings.bypass_offered else 0)
+
+
+def _status_name(status: int | None) -> str:
+    return "unwritten" if status is None else wire.STATUS_NAMES[status]
+
+
+_OK_TAIL = wire.TAILS[wire.S_OK]
+
+# type: its record, the feature that must be offered, what serves it
+REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes]]] = {
+    wire.T_ATTACH: (wire.Attach, wire.F_MAP_UNMAP, Engine._attach),
+    wire.T_DETACH: (wire.Detach, wire.F_MAP_UNMAP, Engine._detach),
+    wire.T_MAP: (wire.Map, wire.F_MAP_UNMAP, Engine._map),
+    wire.T_UNMAP: (wire.Unmap, wire.F_MAP_UNMAP, Engine._unmap),
+    wire.T_PROBE: (wire.Probe, wire.F_PROBE, Engine._probe),
+}

@@ -1,0 +1,61 @@
+"""A unit's state as versioned plain data, and back. Counters are not state and stay out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vdev.errors import ConfigError, RequestError, VdevError
+from vdev.iommu.domains import DomainTable
+from vdev.iommu.settings import EndpointSettings, UnitSettings
+from vdev.wire import viommu as wire
+
+VERSION = 1
+
+
+class SnapshotError(VdevError):
+    """A snapshot is of another version, damaged, or does not fit this unit; nothing was restored."""
+
+
+def dump_domains(table: DomainTable) -> list[dict[str, Any]]:
+    """Domains by id; mappings as [start, stop, gpa, flags] by rising start, half-open (stop may be 1 << 64)."""
+    return [
+        {
+            "id": domain.id,
+            "bypass": domain.bypass,
+            "endpoints": sorted(domain.endpoints),
+            "mappings": [list(item) for item in domain.mappings],
+        }
+        for _, domain in sorted(table.domains.items())
+    ]
+
+
+def load_domains(
+    saved: list[dict[str, Any]], settings: UnitSettings, endpoints: Iterable[EndpointSettings]
+) -> DomainTable:
+    """A new table rebuilt through the checks every request passes; SnapshotError if one refuses."""
+    table = DomainTable(settings, endpoints)
+    try:
+        for domain in saved:
+            for endpoint in domain["endpoints"]:
+                if table.endpoint(endpoint).domain is not None:
+                    raise SnapshotError(f"endpoint {endpoint:#x} is in two domains")
+                table.attach(domain["id"], endpoint, bypass=bool(domain["bypass"]))
+            for start, stop, gpa, flags in domain["mappings"]:
+                table.map(domain["id"], start, stop, gpa, flags)
+    except RequestError as error:
+        raise SnapshotError(f"does not fit this unit: {error}") from error
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise SnapshotError(f"damaged: {error!r}") from error
+    return table
+
+
+def load_faults(saved: list[str], limit: int) -> list[bytes]:
+    """Fault records from their hex form, the oldest `limit` of them."""
+    try:
+        records = [bytes.fromhex(text) for text in saved]
+    except (TypeError, ValueError) as error:
+        raise SnapshotError(f"damaged fault record: {error!r}") from error
+    if any(len(record) != wire.FAULT_NBYTES for record in records):
+        raise SnapshotError("damaged fault record: not 24 bytes")
+    return records[:limit]

@@ -1,0 +1,191 @@
+"""The machine of a configuration, as QEMU is told of it: its arguments, and the ACPI table that names the IOMMUs.
+
+Pure. Every PCI address of ours is fixed here, because vfio-user never tells a device its own: an endpoint's id, which
+the guest reads from VIOT, must be the address it will really have. `qmp_bridge.check_topology` compares afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from struct import Struct
+
+from vdev.config import ROOT_PORT_SLOTS, SERIAL_SLOT, Config, EndpointConfig, UnitConfig, parse_bdf, parse_size
+from vdev.errors import ConfigError
+
+CHANNEL_PORT = "org.vdev.agent"  # name of the virtio-serial port a guest payload speaks on
+MESSAGE_TIMEOUT_MS = 30_000  # QEMU's own 5 s would cut a busy backend off for good
+DEFAULT_APPEND = (
+    "console=ttyS0 panic=-1 loglevel=5 "  # panic ends QEMU (-no-reboot); warnings and worse reach the console
+    "cryptomgr.notests random.trust_cpu=on "  # half a second of start-up
+    "vfio_iommu_type1.allow_unsafe_interrupts=1"  # no interrupt remapping here, so VFIO must be told to go on
+)
+
+# ACPI's common table header: signature, length, revision, checksum, OEM id and table id, OEM revision, creator
+_ACPI_HEADER = Struct("<4sIBB6s8sI4sI")
+_VIOT_HEADER = Struct("<HH8x")  # node count, offset of the first node
+_VIOT_PCI_RANGE = Struct("<BxHIHHHHH6x")  # type 1, length, endpoint start, segments, BDFs (inclusive), output node
+_VIOT_VIRTIO_PCI = Struct("<BxHHH8x")  # type 3, length, segment, BDF
+_ACPI_CHECKSUM_OFFSET = 9
+_MAX_SOCKET_PATH = 107  # of sockaddr_un, without its final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePaths:
+    """Where the files and sockets of one running VM are. `in_directory` is the usual arrangement."""
+
+    socket_dir: str  # holds NAME.sock for each PCI function
+    qmp: str
+    monitor: str  # a second QMP socket, for the user
+    console: str
+    console_log: str
+    channel: str
+    viot: str
+    kernel: str
+    initrd: str | None
+
+    @classmethod
+    def in_directory(cls, directory: str, kernel: str, initrd: str | None) -> MachinePaths:
+        """Everything under `directory`, logs in `directory`/logs."""
+        return cls(
+            socket_dir=directory,
+            qmp=socket_path(directory, "qmp"),
+            monitor=socket_path(directory, "monitor"),
+            console=socket_path(directory, "console"),
+            console_log=f"{directory}/logs/console.log",
+            channel=socket_path(directory, "channel"),
+            viot=f"{directory}/viot.bin",
+            kernel=kernel,
+            initrd=initrd,
+        )
+
+
+def socket_path(directory: str, name: str) -> str:
+    """The path of socket `name`; ConfigError when the address family cannot hold it."""
+    path = f"{directory}/{name}.sock"
+    if len(path.encode()) > _MAX_SOCKET_PATH:
+        raise ConfigError("runtime directory", f"{path} is longer than a socket's 107 bytes", "use a shorter one")
+    return path
+
+
+def viot_table(config: Config) -> bytes:
+    """The ACPI table "VIOT": one virtio-iommu-pci node per unit, one PCI range of a single function per endpoint.
+
+    A range wider than our own endpoints would drag the chipset behind the IOMMU. Endpoint id = PCI address.
+    """
+    first = _ACPI_HEADER.size + _VIOT_HEADER.size
+    offsets = {unit.name: first + index * _VIOT_VIRTIO_PCI.size for index, unit in enumerate(config.units)}
+    nodes = [_VIOT_VIRTIO_PCI.pack(3, _VIOT_VIRTIO_PCI.size, 0, parse_bdf(unit.bdf)) for unit in config.units]
+    for endpoint in config.endpoints:
+        bdf = parse_bdf(endpoint.bdf)
+        nodes.append(_VIOT_PCI_RANGE.pack(1, _VIOT_PCI_RANGE.size, bdf, 0, 0, bdf, bdf, offsets[endpoint.unit]))
+    body = _VIOT_HEADER.pack(len(nodes), first) + b"".join(nodes)
+    length = _ACPI_HEADER.size + len(body)
+    header = _ACPI_HEADER.pack(b"VIOT", length, 0, 0, b"VDEV  ", b"VDEVVIOT", 1, b"VDEV", 1)
+    table = bytearray(header + body)
+    table[_ACPI_CHECKSUM_OFFSET] = -sum(table) & 0xFF
+    return bytes(table)
+
+
+def expected_functions(config: Config) -> dict[str, int]:
+    """Name -> PCI address that every function of ours must have once the firmware has numbered the buses."""
+    return {item.name: parse_bdf(item.bdf) for item in _functions(config)}
+
+
+def kernel_append(config: Config) -> str:
+    """The guest kernel's command line: ours first, so that the user's words win."""
+    return f"{DEFAULT_APPEND} {config.vm.append}".strip()
+
+
+def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]:
+    """QEMU's arguments after its own name; `accel` is "kvm" or "tcg". Raises ConfigError for a path too long.
+
+    RAM is a shared memfd: with private RAM the backend would silently see other bytes than the guest.
+    """
+    vm = config.vm
+    nbytes = parse_size(vm.memory)
+    arguments = ["-name", vm.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    arguments += ["-machine", "q35,memory-backend=vdev.ram", "-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
+    arguments += ["-m", f"size={nbytes >> 20}M"]
+    arguments += ["-object", _json(qom_type="memory-backend-memfd", id="vdev.ram", size=nbytes, share=True)]
+    arguments += _monitor(paths.qmp) + _monitor(paths.monitor)
+    arguments += _chardev("console", paths.console, f",logfile={_quoted(paths.console_log)}")
+    arguments += ["-serial", "chardev:vdev.console"]
+    arguments += _channel(paths.channel)
+    arguments += _devices(config, paths.socket_dir)
+    arguments += ["-acpitable", f"file={_quoted(paths.viot)}"]
+    arguments += ["-kernel", paths.kernel, "-append", kernel_append(config)]
+    if paths.initrd is not None:
+        arguments += ["-initrd", paths.initrd]
+    return [*arguments, *vm.extra_args]
+
+
+def _functions(config: Config) -> Iterator[UnitConfig | EndpointConfig]:
+    yield from config.units
+    yield from config.endpoints
+
+
+def _devices(config: Config, socket_dir: str) -> Iterable[str]:
+    """Root ports by rising address, since firmware numbers the buses behind them in that order; then our functions."""
+    count = sum(parse_bdf(endpoint.bdf) >> 8 != 0 for endpoint in config.endpoints)
+    for bus in range(1, count + 1):
+        yield from ("-device", _root_port(bus, count))
+    for item in _functions(config):
+        bdf = parse_bdf(item.bdf)
+        bus = bdf >> 8
+        yield "-device"
+        yield _json(
+            driver="vfio-user-pci",
+            id=item.name,
+            bus=f"vdev.port{bus}" if bus else "pcie.0",
+            addr=f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}",
+            socket={"type": "unix", "path": socket_path(socket_dir, item.name)},
+            x_msg_timeout=MESSAGE_TIMEOUT_MS,
+        )
+
+
+def _root_port(bus: int, count: int) -> str:
+    """Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
+    per_slot = -(-count // len(ROOT_PORT_SLOTS))
+    slot, function = divmod(bus - 1, per_slot)
+    return _json(
+        driver="pcie-root-port",
+        id=f"vdev.port{bus}",
+        bus="pcie.0",
+        addr=f"{ROOT_PORT_SLOTS[slot]:02x}.{function}",
+        multifunction=per_slot > 1,
+        io_reserve=0,  # the 64 KiB of port space last for 15 windows, and none of our functions has a port
+        chassis=bus,
+        slot=bus,
+    )
+
+
+def _channel(path: str) -> list[str]:
+    serial = _json(
+        driver="virtio-serial-pci",
+        id="vdev.serial",
+        bus="pcie.0",
+        addr=f"{SERIAL_SLOT:02x}.0",
+        disable_legacy="on",
+    )
+    port = _json(driver="virtserialport", bus="vdev.serial.0", chardev="vdev.channel", name=CHANNEL_PORT)
+    return [*_chardev("channel", path), "-device", serial, "-device", port]
+
+
+def _monitor(path: str) -> list[str]:
+    return ["-qmp", f"unix:{_quoted(path)},server=on,wait=off"]  # -mon warns since QEMU 11.1
+
+
+def _chardev(name: str, path: str, more: str = "") -> list[str]:
+    return ["-chardev", f"socket,id=vdev.{name},path={_quoted(path)},server=on,wait=off{more}"]
+
+
+def _quoted(path: str) -> str:
+    """A comma ends a value in QEMU's option syntax, two of them are one."""
+    return path.replace(",", ",,")
+
+
+def _json(**properties: object) -> str:
+    """QEMU's JSON form of an option, with its hyphens."""
+    return json.dumps({name.replace("_", "-"): value for name, value in properties.items()})

@@ -1,0 +1,166 @@
+"""`vdev doctor`: what this host has, what is missing, and what to do about it. Downloads nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from vdev.errors import PartsError
+from vdev.parts import accel, kernel, qemu, userland
+from vdev.parts.apt import host_mirror
+from vdev.parts.cache import Cache, Manifest
+from vdev.parts.progress import Say, quiet
+from vdev.parts.sources import OWN_PARTS
+
+MEMORY_NBYTES = 2 << 30  # a 512 MiB guest, QEMU's translation buffer, vdev
+DISK_NBYTES = 1 << 30  # QEMU 170 MB, kernel 40..500 MB, userland, initramfs
+SOCKET_PATH_NBYTES = 108  # sizeof(sun_path), unix(7)
+SOCKET_NAME_NBYTES = 48  # what vdev adds below the runtime directory
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. level: "ok", "note" (works all the same) or "missing" (something will fail)."""
+
+    level: str
+    what: str
+    cure: str = ""
+
+
+def doctor(say: Say, cache: Cache | None = None) -> int:
+    """Say everything found, one line each; 0 if nothing is missing, else 1."""
+    cache = cache or Cache()
+    missing = 0
+    for check in CHECKS:
+        for finding in check(cache):
+            say(f"{finding.level:>7}  {finding.what}")
+            if finding.cure:
+                say(f"         -> {finding.cure}")
+            missing += finding.level == "missing"
+    say("all that vdev needs is here" if not missing else f"{missing} thing(s) missing")
+    return 1 if missing else 0
+
+
+def _python(cache: Cache) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    yield Finding("ok" if good else "missing", f"Python {version}", "" if good else "install Python 3.11 or newer")
+    absent = [name for name in ("msgspec", "yaml", "qemu.qmp") if not _importable(name)]
+    where = f"environment {sys.prefix}"
+    if absent:
+        yield Finding("missing", f"{where} lacks {', '.join(absent)}", "run: python3 scripts/bootstrap.py")
+    else:
+        yield Finding("ok", where)
+
+
+def _importable(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is absent
+        return False
+
+
+def _apt(cache: Cache) -> Iterator[Finding]:
+    try:
+        mirror = host_mirror()
+    except PartsError as error:
+        # With all parts in the cache, or named in the config, apt is not needed.
+        yield Finding("note", error.problem, error.cure)
+    else:
+        yield Finding("ok", f"apt: Debian archive at {mirror.uri}")
+        key = "the key embedded in apt's sources" if "BEGIN PGP" in mirror.signed_by else mirror.signed_by
+        yield Finding("ok", f"apt: signatures checked with {key}")
+
+
+def _qemu(cache: Cache) -> Iterator[Finding]:
+    if path := shutil.which(qemu.BINARY):
+        try:
+            found = qemu.probe(qemu.Qemu([path], {}, "", "system", Path(path)))
+            yield Finding("ok", f"QEMU {found.version} at {path}, with vfio-user-pci")
+            return
+        except qemu.Unfit as why:
+            yield Finding("note", f"{path}: {why.problem}", "nothing to do: vdev uses its own QEMU")
+    yield _part(cache, qemu.PART, "packaged QEMU", "make demo fetches it (38 MB)")
+
+
+def _kernels(cache: Cache) -> Iterator[Finding]:
+    for flavour in kernel.FLAVOURS:
+        default = flavour == kernel.DEFAULT_FLAVOUR
+        cure = "make demo fetches it (34 MB)" if default else f"only needed for vm.kernel: {flavour}"
+        yield _part(cache, f"kernel/{flavour}", f"guest kernel {flavour}", cure)
+    yield _part(cache, userland.PART, "guest userland (busybox, Python)", "make demo fetches it (7 MB)")
+
+
+def _part(cache: Cache, part: str, what: str, cure: str) -> Finding:
+    directory = cache.current(part)
+    if directory is not None:
+        return Finding("ok", f"{what} {Manifest.load(directory).version} in {directory}")
+    try:
+        host_mirror()
+    except PartsError:
+        return Finding("missing" if "only" not in cure else "note", f"{what}: not in the cache", OWN_PARTS)
+    return Finding("note", f"{what}: not in the cache", cure)
+
+
+def _kvm(cache: Cache) -> Iterator[Finding]:
+    problem = accel.device_problem(accel.DEVICE)
+    directories = cache.current(qemu.PART), cache.current(f"kernel/{kernel.DEFAULT_FLAVOUR}")
+    if not problem and None not in directories:
+        try:
+            found = qemu.find_qemu(None, quiet, cache)
+            chosen = accel.choose_accel(
+                found, kernel.find_kernel(kernel.DEFAULT_FLAVOUR, quiet, cache), "auto", cache, quiet
+            )
+            problem = "" if chosen.name == "kvm" else chosen.reason
+        except PartsError as error:
+            problem = error.problem
+    elif not problem:
+        problem = f"{accel.DEVICE} is there; whether it can run a guest shows once QEMU and a kernel are"
+    yield Finding(
+        "note" if problem else "ok",
+        problem or "KVM runs the default kernel",
+        "nothing to do: TCG works" * bool(problem),
+    )
+
+
+def _memory(cache: Cache) -> Iterator[Finding]:
+    nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield _at_least("memory", nbytes, MEMORY_NBYTES, "set vm.memory lower")
+
+
+def _disk(cache: Cache) -> Iterator[Finding]:
+    directory = cache.root
+    while not directory.exists():
+        directory = directory.parent
+    if not os.access(directory, os.W_OK):
+        yield Finding("missing", f"cache {cache.root} cannot be written", "set VDEV_CACHE to a directory of yours")
+    yield _at_least(
+        f"disk for the cache {cache.root}", shutil.disk_usage(directory).free, DISK_NBYTES, "set VDEV_CACHE"
+    )
+
+
+def _at_least(what: str, nbytes: int, wanted: int, cure: str) -> Finding:
+    text = f"{what}: {nbytes / (1 << 30):.1f} GiB"
+    return Finding("ok", text) if nbytes >= wanted else Finding("note", f"{text}, little", cure)
+
+
+def _sockets(cache: Cache) -> Iterator[Finding]:
+    directory = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    room = SOCKET_PATH_NBYTES - 1 - len(os.fsencode(directory))
+    if room >= SOCKET_NAME_NBYTES:
+        yield Finding("ok", f"sockets: {directory} leaves {room} bytes for names")
+    else:
+        yield Finding(
+            "missing", f"sockets: {directory} leaves {room} bytes for names", "set XDG_RUNTIME_DIR to a short path"
+        )
+
+
+CHECKS: tuple[Callable[[Cache], Iterator[Finding]], ...] = (
+    _python, _apt, _disk, _memory, _sockets, _qemu, _kernels, _kvm,
+)  # fmt: skip

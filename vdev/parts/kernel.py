@@ -1,0 +1,108 @@
+"""Which guest kernel to boot: a stock Debian one by flavour, or the person's own bzImage or build tree."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vdev.errors import PartsError
+from vdev.parts.apt import BACKPORTS, STABLE
+from vdev.parts.cache import Cache, Manifest
+from vdev.parts.fetch import GUEST_ARCH, Recipe, fetch_packages
+from vdev.parts.progress import Say
+
+# flavour -> (suite, meta package that depends on the newest kernel of that flavour)
+FLAVOURS = {
+    "cloud": (STABLE, "linux-image-cloud-amd64"),
+    "generic": (STABLE, "linux-image-amd64"),
+    "cloud-backports": (BACKPORTS, "linux-image-cloud-amd64"),
+    "generic-backports": (BACKPORTS, "linux-image-amd64"),
+}
+DEFAULT_FLAVOUR = "cloud"
+# Stable has all in linux-image-VERSION; backports splits it into linux-binary-VERSION and linux-modules-VERSION.
+_PACKAGES = tuple(f"linux-{kind}-{digit}" for kind in ("image", "binary", "modules") for digit in "123456789")
+# Linux/x86 boot protocol (Documentation/arch/x86/boot.rst): magic, and the pointer to the version text.
+_BOOT_MAGIC_OFFSET = 0x202
+_BOOT_VERSION_OFFSET = 0x20E
+_BOOT_SECTOR_NBYTES = 0x200
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A bootable kernel. `modules_dir` holds its .ko files in any depth; None: only what is built in."""
+
+    image: Path
+    modules_dir: Path | None
+    version: str  # as `uname -r` prints it
+
+
+def find_kernel(spec: str, say: Say, cache: Cache | None = None) -> Kernel:
+    """The kernel named by `vm.kernel`: a flavour, the path of a bzImage, or that of a kernel build tree.
+
+    :raise PartsError: not a kernel, or the flavour cannot be had.
+    """
+    if spec in FLAVOURS:
+        return _debian(spec, cache or Cache(), say)
+    path = Path(spec).expanduser().absolute()
+    if path.is_dir():
+        image = path / "arch/x86/boot/bzImage"
+        if not image.is_file():
+            problem = f"{path} is not a built kernel tree (no arch/x86/boot/bzImage)"
+            raise PartsError("vm.kernel", problem, "build it with `make bzImage modules`, or name a bzImage")
+        return Kernel(image, path, image_version(image))
+    if not path.is_file():
+        raise PartsError("vm.kernel", f"{spec} is neither a flavour nor a path", f"use one of {', '.join(FLAVOURS)}")
+    version = image_version(path)
+    return Kernel(path, installed_modules(version), version)
+
+
+def installed_modules(version: str, root: Path = Path("/lib/modules")) -> Path | None:
+    """The host's modules of that very kernel, for a bzImage given by path."""
+    return root / version if (root / version / "kernel").is_dir() else None
+
+
+def image_version(image: Path) -> str:
+    """The `uname -r` of a bzImage, from its boot header.
+
+    :raise PartsError: not an x86 bzImage.
+    """
+    try:
+        with image.open("rb") as file:
+            head = file.read(_BOOT_SECTOR_NBYTES + 0xFFFF + 256)
+    except OSError as error:
+        raise PartsError("vm.kernel", f"{image}: {error.strerror}") from error
+    if head[_BOOT_MAGIC_OFFSET : _BOOT_MAGIC_OFFSET + 4] != b"HdrS":
+        raise PartsError(
+            "vm.kernel", f"{image} is not an x86 bzImage", f"name a bzImage, or one of {', '.join(FLAVOURS)}"
+        )
+    offset = struct.unpack_from("<H", head, _BOOT_VERSION_OFFSET)[0] + _BOOT_SECTOR_NBYTES
+    text = head[offset : offset + 256].split(b"\0")[0].decode("ascii", "replace").strip()
+    if not text:
+        raise PartsError("vm.kernel", f"{image} has no version in its boot header")
+    return text.split()[0]
+
+
+def _debian(flavour: str, cache: Cache, say: Say) -> Kernel:
+    suite, meta = FLAVOURS[flavour]
+    part = f"kernel/{flavour}"
+    recipe = Recipe(part, GUEST_ARCH, suite, (meta,), "linux-image-", keep=lambda name: name.startswith(_PACKAGES))
+
+    def fetch(directory: Path) -> Manifest:
+        manifest = fetch_packages(recipe, cache, directory, say)
+        kernel = locate(directory / "root")
+        return replace(manifest, version=kernel.version, files=(str(kernel.image.relative_to(directory)),))
+
+    return locate(cache.get(part, fetch, say) / "root")
+
+
+def locate(root: Path) -> Kernel:
+    """The one kernel of unpacked packages: /boot/vmlinuz-VERSION or /usr/lib/modules/VERSION/vmlinuz.
+
+    :raise PartsError: there is not exactly one.
+    """
+    images = sorted(root.glob("boot/vmlinuz-*")) or sorted(root.glob("usr/lib/modules/*/vmlinuz"))
+    modules = sorted((*root.glob("usr/lib/modules/*/kernel"), *root.glob("lib/modules/*/kernel")))
+    if len(images) != 1 or len(modules) != 1:
+        raise PartsError("kernel", f"{root} has {len(images)} kernels and {len(modules)} module trees, not one of each")
+    return Kernel(images[0], modules[0].parent, modules[0].parent.name)

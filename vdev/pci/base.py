@@ -1,0 +1,221 @@
+"""`PciFunction`: what every function of ours shares. Subclasses implement the hooks at the end.
+
+Gates, from outermost to innermost: a surprise-removed function answers all-ones; DMA needs bus master on and the
+function not stopped. QEMU itself gates BAR accesses by memory enable, so `memory_enabled` only informs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vdev.memory import RegionTable
+from vdev.pci import capabilities
+from vdev.pci.config_space import Capability, ConfigSpace, Identity
+from vdev.pci.function import Bar
+from vdev.pci.msix import MsixLayout, PendingBits
+from vdev.wire import pci
+
+
+def _ignore_vector(vector: int) -> None:
+    """Until the transport connects there is nobody to interrupt."""
+
+
+class PciFunction:
+    """A PCI Express endpoint function; implements `function.Function`.
+
+    `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: Identity,
+        bars: tuple[Bar, ...],
+        msix: MsixLayout,
+        *,
+        standard: tuple[Capability, ...] = (),
+        extended: tuple[Capability, ...] = (),
+    ) -> None:
+        """`standard` and `extended` follow the PCIe and MSI-X capabilities; ValueError for a layout QEMU dies of."""
+        self.name = name
+        self.bars = bars
+        self.msix_vectors = msix.vectors
+        self.memory = RegionTable()
+        self.raise_vector: Callable[[int], None] = _ignore_vector
+        self.config = ConfigSpace(identity, bars)
+        self.removed = False  # surprise removal: all-ones on a live connection
+        self.stopped = False
+        self._sizes = {bar.index: bar.nbytes for bar in bars}
+        if self._sizes.get(msix.bar, 0) < max(msix.table_stop, msix.pba_stop):
+            raise ValueError(f"MSI-X table or PBA leaves BAR {msix.bar}")
+        self._msix = msix
+        self._pending = PendingBits(msix.vectors)
+        self._add_capabilities(standard, extended)
+        self._was_bus_master = False
+
+    def _add_capabilities(self, standard: tuple[Capability, ...], extended: tuple[Capability, ...]) -> None:
+        config, layout = self.config, self._msix
+        self._pcie = config.add_capability(capabilities.pcie_endpoint())
+        table, pba = (layout.bar, layout.table_offset), (layout.bar, layout.pba_offset)
+        self._msix_control = config.add_capability(capabilities.msix(layout.vectors, table, pba)) + pci.MSIX_CONTROL
+        self.standard_offsets = tuple(config.add_capability(capability) for capability in standard)
+        for capability in extended:
+            config.add_extended(capability)
+        config.watch(pci.COMMAND, 2, self._command_written)
+        config.watch(self._pcie + pci.DEVCTL, 2, self._devctl_written)
+        config.watch(self._msix_control, 2, self._msix_control_written)
+
+    @property
+    def dma_enabled(self) -> bool:
+        """Whether the function may reach memory now."""
+        return self.bus_master and not self.stopped and not self.removed
+
+    @property
+    def bus_master(self) -> bool:
+        """The bus master bit."""
+        return bool(self.config.get(pci.COMMAND, 2) & pci.Command.BUS_MASTER)
+
+    @property
+    def memory_enabled(self) -> bool:
+        """The memory space bit: whether its BARs answer on the bus."""
+        return bool(self.config.get(pci.COMMAND, 2) & pci.Command.MEMORY) and not self.removed
+
+    @property
+    def pasid_enabled(self) -> bool:
+        """Whether a PASID capability is there and enabled."""
+        return self._control_bit(pci.ExtCapId.PASID, pci.PASID_CONTROL, pci.PASID_ENABLE)
+
+    @property
+    def ats_enabled(self) -> bool:
+        """Whether an ATS capability is there and enabled."""
+        return self._control_bit(pci.ExtCapId.ATS, pci.ATS_CONTROL, pci.ATS_ENABLE)
+
+    @property
+    def pri_enabled(self) -> bool:
+        """Whether a PRI capability is there and enabled."""
+        return self._control_bit(pci.ExtCapId.PRI, pci.PRI_CONTROL, pci.PRI_ENABLE)
+
+    def _control_bit(self, cap_id: int, register: int, bit: int) -> bool:
+        offset = self.config.find(cap_id, extended=True)
+        return offset is not None and bool(self.config.get(offset + register, 2) & bit)
+
+    def config_read(self, offset: int, nbytes: int) -> bytes:
+        """Any width, also QEMU's 4096 bytes at once; zeros beyond the space."""
+        return b"\xff" * nbytes if self.removed else self.config.read(offset, nbytes)
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Any width; masks and side effects apply before this returns."""
+        if not self.removed:
+            self.config.write(offset, data)
+
+    def bar_read(self, bar: int, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes; zeros outside the BAR."""
+        if self.removed:
+            return b"\xff" * nbytes
+        inside = min(nbytes, self._sizes.get(bar, 0) - offset)
+        if inside <= 0:
+            return bytes(nbytes)
+        if bar == self._msix.bar:
+            if self._msix.pba_offset <= offset < self._msix.pba_stop:
+                return self._pending.read(offset - self._msix.pba_offset, nbytes)
+            if self._msix.table_offset <= offset < self._msix.table_stop:
+                return bytes(nbytes)
+        return self.read_register(bar, offset, inside)[:inside].ljust(nbytes, b"\0")
+
+    def bar_write(self, bar: int, offset: int, data: bytes) -> None:
+        """Writes outside the BAR, and to the MSI-X table and PBA, are dropped."""
+        inside = min(len(data), self._sizes.get(bar, 0) - offset)
+        if self.removed or inside <= 0:
+            return
+        if bar == self._msix.bar:
+            for start, stop in (
+                (self._msix.pba_offset, self._msix.pba_stop),
+                (self._msix.table_offset, self._msix.table_stop),
+            ):
+                if start <= offset < stop:
+                    return
+        self.write_register(bar, offset, data[:inside])
+
+    def signal(self, vector: int) -> None:
+        """Interrupt the driver. QEMU remembers a masked vector and delivers it later; we only show it pending.
+
+        A message is a memory write, so without bus master there is none.
+        """
+        if not 0 <= vector < self.msix_vectors or self.removed or not self.bus_master:
+            return
+        if self.config.get(self._msix_control, 2) & pci.MSIX_FUNCTION_MASK:
+            self._pending.set(vector)
+        self.raise_vector(vector)
+
+    def stop_dma(self) -> None:
+        """Refuse DMA until the driver turns bus master on again or the function is reset."""
+        self.stopped = True
+        self._bus_master_may_have_changed()
+
+    def quiesce(self) -> None:
+        """The IOMMU in front of this function is about to be reset: no DMA of it may outlive this call."""
+        self.on_quiesce()
+
+    def reset(self) -> None:
+        """DEVICE_RESET: power-on values, DMA off first, then `on_system_reset`."""
+        self._reset(function_level=False)
+
+    def memory_changed(self) -> None:
+        """The transport changed `memory`; override where views are cached."""
+
+    def disconnected(self) -> None:
+        """The connection is gone; what comes back, if anything does, is a machine that starts anew."""
+        self.reset()
+
+    def _reset(self, *, function_level: bool) -> None:
+        self.config.reset(function_level=function_level)
+        self.stopped = False
+        self._pending.clear()
+        self._bus_master_may_have_changed()
+        if function_level:
+            self.on_reset()
+        else:
+            self.on_system_reset()
+
+    def _command_written(self, before: int, after: int) -> None:
+        if after & pci.Command.BUS_MASTER:
+            self.stopped = False
+        self._bus_master_may_have_changed()
+
+    def _bus_master_may_have_changed(self) -> None:
+        enabled = self.dma_enabled
+        if enabled != self._was_bus_master:
+            self._was_bus_master = enabled
+            self.on_bus_master(enabled)
+
+    def _devctl_written(self, before: int, after: int) -> None:
+        if after & pci.DEVCTL_FLR:
+            self._reset(function_level=True)
+
+    def _msix_control_written(self, before: int, after: int) -> None:
+        if not after & pci.MSIX_FUNCTION_MASK:
+            self._pending.clear()
+
+    # Hooks. None may block or raise on what a guest wrote.
+
+    def on_reset(self) -> None:
+        """Any reset, DMA is off already: registers to power-on values."""
+
+    def on_system_reset(self) -> None:
+        """The whole machine and not only this function was reset; for most functions that is the same."""
+        self.on_reset()
+
+    def on_bus_master(self, enabled: bool) -> None:
+        """`dma_enabled` changed to `enabled`."""
+
+    def on_quiesce(self) -> None:
+        """Stop DMA for an IOMMU reset. The safe default is the gate; a function that can abort its work and be
+        started again by its own registers overrides this."""
+        self.stop_dma()
+
+    def read_register(self, bar: int, offset: int, nbytes: int) -> bytes:
+        """`nbytes` bytes inside the BAR, never the MSI-X table or PBA."""
+        return bytes(nbytes)
+
+    def write_register(self, bar: int, offset: int, data: bytes) -> None:
+        """A write inside the BAR, never the MSI-X table or PBA."""

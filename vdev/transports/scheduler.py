@@ -1,0 +1,77 @@
+"""Runs the functions' workers in short slices inside the one event loop, in turn with its sockets.
+
+Threads would not do: one that spins starves the others through the interpreter lock. While any worker is active the
+loop is polled between rounds; when none is, the scheduler waits on an event and costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vdev.functions.base import Progress, Worker
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Round robin over the active workers; `on_crash` hears of a worker whose slice raised (a bug of ours)."""
+
+    def __init__(
+        self,
+        on_crash: Callable[[Worker, Exception], None] = lambda worker, error: None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._on_crash = on_crash
+        self._clock_ns = clock_ns
+        self._active: dict[int, Worker] = {}  # by id(): workers need not be hashable; in order of waking
+        self._crashed: dict[int, Worker] = {}
+        self._awake = asyncio.Event()
+        self.slices = 0
+
+    def wake(self, worker: Worker) -> None:
+        """`worker` has something to do. Cheap, idempotent, allowed inside a slice; no effect on one that crashed."""
+        if id(worker) not in self._crashed:
+            self._active[id(worker)] = worker
+            self._awake.set()
+
+    def forgive(self, worker: Worker) -> None:
+        """Let a crashed worker run again when it is woken (its function was reset)."""
+        self._crashed.pop(id(worker), None)
+
+    async def run(self) -> None:
+        """Run slices until cancelled."""
+        while True:
+            if not self._active:
+                self._awake.clear()
+                await self._awake.wait()
+            self._round()
+            await asyncio.sleep(0)  # one pass of the loop: sockets are served between rounds
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for queries."""
+        return {
+            "slices": self.slices,
+            "active": [worker.name for worker in self._active.values()],
+            "crashed": [worker.name for worker in self._crashed.values()],
+        }
+
+    def _round(self) -> None:
+        """One slice for each worker that is active now."""
+        for key, worker in list(self._active.items()):
+            # Out first, so that a wake() during the slice outlasts an IDLE at its end.
+            del self._active[key]
+            self.slices += 1
+            try:
+                progress = worker.run_slice(self._clock_ns())
+            except Exception as error:  # one function's bug must not stop the VM's other functions
+                log.exception("worker %s crashed and is stopped", worker.name)
+                self._active.pop(key, None)
+                self._crashed[key] = worker
+                self._on_crash(worker, error)
+                continue
+            if progress is not Progress.IDLE:
+                self._active[key] = worker

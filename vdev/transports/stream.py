@@ -1,0 +1,268 @@
+"""A UNIX stream of vfio-user messages with file descriptors, driven by the event loop's readiness callbacks.
+
+Header first, then body: a read never crosses into the next message, so the fds that came with a read belong
+to the message being read. Callbacks instead of tasks keep one message at two system calls and no task switch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from vdev.errors import PeerError
+from vdev.wire import vfio_user as wire
+
+MAX_QUEUED_NBYTES = 4 << 20  # replies a client may leave unread before its connection ends
+MESSAGES_PER_WAKEUP = 64  # then the other sockets get their turn
+_ANCILLARY_NBYTES = socket.CMSG_SPACE(wire.MAX_FDS * 4)
+_RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+
+
+class ReceivedFds:
+    """Owns the fds of one message until somebody takes them; whatever is left is closed. Used as `with fds:`."""
+
+    __slots__ = ("_fds", "truncated")
+
+    def __init__(self, fds: list[int] | None = None, *, truncated: bool = False) -> None:
+        self._fds = fds or []
+        self.truncated = truncated  # the kernel dropped some: too many were sent, or we ran out
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def peek(self) -> int | None:
+        """The first fd, still owned by this object."""
+        return self._fds[0] if self._fds else None
+
+    def all_eventfds(self) -> bool:
+        """Whether each is an eventfd: writing to anything else could block, or reach a file of ours."""
+        return all(os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]" for fd in self._fds)
+
+    def take(self) -> list[int]:
+        """All fds; the caller owns them now."""
+        taken, self._fds = self._fds, []
+        return taken
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for fd in self.take():
+            os.close(fd)
+
+
+@dataclass(slots=True)
+class Message:
+    """One complete message. `arrived_ns`, on the stream's clock, is when the wake-up that saw its header began.
+
+    How long it lay in the socket before that cannot be seen, so nothing in this process may hold the loop for long.
+    """
+
+    header: wire.Header
+    payload: memoryview
+    fds: ReceivedFds
+    arrived_ns: int
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """The message being read."""
+
+    buffer: bytearray = field(default_factory=lambda: bytearray(wire.HEADER_NBYTES))
+    filled: int = 0
+    header: wire.Header | None = None
+    fds: list[int] = field(default_factory=list)
+    truncated: bool = False
+    arrived_ns: int = 0
+
+
+class MessageStream:
+    """Owns a connected socket. `on_message` gets each message and its fds; `ended` resolves when the stream is over.
+
+    `ended` carries None after an orderly end, or the PeerError (or the bug of ours) that ended it.
+    """
+
+    def __init__(self, sock: socket.socket, on_message: Callable[[Message], None], clock_ns: Callable[[], int]) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._fd = sock.fileno()
+        self._on_message = on_message
+        self._clock_ns = clock_ns
+        self._loop = asyncio.get_running_loop()
+        self._incoming = _Incoming()
+        self._outgoing: deque[tuple[bytes, int | None]] = deque()
+        self._sent_of_first = 0
+        self._queued_nbytes = 0
+        self._woken_ns = 0
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def start(self) -> None:
+        """Begin delivering messages."""
+        self._loop.add_reader(self._fd, self._readable)
+
+    def close(self) -> None:
+        """Close the socket and every fd of a half-read message; idempotent."""
+        if self._fd < 0:
+            return
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._fd = -1
+        ReceivedFds(self._incoming.fds).close()
+        self._incoming = _Incoming()
+        self._outgoing.clear()
+        self._sock.close()
+        self.end()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Resolve `ended`; the owner then calls close()."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+
+    # Receiving
+
+    def poll(self) -> None:
+        """Take in what has arrived, without waiting for the loop to say so; `ended` shows whether the end was there."""
+        if not self.ended.done():
+            self._readable()
+
+    def _readable(self) -> None:
+        # Everything read in this wake-up counts as arrived now: what waits behind a slow request ages with it.
+        self._woken_ns = self._clock_ns()
+        try:
+            for _ in range(MESSAGES_PER_WAKEUP):
+                message = self._next_message()
+                if message is None:
+                    return
+                self._on_message(message)
+                if self.ended.done():
+                    return
+        except BaseException as error:
+            # A broken peer and a bug of ours alike end the stream; `ended` carries either to the owner's task,
+            # where a loop callback's exception would only be logged, again and again.
+            self.end(error)
+
+    def _next_message(self) -> Message | None:
+        """The next complete message; None when the socket has no more for now or the stream ended."""
+        incoming = self._incoming
+        if incoming.header is None:
+            if not self._fill(incoming):
+                return None
+            incoming.header = _checked_header(incoming.buffer)
+            incoming.arrived_ns = self._woken_ns
+            incoming.buffer = bytearray(incoming.header.size - wire.HEADER_NBYTES)
+            incoming.filled = 0
+        if not self._fill(incoming):
+            return None
+        self._incoming = _Incoming()
+        fds = ReceivedFds(incoming.fds, truncated=incoming.truncated)
+        return Message(incoming.header, memoryview(incoming.buffer), fds, incoming.arrived_ns)
+
+    def _fill(self, incoming: _Incoming) -> bool:
+        """Read until `incoming.buffer` is full; False when it is not yet, or at the end of the stream."""
+        view = memoryview(incoming.buffer)
+        while incoming.filled < len(view):
+            try:
+                nbytes, ancillary, flags, _ = self._sock.recvmsg_into(
+                    [view[incoming.filled :]], _ANCILLARY_NBYTES, _RECEIVE_FLAGS
+                )
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                self.end()
+                return False
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = len(data) - len(data) % 4
+                    incoming.fds.extend(memoryview(data)[:whole].cast("i"))
+            incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > wire.MAX_FDS
+            if len(incoming.fds) > wire.MAX_FDS:  # spread over several reads of one message
+                ReceivedFds(incoming.fds[wire.MAX_FDS :]).close()
+                del incoming.fds[wire.MAX_FDS :]
+            if nbytes == 0:
+                if incoming.header is None and incoming.filled == 0:
+                    self.end()
+                    return False
+                raise PeerError("the connection ended inside a message")
+            incoming.filled += nbytes
+        return True
+
+    # Sending
+
+    def send(self, data: bytes, deadline_ns: int | None = None) -> None:
+        """Send one whole message, now or when the socket takes it.
+
+        A message that carries a payload and goes out after `deadline_ns` shrinks to a header-only error: QEMU has
+        forgotten the request by then, ignores a late header, and drops the connection over a late payload.
+        A client that has left too much unread ends the stream.
+        """
+        if self._fd < 0 or self.ended.done():
+            return
+        if self._queued_nbytes + len(data) > MAX_QUEUED_NBYTES:
+            self.end(PeerError(f"the client does not read: {self._queued_nbytes} bytes of replies are waiting"))
+            return
+        self._outgoing.append((data, deadline_ns))
+        self._queued_nbytes += len(data)
+        if len(self._outgoing) == 1:
+            self._flush()
+            if self._outgoing:
+                self._loop.add_writer(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        self._flush()
+        if not self._outgoing and self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            data, deadline_ns = self._outgoing[0]
+            if not self._sent_of_first and deadline_ns is not None and self._clock_ns() > deadline_ns:
+                self._queued_nbytes -= len(data)
+                data = wire.late_reply(data)
+                self._queued_nbytes += len(data)
+                self._outgoing[0] = (data, None)
+            try:
+                # One sendmsg per message: QEMU reads a header with a single call and gives up on a short one.
+                sent = self._sock.sendmsg([memoryview(data)[self._sent_of_first :]], (), _SEND_FLAGS)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                self.end()
+                return
+            except OSError as error:
+                self.end(PeerError(f"cannot send: {error}"))
+                return
+            self._sent_of_first += sent
+            if self._sent_of_first == len(data):
+                self._outgoing.popleft()
+                self._queued_nbytes -= len(data)
+                self._sent_of_first = 0
+
+
+def _checked_header(buffer: bytearray) -> wire.Header:
+    """The header in `buffer`; PeerError when its size cannot be, since the stream is then out of step."""
+    header = wire.Header.parse(buffer)
+    if not wire.HEADER_NBYTES <= header.size <= wire.MAX_MESSAGE_NBYTES:
+        raise PeerError(
+            f"a message of {header.size} bytes (allowed: {wire.HEADER_NBYTES} to {wire.MAX_MESSAGE_NBYTES})"
+        )
+    return header
