@@ -102,13 +102,19 @@ def summary(run: Run, painter: Painter) -> list[str]:
 
 def failure(run: Run, nconsole: int = 40, nevents: int = 50) -> list[str]:
     """What explains a failed run: the cause, the guest's console, vdev's last events, where the logs are."""
-    failed = [f"{record['title']}: {record['detail']}" for record in run.records if not record["ok"]]
-    lines = ["", f"cause: {run.cause or '; '.join(failed) or 'the guest said it is not ok'}"]
+    lines = ["", f"cause: {run.cause or _first_failure(run)}"]
     lines += ["", "the guest's console, last lines:", *(f"  | {line}" for line in run.console[-nconsole:])]
     lines += ["", "vdev's last events:", *(f"  | {event_line(event)}" for event in run.events[-nevents:])]
     if run.logs:
         lines += ["", f"logs: {run.logs}"]
     return lines
+
+
+def _first_failure(run: Run) -> str:
+    failed = [f"{record['title']}: {record['detail']}" for record in run.records if not record["ok"]]
+    if not failed:
+        return "the guest said that it is not ok"
+    return failed[0] + (f" (and {len(failed) - 1} more after it)" if len(failed) > 1 else "")
 
 
 def event_line(event: dict[str, Any]) -> str:

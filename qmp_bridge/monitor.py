@@ -60,8 +60,12 @@ async def connect_monitor(name: str, path: str, log: Path, seconds: float) -> Lo
                 try:
                     await qmp.connect(path)
                     return qmp
-                except ConnectError:
-                    await asyncio.sleep(RETRY_SECONDS)
+                except ConnectError as error:
+                    match error.exc:
+                        case OSError() | EOFError():  # not there yet, or there no more: then we are cancelled
+                            await asyncio.sleep(RETRY_SECONDS)
+                        case _:
+                            raise VmDied(f"QEMU's QMP socket does not speak QMP: {error}") from error
     except TimeoutError:
         await qmp.close()
         raise VmDied(f"QEMU's QMP socket did not answer within {seconds:.0f} s") from None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ endpoints: [{name: accel0, bdf: 01:00.0}]
 
 
 @pytest.fixture(autouse=True)
-def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime directory of this test's own, short enough for sockets."""
     base = tmp_path / "run"
     base.mkdir()
@@ -39,7 +40,8 @@ def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    return base
+    yield base
+    short.unlink()
 
 
 @pytest.fixture
@@ -70,10 +72,14 @@ async def all_messages(vm: RunningVm) -> list[dict[str, Any]]:
 
 async def death(config: Config, chosen: Options) -> VmDied:
     """How a VM ends whose block waits for what never comes."""
-    with pytest.raises(VmDied) as caught:
+
+    async def run() -> None:
         async with bring_up(config, chosen) as vm:
             await all_messages(vm)
             await asyncio.sleep(30)
+
+    with pytest.raises(VmDied) as caught:
+        await run()
     return caught.value
 
 
@@ -110,6 +116,12 @@ async def test_a_qemu_that_refuses_its_arguments_is_quoted(config: Config, runti
     died = await death(config, options("refuse"))
     assert "status 1" in died.reason
     assert "not a valid device model" in died.reason
+    assert_nothing_is_left(runtime_dir)
+
+
+async def test_a_qemu_that_fails_after_it_made_its_sockets_is_quoted(config: Config, runtime_dir: Path) -> None:
+    died = await death(config, options("stillborn"))
+    assert "Connection refused" in died.reason
     assert_nothing_is_left(runtime_dir)
 
 

@@ -30,7 +30,7 @@ from vdev.virtio.queue import Queue
 
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 SEED = int(os.environ.get("VDEV_SEED", "2"))
-ROUNDS = 500_000 if SOAK else 50_000  # of each of the two chain kinds, per style
+ROUNDS = 500_000 if SOAK else 30_000  # of each of the two chain kinds, per style
 HOOKED_ROUNDS = 300
 ROOT = Path(__file__).parents[2]
 MAX_POLLS = 2_000

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from vdev.config import load_config
+from vdev.machine import expected_functions
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
         sys.stderr.write("something is very wrong\n")
         return 1
     place = "/elsewhere" if part == "elsewhere" else directory
-    sockets = {item.name: f"{place}/{item.name}.sock" for item in (*config.units, *config.endpoints)}
+    sockets = {name: f"{place}/{name}.sock" for name in expected_functions(config)}
     ready = json.dumps({"ready": True, "sockets": sockets, "control": f"{directory}/control.sock"})
     sys.stdout.write("garbage\n" if part == "garbage" else ready + "\n")
     sys.stdout.flush()

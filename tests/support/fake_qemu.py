@@ -16,7 +16,7 @@ from typing import Any
 
 
 class FakeQemu:
-    """One run; `part` is done, silent, crash, refuse, wrong-bus, failed-check, babble or deaf."""
+    """One run; `part` is done, silent, crash, refuse, stillborn, wrong-bus, failed-check, babble or deaf."""
 
     def __init__(self, part: str, arguments: list[str]) -> None:
         self.part = part
@@ -71,6 +71,12 @@ class FakeQemu:
         def say(message: dict[str, Any]) -> None:
             writer.write(json.dumps(message).encode() + b"\r\n")
 
+        if self.part == "stillborn":
+            sys.stderr.write("qemu: Failed to connect to '/x/iommu0.sock': Connection refused\n")
+            sys.stderr.flush()
+            writer.close()
+            await asyncio.sleep(0.1)
+            os._exit(1)
         version = {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         say({"QMP": {"version": version, "capabilities": []}})
         decoder, pending = json.JSONDecoder(), ""
@@ -84,7 +90,8 @@ class FakeQemu:
                 pending = pending[end:].lstrip()
                 if request["execute"] == "quit" and self.part != "deaf":
                     self.ended.set()
-                say({"return": self.buses() if request["execute"] == "query-pci" else {}, "id": request["id"]})
+                answer = self.buses() if request["execute"] == "query-pci" else {}
+                say({"return": answer, **({"id": request["id"]} if "id" in request else {})})
         writer.close()
 
     def buses(self) -> list[dict[str, Any]]:

@@ -225,6 +225,7 @@ def test_a_restored_unit_behaves_like_the_one_saved() -> None:
         ("domains", [{"id": 1, "bypass": False, "endpoints": [444], "mappings": []}]),
         ("domains", [{"id": 1, "bypass": False, "endpoints": [0], "mappings": [[0, 4096, 0, 3], [0, 4096, 0, 3]]}]),
         ("domains", [{"id": 1, "bypass": False, "endpoints": [0], "mappings": [[0, 4096]]}]),
+        ("domains", [{"id": 1, "bypass": False, "endpoints": [0], "mappings": [[0, 4096, 0, 8]]}]),
         ("domains", [{"id": n, "bypass": False, "endpoints": [0], "mappings": []} for n in (1, 2)]),
         ("pending_faults", ["00"]),
         ("pending_faults", ["zz"]),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import mmap
 from collections.abc import Callable
 
 import pytest
 
 from tests.support.driver import DriverRing
-from vdev.memory import Region, RegionTable
 from vdev.virtio.ordering import NoOrdering
-from vdev.virtio.queue import Queue, RingError
 from vdev.wire import vring
 
 NEXT, WRITE, INDIRECT = vring.DESC_F_NEXT, vring.DESC_F_WRITE, vring.DESC_F_INDIRECT
@@ -301,100 +297,6 @@ def test_need_event_is_the_specifications_rule() -> None:
     assert all(vring.need_event(e, n, o) == (o <= e < n) for e, n, o in cases)
     assert vring.need_event(0xFFFF, 1, 0xFFFE)
     assert not vring.need_event(1, 1, 0xFFFE)
-
-
-def test_buffers_and_indirect_tables_may_cross_regions() -> None:
-    driver = ring()
-    memory = RegionTable()
-    memory.add(Region(BASE, 0x8000, driver.buffer[:0x8000]))
-    memory.add(Region(BASE + 0x8000, 0x8000, driver.buffer[0x8000:]))
-    queue = driver.queue_over(memory)
-    vring.DESCRIPTOR.pack_into(driver.buffer, 0x8000 - 24, BASE + 0x8000 - 40, 64, WRITE, 0)
-    driver.write_descriptor(0, BASE + 0x8000 - 24, 16, INDIRECT)
-    driver.offer(0)
-    driver.publish()
-
-    chain = queue.pop()
-
-    assert chain is not None
-    assert [len(view) for view in chain.writable] == [40, 24]
-    assert chain.write(bytes(range(64))) == 64
-    assert bytes(driver.buffer[0x8000 - 40 : 0x8000 + 24]) == bytes(range(64))
-
-
-def test_changed_memory_is_followed_by_the_ring_and_by_held_chains() -> None:
-    driver = ring()
-    memory = RegionTable()
-    memory.add(Region(BASE, RAM_NBYTES, driver.buffer))
-    queue = driver.queue_over(memory)
-    driver.submit([b"held"], [4])
-    driver.submit([b"next"], [4])
-    held = queue.pop()
-    assert held is not None
-    moved = memoryview(bytearray(driver.buffer))
-    memory.remove(BASE, RAM_NBYTES)
-
-    queue.memory_changed()
-    memory.add(Region(BASE, RAM_NBYTES, moved))
-    held.write(b"late")
-    queue.push(held, 4)
-    chain = queue.pop()
-    queue.publish()
-
-    assert chain is not None
-    assert chain.read(4) == b"next"
-    assert (bytes(moved).count(b"late"), bytes(driver.buffer).count(b"late")) == (1, 0)
-
-
-@pytest.mark.parametrize("call", [Queue.pop, Queue.rearm, Queue.suppress])
-def test_a_ring_whose_memory_went_away_is_an_error_at_next_use_not_before(call: Callable[[Queue], object]) -> None:
-    driver = ring()
-    memory = RegionTable()
-    memory.add(Region(BASE, RAM_NBYTES, driver.buffer))
-    queue = driver.queue_over(memory)
-    memory.clear()
-    queue.memory_changed()
-
-    with pytest.raises(RingError, match="no RAM"):
-        call(queue)
-
-
-def test_memory_can_be_unmapped_once_the_ring_was_told_although_a_chain_is_held() -> None:
-    mapping = mmap.mmap(-1, RAM_NBYTES)
-    ram = memoryview(mapping)
-    memory = RegionTable()
-    memory.add(Region(0, RAM_NBYTES, ram))
-    driver = DriverRing(memoryview(bytearray(RAM_NBYTES)))
-    driver.add([b"x" * 8], [8])
-    driver.publish()
-    ram[:] = driver.buffer
-    queue = driver.queue_over(memory)
-    held = queue.pop()
-    assert held is not None
-
-    memory.remove(0, RAM_NBYTES)
-    queue.memory_changed()
-    ram.release()
-    mapping.close()  # BufferError if a view were left
-
-    with pytest.raises(RingError):
-        held.read(8)
-
-
-def test_a_dropped_queue_frees_its_views_without_the_cycle_collector() -> None:
-    mapping = mmap.mmap(-1, RAM_NBYTES)
-    ram = memoryview(mapping)
-    driver = DriverRing(ram)
-    queue = driver.device_queue()
-    driver.submit([b"x"], [1])
-    gc.disable()
-    try:
-        assert queue.pop() is not None
-        del driver, queue
-        ram.release()
-        mapping.close()
-    finally:
-        gc.enable()
 
 
 def test_a_snapshot_continues_with_the_chains_that_were_in_flight() -> None:

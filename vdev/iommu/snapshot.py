@@ -11,6 +11,7 @@ from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.wire import viommu as wire
 
 VERSION = 1
+MAP_FLAGS = wire.MAP_F_READ | wire.MAP_F_WRITE | wire.MAP_F_MMIO
 
 
 class SnapshotError(VdevError):
@@ -42,6 +43,8 @@ def load_domains(
                     raise SnapshotError(f"endpoint {endpoint:#x} is in two domains")
                 table.attach(domain["id"], endpoint, bypass=bool(domain["bypass"]))
             for start, stop, gpa, flags in domain["mappings"]:
+                if flags & ~MAP_FLAGS:
+                    raise SnapshotError(f"mapping flags {flags:#x} are not all known")
                 table.map(domain["id"], start, stop, gpa, flags)
     except RequestError as error:
         raise SnapshotError(f"does not fit this unit: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -83,11 +84,11 @@ def probe(qemu: Qemu) -> Qemu:
 
 
 def _ask(qemu: Qemu, *arguments: str) -> tuple[int, str]:
-    command = ["env", *(f"{name}={value}" for name, value in qemu.env.items()), *qemu.argv_prefix, *arguments]
+    command = [*qemu.argv_prefix, *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", timeout=PROBE_SECONDS, check=False,
+            command, env={**os.environ, **qemu.env},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=PROBE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return -1, f"no answer in {PROBE_SECONDS} s"

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_COMPLAINTS = 64  # inodes whose trouble is logged, per VM; later ones are only counted in describe()
 MAX_FILES = 256  # mappings per VM, each of which keeps an fd; more RAM files than that are not DMA-able
-_KNOWN_DMA_FLAGS = wire.DmaFlags.READ | wire.DmaFlags.WRITE | wire.DmaFlags.MMAP | wire.DmaFlags.FILE_IO
+_KNOWN_DMA_FLAGS = sum(wire.DmaFlags)  # an int: inverting a flag enumeration drops the unknown bits
 _CURE = "use memory-backend-memfd with share=on"
 
 FileKey = tuple[int, int, bool]  # st_dev, st_ino, mapped writable

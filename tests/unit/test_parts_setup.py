@@ -1,0 +1,108 @@
+"""The bootstrap's stamp, what it may import, and the doctor's report."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vdev.parts import doctor as doctor_module
+from vdev.parts.cache import Cache
+from vdev.parts.doctor import Finding, doctor
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "scripts" / "bootstrap.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_stamp_holds_for_the_same_project_and_python_only(bootstrap: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("a")
+    wanted = bootstrap.fingerprint(tmp_path, "3.11.2")
+    stamp = tmp_path / "stamp"
+    stamp.write_text(bootstrap.json.dumps(wanted))
+
+    assert bootstrap.is_stamped(stamp, wanted)
+    assert not bootstrap.is_stamped(stamp, bootstrap.fingerprint(tmp_path, "3.13.0"))
+    (tmp_path / "pyproject.toml").write_text("b")
+    assert not bootstrap.is_stamped(stamp, bootstrap.fingerprint(tmp_path, "3.11.2"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_stamp_does_not_hold(bootstrap: ModuleType, tmp_path: Path, text: str) -> None:
+    (tmp_path / "stamp").write_text(text)
+
+    assert not bootstrap.is_stamped(tmp_path / "stamp", {"script": 1})
+    assert not bootstrap.is_stamped(tmp_path / "absent", {"script": 1})
+
+
+def test_an_interpreter_that_is_gone_has_no_version(bootstrap: ModuleType, tmp_path: Path) -> None:
+    assert bootstrap.version_of(tmp_path / "python") == ""
+    assert bootstrap.version_of(Path(sys.executable)) == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_newest_pip_wheel_is_taken(bootstrap: ModuleType, tmp_path: Path) -> None:
+    for name in ("pip-23.0.1-py3-none-any.whl", "pip-25.1.1-py3-none-any.whl", "wheel-1-py3-none-any.whl"):
+        (tmp_path / name).touch()
+
+    assert bootstrap.find_pip_wheel((tmp_path,)) == tmp_path / "pip-25.1.1-py3-none-any.whl"
+    assert bootstrap.find_pip_wheel((tmp_path / "absent",)) is None
+
+
+def test_an_old_python_is_refused_in_one_line(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "NEEDED", (99, 0))
+
+    with pytest.raises(SystemExit) as caught:
+        bootstrap.check_python()
+
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_parts_need_no_installed_package() -> None:
+    # bootstrap.py fetches pip through them before anything is installed: -S hides site-packages.
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import vdev.parts.doctor, vdev.parts.initramfs"
+
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_doctor_fails_only_for_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(doctor_module, "CHECKS", (lambda cache: iter([Finding("note", "a", "b")]),))
+    assert doctor(said.append, Cache(tmp_path)) == 0
+    assert said[:2] == ["   note  a", "         -> b"]
+
+    monkeypatch.setattr(doctor_module, "CHECKS", (lambda cache: iter([Finding("missing", "c")]),))
+    assert doctor(said.append, Cache(tmp_path)) == 1
+    assert said[-1] == "1 thing(s) missing"
+
+
+def test_the_doctor_reports_on_an_empty_cache_without_filling_it(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    doctor(said.append, Cache(tmp_path / "cache"))
+
+    assert any("guest kernel cloud: not in the cache" in line for line in said)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_make_fuzz_says_plainly_that_it_is_not_there() -> None:
+    done = subprocess.run(["make", "-s", "fuzz"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "not there yet" in done.stderr
