@@ -9,6 +9,7 @@ from typing import Any
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
 DIM, RED, GREEN, BOLD = "2", "31", "32", "1"
 MAX_QUOTED_LINES = 3
+ADDRESSES = ("iova", "gpa", "endpoint", "virt_start", "virt_end", "phys_start")
 
 
 @dataclass
@@ -118,12 +119,14 @@ def _first_failure(run: Run) -> str:
 
 
 def event_line(event: dict[str, Any]) -> str:
-    """Any of vdev's events in one line; addresses in hex."""
-    words = [f"{key}={_value(key, value)}" for key, value in event.items() if key not in ("event", "seq", "time")]
+    """Any of vdev's events in one line; addresses in hex, empty fields left out."""
+    fields = {key: value for key, value in event.items() if key not in ("event", "seq", "time", "fields")}
+    fields.update(event.get("fields", {}))
+    words = [f"{key}={_value(key, value)}" for key, value in fields.items() if value not in ("", None)]
     return f"{event.get('time', 0.0):.3f} {event.get('event', '?')} {' '.join(words)}"
 
 
 def _value(key: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and key in ("iova", "gpa", "endpoint"):
+    if isinstance(value, int) and not isinstance(value, bool) and key in ADDRESSES:
         return f"{value:#x}"
     return str(value)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vdev.config_text import closest, format_bdf, parse_bdf, parse_size, parse_yaml
+from vdev.config_text import WHOLE, closest, format_bdf, parse_bdf, parse_size, parse_yaml
 from vdev.errors import ConfigError
 
 __all__ = [
@@ -128,9 +128,8 @@ def load_config(path: Path) -> Config:
 
 def parse_config(text: str, name: str) -> Config:
     """The checked configuration in `text`; `name` is what errors call it. Raises ConfigError."""
-    data = parse_yaml(text, name)
     try:
-        config = _convert(data)
+        config = _convert(parse_yaml(text))
         for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved):
             check(config)
     except ConfigError as error:
@@ -165,7 +164,7 @@ def _convert(data: Any) -> Config:
             fields = _fields_at(path)
             key = f"{path}.{unknown[1]}" if path else unknown[1]
             raise ConfigError(key, "there is no such key", closest(unknown[1], fields)) from None
-        raise ConfigError(path or "the file", problem[0].lower() + problem[1:] + _value_at(data, path)) from None
+        raise ConfigError(path or WHOLE, problem[0].lower() + problem[1:] + _value_at(data, path)) from None
 
 
 def _fields_at(path: str) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from vdev.errors import ConfigError
 
+WHOLE = "the file"  # the key of an error that has none
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)\s*([KMGT]?)(?:i?B)?", re.ASCII)
 _SIZE_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _BDF = re.compile(r"([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII)
@@ -38,7 +39,7 @@ _resolve("null", "~|null|Null|NULL", "~nN")
 _resolve("null", "", "")
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """The one document in `text` as plain data.
 
     Raises ConfigError: not YAML (with line and column), nested too deeply, or a mapping with the same key twice.
@@ -47,16 +48,16 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         node = loader.get_single_node()
         if node is None:
-            raise ConfigError(name, "the file is empty", "it needs at least a list of units")
+            raise ConfigError(WHOLE, "is empty", "it needs at least a list of units")
         _refuse_duplicates(node, "", 0)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = f"not valid YAML{where}: {error.problem or error.context}"
-        raise ConfigError(name, problem, "indent with spaces only, and quote text with ': ' or '#' in it") from None
+        raise ConfigError(WHOLE, problem, "indent with spaces only, and quote text with ': ' or '#' in it") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML of a number such as 0x_
-        raise ConfigError(name, f"not valid YAML: {error}".replace("\n", " ")) from None
+        raise ConfigError(WHOLE, f"not valid YAML: {error}".replace("\n", " ")) from None
     finally:
         loader.dispose()
 

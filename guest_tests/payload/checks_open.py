@@ -89,7 +89,7 @@ def opens_through_vfio(lab: Lab) -> Finding:
     engine.start()
     status = registers.read32(accel.STATUS)
     expect(bool(status & accel.RUNNING), f"the engine does not run: STATUS {status:#x}")
-    lab.started(engine, devmem)
+    lab.started(engine, registers, devmem)
     version, nvectors = registers.read32(accel.VERSION), device.nvectors()
     detail = f"ID {identity:#010x}, version {version}, {nvectors} MSI-X vectors, engine running"
     return Finding(detail, {"id": identity, "version": version, "vectors": nvectors, "power_on": lab.power_on})
@@ -106,8 +106,7 @@ def gives_everything_back(lab: Lab) -> Finding:
     """The device is closed and unbound; nothing stays mapped."""
     lab.engine.reset()
     lab.container.unmap(RING_IOVA, lab.ring.nbytes)
-    lab.device.close()
-    lab.container.close()
+    lab.close()
     guest.unbind_driver(lab.bdf)
     driver = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "driver")
     expect(driver is None, f"{lab.bdf} is still held by {driver}")

@@ -73,15 +73,24 @@ class Lab:
         self._container: vfio.Container | None = None
         self._device: vfio.Device | None = None
         self._engine: accel.Accelerator | None = None
-        self._devmem: vfio.Bar | None = None
+        self._bars: list[vfio.Bar] = []
 
     def opened(self, container: vfio.Container, device: vfio.Device) -> None:
         """Remember the container and the device."""
         self._container, self._device = container, device
 
-    def started(self, engine: accel.Accelerator, devmem: vfio.Bar) -> None:
-        """Remember the engine's driver and its memory BAR."""
-        self._engine, self._devmem = engine, devmem
+    def started(self, engine: accel.Accelerator, registers: vfio.Bar, devmem: vfio.Bar) -> None:
+        """Remember the engine's driver and the mapped BARs."""
+        self._engine, self._bars = engine, [registers, devmem]
+
+    def close(self) -> None:
+        """Close all that was opened; what the device could still reach is dropped by the kernel."""
+        device, container = self.device, self.container
+        self._engine = self._device = self._container = None
+        while self._bars:
+            self._bars.pop().close()
+        device.close()
+        container.close()
 
     @property
     def container(self) -> vfio.Container:
@@ -101,7 +110,7 @@ class Lab:
     @property
     def devmem(self) -> vfio.Bar:
         """The accelerator's memory BAR."""
-        return _opened(self._devmem)
+        return _opened(self._bars[-1] if self._bars else None)
 
     def recover(self) -> None:
         """Put the engine back to work after a check that failed half-way; silent where nothing is open."""

@@ -84,9 +84,10 @@ class Bar:
     """
 
     def __init__(self, region: mmap.mmap) -> None:
-        view = memoryview(region)
-        self._u32 = view.cast("I")
-        self._u64 = view.cast("Q")
+        self._region = region
+        self._view = memoryview(region)
+        self._u32 = self._view.cast("I")
+        self._u64 = self._view.cast("Q")
 
     def read32(self, offset: int) -> int:
         """The aligned 32-bit register at byte `offset`."""
@@ -103,6 +104,12 @@ class Bar:
     def write64(self, offset: int, value: int) -> None:
         """Set the aligned 64-bit register at byte `offset`."""
         self._u64[offset // 8] = value
+
+    def close(self) -> None:
+        """Unmap the BAR. A mapping keeps the device open: its driver could not let go of it."""
+        for view in (self._u64, self._u32, self._view):
+            view.release()
+        self._region.close()
 
 
 @dataclass(frozen=True)

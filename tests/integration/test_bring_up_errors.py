@@ -269,7 +269,7 @@ def test_the_exit_status_is_the_guests_verdict(
     _, said = process.communicate(timeout=20)
     assert process.returncode == status, said
     assert words in said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
 
 
 def test_a_wrong_configuration_is_one_line_and_status_2(tmp_path: Path) -> None:

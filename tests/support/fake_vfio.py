@@ -86,8 +86,8 @@ class FakeContainer(vfio.Container):
             self.log.lines.append(f"virtio_iommu virtio0: page fault from EP 256 at {iova:#x} [{' RW'[access]}]")
 
 
-class FakeAccelerator:
-    """Registers whose doorbell executes the ring at once."""
+class FakeAccelerator(vfio.Bar):
+    """BAR0 whose doorbell executes the ring at once."""
 
     def __init__(self, container: FakeContainer, flaws: frozenset[str]) -> None:
         self.container = container
@@ -104,7 +104,8 @@ class FakeAccelerator:
     def read32(self, offset: int) -> int:
         return self.values.get(offset, 0)
 
-    read64 = read32
+    def read64(self, offset: int) -> int:
+        return self.read32(offset)
 
     def write64(self, offset: int, value: int) -> None:
         self.values[offset] = value
@@ -116,6 +117,9 @@ class FakeAccelerator:
         self.values[offset] = value
         if offset == accel.RING_TAIL:
             self._doorbell()
+
+    def close(self) -> None:
+        self.values.clear()
 
     def _doorbell(self) -> None:
         if not self.bus_master and "ignores-bus-master" not in self.flaws:
@@ -234,5 +238,5 @@ def fake_lab(*flaws: str) -> Lab:
     container.map(RING_IOVA, lab.ring, vfio.READ | vfio.WRITE)
     engine = accel.Accelerator(accelerator, lab.ring.memory, RING_IOVA)
     engine.start()
-    lab.started(engine, FakeDevmem(accelerator))
+    lab.started(engine, accelerator, FakeDevmem(accelerator))
     return lab

@@ -85,10 +85,8 @@ class VfioClient:
         return cls(sock)
 
     def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-            self._sock.close()
         self._die("closed")
+        self._sock.close()
 
     # Messages
 

@@ -88,11 +88,11 @@ def test_missing_units_are_refused() -> None:
     "text", ["a: [", "\ta: 1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "a: 0x_", "? [1]\n: 2"]
 )
 def test_what_is_not_yaml_is_refused_in_one_line(text: str) -> None:
-    assert "x.yaml: x.yaml: not valid YAML" in refusal(text)
+    assert "x.yaml: the file: not valid YAML" in refusal(text)
 
 
 def test_an_empty_file_is_refused() -> None:
-    assert "the file is empty" in refusal("# nothing\n")
+    assert "x.yaml: the file: is empty" in refusal("# nothing\n")
 
 
 def test_an_alias_that_contains_itself_is_refused() -> None:
@@ -105,7 +105,7 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path) -> None:
 
 
 def test_scalars_are_those_of_yaml_1_2() -> None:
-    values = parse_yaml("[yes, true, 010, 0x10, 1.5, ~, 1_000, 12:30, 2020-01-01]", "x")
+    values = parse_yaml("[yes, true, 010, 0x10, 1.5, ~, 1_000, 12:30, 2020-01-01]")
     assert values == ["yes", True, "010", 16, 1.5, None, 1000, "12:30", "2020-01-01"]
 
 
@@ -128,7 +128,7 @@ def test_an_address_survives_the_round_trip() -> None:
     assert format_bdf(parse_bdf("fe:1d.3")) == "fe:1d.3"
 
 
-@pytest.mark.parametrize("text", ["1:0.0", "00:20.0", "00:00.8", "0000:00:01.0", "00:10", "", "٠٠:10.0"])
+@pytest.mark.parametrize("text", ["1:0.0", "00:20.0", "00:00.8", "0000:00:01.0", "00:10", "", "\u0660\u0660:10.0"])
 def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"bdf: '.*write BUS:SLOT\.FUNCTION"):
         parse_bdf(text)

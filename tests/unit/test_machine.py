@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from struct import unpack_from
 from typing import Any
 
@@ -34,7 +35,7 @@ def arguments(config: Config, initrd: str | None = "/boot/initrd") -> list[str]:
 
 
 def devices(argv: list[str], driver: str) -> list[dict[str, Any]]:
-    found = [json.loads(value) for option, value in zip(argv, argv[1:], strict=False) if option == "-device"]
+    found = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
     return [device for device in found if device["driver"] == driver]
 
 
@@ -136,7 +137,7 @@ def test_there_is_no_initrd_without_one(config: Config) -> None:
 
 def test_there_is_a_monitor_for_us_and_one_for_the_user(config: Config) -> None:
     argv = arguments(config)
-    monitors = [value for name, value in zip(argv, argv[1:], strict=False) if name == "-qmp"]
+    monitors = [value for name, value in pairwise(argv) if name == "-qmp"]
     assert monitors == ["unix:/run/v/qmp.sock,server=on,wait=off", "unix:/run/v/monitor.sock,server=on,wait=off"]
 
 

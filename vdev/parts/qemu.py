@@ -88,7 +88,8 @@ def _ask(qemu: Qemu, *arguments: str) -> tuple[int, str]:
     try:
         done = subprocess.run(
             command, env={**os.environ, **qemu.env},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=PROBE_SECONDS, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", timeout=PROBE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return -1, f"no answer in {PROBE_SECONDS} s"
