@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,15 @@ class RunningVm:
         self._watchers: list[asyncio.Task[None]] = []
         self._end_expected = False
 
-    def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        """What the payload says, to its `done` and including it. Ends early only when QEMU is gone."""
-        return self.channel.messages()
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """What the payload says, to its `done` and including it. Raises VmDied when QEMU goes before that."""
+        async with aclosing(self.channel.messages()) as messages:
+            async for message in messages:
+                yield message
+        if self.channel.verdict is None and self.options.payload is not None:
+            death = await self.death()
+            if death is not None:
+                raise death
 
     async def send(self, message: dict[str, Any]) -> None:
         """Say `message` to the payload."""
@@ -95,11 +101,14 @@ class RunningVm:
         self._watch(tasks, self._watch_clock())
         await check_topology(self.qmp, expected_functions(self.config))
 
-    async def stop(self) -> None:
-        """End everything, QEMU first. If this is cancelled, both processes are killed. Idempotent."""
+    def release(self) -> None:
+        """Watch no longer: from now on everything may end."""
         self._end_expected = True
         for watcher in self._watchers:
             watcher.cancel()
+
+    async def stop(self) -> None:
+        """End everything, QEMU first. If this is cancelled, both processes are killed. Idempotent."""
         try:
             if self._qemu is not None:
                 await stop_qemu(self._qemu, self._qmp)
@@ -195,9 +204,12 @@ async def _started(vm: RunningVm) -> AsyncIterator[None]:
                     raise
                 raise death from error
             finally:
-                await vm.stop()
+                vm.release()
     except BaseExceptionGroup as group:
         raise the_cause(group) from None
+    finally:
+        # Outside the group, so that a watcher's alarm cannot cut it short; a second Ctrl-C still can.
+        await vm.stop()
 
 
 @contextmanager

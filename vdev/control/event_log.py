@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from vdev.iommu.events import RequestHandled
+from vdev.wire.viommu import STATUS_NAMES
+
 log = logging.getLogger("vdev.event")
+
+ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags")
 
 HISTORY_NEVENTS = 4096  # bounds the memory a busy guest can make us keep
 
@@ -35,9 +40,9 @@ class EventLog:
             log.info("%s", describe(event))
 
     def since(self, first: int, limit: int, kinds: frozenset[str]) -> list[dict[str, Any]]:
-        """Kept events numbered `first` or later, the newest `limit` of them, oldest first."""
+        """Kept events numbered `first` or later, the newest `limit` of them, oldest first; "text" is for people."""
         found = [
-            {"seq": seq, "time": time, **as_plain(event)}
+            {"seq": seq, "time": time, "text": describe(event), **as_plain(event)}
             for seq, time, event in self._history
             if seq >= first and (not kinds or type(event).__name__ in kinds)
         ]
@@ -51,13 +56,22 @@ def as_plain(event: object) -> dict[str, Any]:
 
 
 def describe(event: object) -> str:
-    """An event in one line for people; addresses in hex."""
+    """An event in one line for people: addresses in hex, endpoints as BDFs, a request with its answer."""
+    if isinstance(event, RequestHandled):
+        answer = "unwritten" if event.status is None else STATUS_NAMES[event.status]
+        why = f" ({event.problem})" if event.problem else ""
+        return " ".join([event.unit, event.type_name, *_words(event.fields), "->", answer + why])
     plain = as_plain(event)
-    words = [f"{name}={_show(name, value)}" for name, value in plain.items() if name != "event"]
-    return f"{plain['event']} {' '.join(words)}"
+    return " ".join([str(plain.pop("event")), *_words(plain)])
+
+
+def _words(values: Mapping[str, object]) -> list[str]:
+    return [f"{name}={_show(name, value)}" for name, value in values.items()]
 
 
 def _show(name: str, value: object) -> str:
-    if isinstance(value, int) and name in ("iova", "gpa", "endpoint"):
-        return f"{value:#06x}" if name == "endpoint" else f"{value:#x}"
-    return str(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return str(value)
+    if name == "endpoint" and value < 1 << 16:
+        return f"{value >> 8:02x}:{value >> 3 & 0x1F:02x}.{value & 7}"
+    return f"{value:#x}" if name in ADDRESSES else str(value)

@@ -86,7 +86,10 @@ class Session:
 
     def _note_refusal(self, header: wire.Header, error: MessageError) -> None:
         self.refused += 1
-        if self.refused <= MAX_REFUSALS_LOGGED:
+        row = COMMANDS.get(header.command)
+        if row is not None and row.probes:
+            log.debug("%s: %s", self._function.name, error)
+        elif self.refused <= MAX_REFUSALS_LOGGED:
             name = wire.COMMAND_NAMES.get(header.command, str(header.command))
             silence = "; further ones are only counted" if self.refused == MAX_REFUSALS_LOGGED else ""
             log.warning("%s: refused %s (errno %d): %s%s", self._function.name, name, error.errno, error, silence)
@@ -203,11 +206,15 @@ class Session:
 
 
 class Row(NamedTuple):
-    """What one command's payload starts with, what answers it, and how many fds may come with it."""
+    """What one command's payload starts with, what answers it, and how many fds may come with it.
+
+    `probes`: clients send it to find out what is there, so that a refusal is an ordinary answer.
+    """
 
     record: type[Record] | None
     handler: Callable[[Session, Any, memoryview, ReceivedFds], bytes]
     max_fds: int = 0
+    probes: bool = False
 
 
 # Handlers are private to Session, and this table, in the same module, is their one user.
@@ -218,13 +225,13 @@ COMMANDS: dict[int, Row] = {
     Command.DEVICE_GET_INFO: Row(wire.DeviceInfo, Session._device_info),
     Command.DEVICE_GET_REGION_INFO: Row(wire.RegionInfo, Session._region_info),
     Command.DEVICE_GET_REGION_IO_FDS: Row(wire.RegionIoFds, Session._region_io_fds),
-    Command.DEVICE_GET_IRQ_INFO: Row(wire.IrqInfo, Session._irq_info),
+    Command.DEVICE_GET_IRQ_INFO: Row(wire.IrqInfo, Session._irq_info, probes=True),
     Command.DEVICE_SET_IRQS: Row(wire.SetIrqs, Session._set_irqs, max_fds=wire.MAX_FDS),
     Command.REGION_READ: Row(wire.RegionAccess, Session._region_read),
     Command.REGION_WRITE: Row(wire.RegionAccess, Session._region_write),
     Command.DEVICE_RESET: Row(None, Session._device_reset),
     Command.REGION_WRITE_MULTI: Row(wire.WriteMulti, Session._region_write_multi),
-    Command.DEVICE_FEATURE: Row(wire.DeviceFeature, Session._device_feature),
+    Command.DEVICE_FEATURE: Row(wire.DeviceFeature, Session._device_feature, probes=True),
     Command.MIG_DATA_READ: Row(wire.MigrationData, Session._migration_data),
     Command.MIG_DATA_WRITE: Row(wire.MigrationData, Session._migration_data),
 }

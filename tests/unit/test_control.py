@@ -1,0 +1,113 @@
+"""The control socket's answers and the event history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from vdev.control.event_log import HISTORY_NEVENTS, EventLog, describe
+from vdev.control.messages import MAX_LINE_NBYTES, NoArguments, QueryEvents
+from vdev.control.server import Command, ControlServer
+from vdev.errors import VdevError
+from vdev.iommu.events import FaultRaised, RequestHandled
+
+
+def _refuse(arguments: object) -> object:
+    raise VdevError("not today")
+
+
+COMMANDS = {
+    "query-answer": Command(NoArguments, lambda _: 42),
+    "query-since": Command(QueryEvents, lambda arguments: arguments.since),
+    "query-never": Command(NoArguments, _refuse),
+}
+
+
+def ask(line: bytes) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as unused:
+        reply: dict[str, Any] = json.loads(ControlServer(unused, COMMANDS).answer(line))
+    return reply
+
+
+def test_a_command_is_answered_with_its_id() -> None:
+    assert ask(b'{"execute": "query-answer", "id": [1, "x"]}') == {"id": [1, "x"], "return": 42}
+
+
+def test_an_unknown_command_is_refused_and_the_known_ones_are_named() -> None:
+    reply = ask(b'{"execute": "query-nothing"}')
+
+    assert reply["error"]["class"] == "CommandNotFound"
+    assert "query-answer" in reply["error"]["desc"]
+
+
+def test_an_unknown_argument_is_refused_by_name() -> None:
+    reply = ask(b'{"execute": "query-since", "arguments": {"sinse": 3}}')
+
+    assert reply["error"]["class"] == "GenericError"
+    assert "sinse" in reply["error"]["desc"]
+
+
+def test_an_argument_of_the_wrong_type_is_refused() -> None:
+    assert "since" in ask(b'{"execute": "query-since", "arguments": {"since": "x"}}')["error"]["desc"]
+
+
+def test_what_is_not_json_is_refused_and_not_fatal() -> None:
+    assert ask(b"\xff{")["error"]["class"] == "GenericError"
+
+
+def test_a_refusal_of_the_command_itself_carries_its_reason() -> None:
+    assert "not today" in ask(b'{"execute": "query-never"}')["error"]["desc"]
+
+
+async def test_one_client_too_long_for_a_line_does_not_stop_another(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "c"))
+    listener.listen()
+    server = ControlServer(listener, COMMANDS)
+    await server.start()
+    bad_reader, bad_writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
+    good_reader, good_writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
+
+    bad_writer.write(b"x" * (MAX_LINE_NBYTES + 2))
+    good_writer.write(b'{"execute": "query-answer"}\n')
+
+    assert json.loads(await good_reader.readline()) == {"return": 42}
+    assert await bad_reader.read() == b""
+    for writer in (bad_writer, good_writer):
+        writer.close()
+    server.close()
+    listener.close()
+
+
+def test_the_history_is_bounded_and_numbered() -> None:
+    events = EventLog(lambda: 1.5)
+
+    for iova in range(HISTORY_NEVENTS + 10):
+        events.emit(FaultRaised("u", 0x100, "not-mapped", 1, iova))
+
+    kept = events.since(0, 10**6, frozenset())
+    assert [kept[0]["seq"], kept[-1]["seq"], len(kept)] == [10, HISTORY_NEVENTS + 9, HISTORY_NEVENTS]
+
+
+def test_events_are_chosen_by_kind_and_the_newest_are_kept() -> None:
+    events = EventLog(lambda: 0.0)
+    for iova in range(3):
+        events.emit(FaultRaised("u", 0x100, "not-mapped", 1, iova))
+        events.emit(RequestHandled("u", "MAP", None, 1, 0))
+
+    found = events.since(0, 2, frozenset({"FaultRaised"}))
+
+    assert [event["iova"] for event in found] == [1, 2]
+
+
+def test_a_request_reads_as_a_line_with_its_answer() -> None:
+    event = RequestHandled("iommu0", "MAP", None, 2, 5, {"domain": 2, "virt_start": 0x1000}, "not aligned")
+
+    assert describe(event) == "iommu0 MAP domain=2 virt_start=0x1000 -> RANGE (not aligned)"
+
+
+def test_a_fault_names_the_endpoint_by_its_bdf() -> None:
+    assert "endpoint=01:00.0" in describe(FaultRaised("iommu0", 0x100, "no-write", 2, 0x2000))
