@@ -170,6 +170,7 @@ def open_fds() -> list[str]:
 @pytest.fixture(autouse=True)
 async def every_fd_is_closed() -> AsyncIterator[None]:
     """Fails a test after which more (or fewer) fds are open than before; modules assign it to a name to use it."""
+    gc.collect()  # what earlier tests left to the collector is not this test's
     before = open_fds()
     yield
     gc.collect()
