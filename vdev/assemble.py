@@ -41,6 +41,7 @@ class Unit:
         return {
             "bdf": self.config.bdf,
             **self.engine.describe(),
+            "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
             "ring-errors": self.device.ring_errors,
             "functions": {

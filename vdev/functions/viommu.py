@@ -68,6 +68,7 @@ class ViommuDevice:
         self.dropped_faults = 0  # buffers too small for them
         self.oversized_requests = 0
         self.ring_errors = 0
+        self.kicks = 0  # doorbells the guest had to ring: few for many requests when polling works
         self._engine = engine
         self._wake = wake
         self._quiesce = quiesce
@@ -104,6 +105,7 @@ class ViommuDevice:
 
     def queue_notified(self, index: int) -> None:
         """Requests, or buffers for faults that wait."""
+        self.kicks += 1
         self._wake(self)
 
     def reset(self) -> None:
