@@ -38,8 +38,9 @@ bench: setup ## measure, assert nothing
 fuzz: ## not there yet
 	@echo "make fuzz: not there yet; issue 6 (conformance) brings it" >&2; exit 2
 
-doctor: setup ## what this host has, what is missing, what to do
-	@$(RUN) -m vdev.parts doctor
+# Needs no .venv: it is there to say why there is none.
+doctor: ## what this host has, what is missing, what to do
+	@if [ -x $(RUN) ]; then $(RUN) -m vdev.parts doctor; else $(PYTHON) -m vdev.parts doctor; fi
 
 clean: ## remove what tools and runs left in the tree (keeps .venv and the cache of parts)
 	@rm -rf build run logs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.support.driver import DriverRing
+from vdev.control.event_log import EventLog
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.engine import Engine
+from vdev.iommu.events import Event
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.memory import Region, RegionTable
 from vdev.transports.fence import make_ordering
@@ -50,8 +52,8 @@ class _EnabledFunction:
         self.memory = memory
 
 
-def _engine(live: int = 0) -> Engine:
-    engine = Engine(UnitSettings("bench"), [EndpointSettings(ENDPOINT, "ep")])
+def _engine(live: int = 0, emit: Callable[[Event], None] | None = None) -> Engine:
+    engine = Engine(UnitSettings("bench"), [EndpointSettings(ENDPOINT, "ep")], emit)
     engine.set_features(engine.offered_features)
     engine.handle(wire.Attach(wire.T_ATTACH, b"\0" * 3, 1, ENDPOINT, 0, b"\0" * 4).pack(), 4)
     for number in range(live):
@@ -78,8 +80,8 @@ def _map_unmap(engine: Engine) -> Callable[[int], None]:
     return run
 
 
-def _ring() -> Callable[[int], None]:
-    engine, ordering = _engine(), make_ordering()
+def _ring(emit: Callable[[Event], None] | None = None) -> Callable[[int], None]:
+    engine, ordering = _engine(emit=emit), make_ordering()
     buffer = memoryview(bytearray(1 << 20))
     memory = RegionTable()
     memory.add(Region(0, len(buffer), buffer))
@@ -103,16 +105,18 @@ def _ring() -> Callable[[int], None]:
     return run
 
 
-def _dma(scattered: bool) -> Callable[[int], None]:
+def _dma(*, paged: bool, scattered: bool = False) -> Callable[[int], None]:
+    """Copy 1 MiB; `paged` maps it page by page, `scattered` to pages that are no neighbours."""
     engine = _engine()
     ram = memoryview(bytearray(4 * COPY_NBYTES))
     memory = RegionTable()
     memory.add(Region(0, len(ram), ram))
-    step = PAGE if scattered else COPY_NBYTES
-    for base, gpa in ((0, 0), (COPY_NBYTES, 2 * COPY_NBYTES)):
+    step = PAGE if paged else COPY_NBYTES
+    spread = 2 if scattered else 1
+    for base, gpa in ((0, 0), (COPY_NBYTES, spread * COPY_NBYTES)):
         for at in range(0, COPY_NBYTES, step):
             start = base + at
-            engine.handle(wire.Map(wire.T_MAP, b"\0" * 3, 1, start, start + step - 1, gpa + at, RW).pack(), 4)
+            engine.handle(wire.Map(wire.T_MAP, b"\0" * 3, 1, start, start + step - 1, gpa + at * spread, RW).pack(), 4)
     door = DmaDoor(engine, ENDPOINT, _EnabledFunction(memory))
 
     def run(count: int) -> None:
@@ -165,8 +169,10 @@ def main() -> int:
         Row("engine map+unmap, empty domain", "dict set and delete", 20_000, _map_unmap(_engine())),
         Row("engine map+unmap, 100k live", "dict set and delete", 20_000, _map_unmap(_engine(100_000))),
         Row("ring+engine, one request in a batch of 64", "dict set and delete", 12_800, _ring()),
-        Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, _dma(scattered=False)),
-        Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, _dma(scattered=True)),
+        Row("the same with the event log", "dict set and delete", 12_800, _ring(EventLog(time.monotonic).emit)),
+        Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, _dma(paged=False)),
+        Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, _dma(paged=True)),
+        Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, _dma(paged=True, scattered=True)),
     ]
     for number in range(ROUNDS):
         print(f"round {number + 1}/{ROUNDS}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
-from guest_tests.report import Run, faults_of
+from guest_tests.report import NCONSOLE_SHOWN, NEVENTS_SHOWN, Evidence, Run, faults_of
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
@@ -81,7 +81,7 @@ class Control:
         return answer["return"]
 
 
-async def boot(config: Config, options: Options, listen: Listener) -> Run:
+async def boot(config: Config, options: Options, listen: Listener, silence_s: float = SILENCE_S) -> Run:
     """Boot a guest with our payload, follow it to its end, and hand back what happened, failures included.
 
     Raises ConfigError and PartsError: then nothing was started.
@@ -91,7 +91,7 @@ async def boot(config: Config, options: Options, listen: Listener) -> Run:
     try:
         async with bring_up(config, options) as vm:
             options.say("the guest boots: some ten seconds without KVM")
-            await follow(vm, run, config.vm.boot_timeout, listen)
+            await follow(vm, run, config.vm.boot_timeout, listen, silence_s)
             if run.done is not None:
                 await _let_it_power_off(vm)
             if not run.ok:
@@ -150,6 +150,10 @@ async def _collect(
             seen = await faults.take()
             run.records.append(message)
             run.faults[message["check"]] = seen
+            if not message["ok"]:
+                # Now, because by the time of `done` later checks have buried it.
+                events = await control.execute("query-events", since=0, limit=NEVENTS_SHOWN)
+                run.evidence[message["check"]] = Evidence(events, vm.console_tail(NCONSOLE_SHOWN))
         elif "done" in message:
             run.done = message
         listen(message, seen)

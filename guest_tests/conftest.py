@@ -1,4 +1,4 @@
-"""One booted guest for all tests of this directory: it runs every check once, the tests look at what came of it."""
+"""Booted guests, one per configuration: each runs every check once, the tests look at what came of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import pytest
 
 from guest_tests import report
 from guest_tests.boot import boot
+from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
 from vdev.config import Config, load_config, parse_bdf
 
-CONFIG = Path(__file__).parent.parent / "configs" / "first-light.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIG = CONFIGS / "first-light.yaml"
 DEFAULT_KERNEL = "cloud"
 # More kernels, with commas between: flavours or paths. `VDEV_GUEST_KERNELS=cloud-backports pytest guest_tests`
 KERNELS = [DEFAULT_KERNEL, *(name for name in os.environ.get("VDEV_GUEST_KERNELS", "").split(",") if name)]
 
 
 @dataclass(frozen=True)
-class FirstLight:
+class GuestRun:
     """A run that reached the guest's `done`, and the configuration it ran on."""
 
     config: Config
@@ -31,8 +33,18 @@ class FirstLight:
 
     @property
     def endpoint(self) -> int:
-        """The accelerator's number at the IOMMU: its address, from the configuration."""
-        return parse_bdf(self.config.endpoints[0].bdf)
+        """The number at the IOMMU of the accelerator the checks use: its address, from the configuration."""
+        return min(self.units_by_endpoint)
+
+    @property
+    def units_by_endpoint(self) -> dict[int, str]:
+        """Endpoint number -> the unit in front of it."""
+        return {parse_bdf(endpoint.bdf): endpoint.unit for endpoint in self.config.endpoints}
+
+    @property
+    def checks(self) -> list[str]:
+        """The checks that make sense on this machine."""
+        return [check.name for check in chosen([], len(self.config.endpoints))]
 
     def data(self, check: str) -> dict[str, Any]:
         """The facts one check found."""
@@ -41,12 +53,16 @@ class FirstLight:
         return data
 
 
-@pytest.fixture(scope="session", params=dict.fromkeys(KERNELS))
-def first_light(request: pytest.FixtureRequest) -> FirstLight:
-    """Boots once per kernel. A guest that does not come to `done` fails every test, with all that is known."""
-    config = load_config(CONFIG)
-    options = Options(kernel=request.param, config_path=CONFIG)
-    run = asyncio.run(boot(config, options, lambda message, faults: None))
+def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL) -> GuestRun:
+    """Boot the configuration at `path`. A guest that does not come to `done` fails the test, with all that is known."""
+    config = load_config(path)
+    run = asyncio.run(boot(config, Options(kernel=kernel, config_path=path), lambda message, faults: None))
     if run.done is None:
-        pytest.fail("\n".join(report.failure(run, nconsole=40, nevents=50)), pytrace=False)
-    return FirstLight(config, run)
+        pytest.fail("\n".join(report.failure(run)), pytrace=False)
+    return GuestRun(config, run)
+
+
+@pytest.fixture(scope="session", params=dict.fromkeys(KERNELS))
+def first_light(request: pytest.FixtureRequest) -> GuestRun:
+    """The demo's machine, once per kernel."""
+    return boot_guest(CONFIG, request.param)

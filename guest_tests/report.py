@@ -9,16 +9,26 @@ from typing import Any
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
 DIM, RED, GREEN, BOLD = "2", "31", "32", "1"
 MAX_QUOTED_LINES = 3
-ADDRESSES = ("iova", "gpa", "endpoint", "virt_start", "virt_end", "phys_start")
+NCONSOLE_SHOWN = 40
+NEVENTS_SHOWN = 50
 
 
-@dataclass
+@dataclass(frozen=True)
+class Evidence:
+    """What was there to see at one moment, oldest first: vdev's last events, the console's last lines."""
+
+    events: list[dict[str, Any]]
+    console: list[str]
+
+
+@dataclass(repr=False)  # too long for where pytest shows it
 class Run:
     """Everything one run of the guest's checks left behind."""
 
     hello: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # check name -> what vdev recorded meanwhile
+    evidence: dict[str, Evidence] = field(default_factory=dict)  # of each check that failed, taken when it did
     done: dict[str, Any] | None = None
     iommu: Any = None  # answer of query-iommu after `done`, the guest still alive
     events: list[dict[str, Any]] = field(default_factory=list)  # vdev's events at the end, newest last
@@ -101,14 +111,26 @@ def summary(run: Run, painter: Painter) -> list[str]:
     return [*lines, "", f"{verdict}: {counts}, guest kernel {kernel}, {run.seconds:.1f} s in all"]
 
 
-def failure(run: Run, nconsole: int = 40, nevents: int = 50) -> list[str]:
-    """What explains a failed run: the cause, the guest's console, vdev's last events, where the logs are."""
-    lines = ["", f"cause: {run.cause or _first_failure(run)}"]
-    lines += ["", "the guest's console, last lines:", *(f"  | {line}" for line in run.console[-nconsole:])]
-    lines += ["", "vdev's last events:", *(f"  | {event_line(event)}" for event in run.events[-nevents:])]
-    if run.logs:
-        lines += ["", f"logs: {run.logs}"]
-    return lines
+def failure(run: Run) -> list[str]:
+    """What explains a failed run: the cause, and what was there to see when it struck."""
+    failed = next((record["check"] for record in run.records if not record["ok"]), None)
+    return ["", f"cause: {run.cause or _first_failure(run)}", *_evidence(run, None if run.cause else failed)]
+
+
+def check_failure(run: Run, check: str) -> list[str]:
+    """What explains one failed check: what it says, and what was there to see when it failed."""
+    record = run.record(check)
+    return [f"{record['title']}: {record['detail']}", *_evidence(run, check)]
+
+
+def _evidence(run: Run, check: str | None) -> list[str]:
+    """Faults, vdev's last events and the console's last lines, of `check` if it failed, else of the run's end."""
+    seen = run.evidence.get(check or "", Evidence(run.events, run.console))
+    faults = run.faults.get(check or "", []) or faults_of(seen.events)
+    lines = ["", "refused by vdev:", *(f"  | {describe_fault(fault)}" for fault in faults)]
+    lines += ["", "vdev's last events:", *(f"  | {event_line(event)}" for event in seen.events[-NEVENTS_SHOWN:])]
+    lines += ["", "the guest's console, last lines:", *(f"  | {line}" for line in seen.console[-NCONSOLE_SHOWN:])]
+    return [*lines, "", f"logs: {run.logs}"] if run.logs else lines
 
 
 def _first_failure(run: Run) -> str:
@@ -119,14 +141,5 @@ def _first_failure(run: Run) -> str:
 
 
 def event_line(event: dict[str, Any]) -> str:
-    """Any of vdev's events in one line; addresses in hex, empty fields left out."""
-    fields = {key: value for key, value in event.items() if key not in ("event", "seq", "time", "fields")}
-    fields.update(event.get("fields", {}))
-    words = [f"{key}={_value(key, value)}" for key, value in fields.items() if value not in ("", None)]
-    return f"{event.get('time', 0.0):.3f} {event.get('event', '?')} {' '.join(words)}"
-
-
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and key in ADDRESSES:
-        return f"{value:#x}"
-    return str(value)
+    """Any of vdev's events in one line: seconds of its clock, and its own words."""
+    return f"{event['time']:.3f} {event['text']}"

@@ -6,11 +6,14 @@ import argparse
 import asyncio
 import signal
 import sys
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qmp_bridge.errors import VmDied
+from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
@@ -18,6 +21,7 @@ from vdev.config import Config, config_warnings, load_config
 from vdev.errors import ConfigError, PartsError, VdevError
 
 POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_SIGNAL = 1, 2, 128
 
 
@@ -69,20 +73,49 @@ async def _converse(vm: RunningVm) -> None:
     if vm.options.payload is None:
         if await vm.wait_exit() != 0:
             raise vm.died("QEMU ended with an error")
+        if panic := vm.console.panic():
+            raise vm.died(f"the guest died of a {panic}")
         return
     done: dict[str, Any] = {}
+    failed = ""  # the first check that did; those after it often only follow
     async with aclosing(vm.messages()) as messages:
         async for message in messages:
-            _say(f"guest: {message}")
+            _say(f"guest: {narrate(message)}")
+            failed = failed or (narrate(message).strip() if message.get("ok") is False else "")
             done = message
-    if done.get("ok") is not True or done.get("checks", 1) == 0:
-        raise vm.died(f"the guest's payload reports failure: {done}" if done else "the guest went without a word")
+    if done.get("checks", 1) == 0:
+        raise vm.died(f"no check of the payload is called {vm.options.payload} (`--payload all` runs every one)")
+    if done.get("ok") is not True:
+        raise vm.died(f"the guest's payload reports failure: {failed or narrate(done)}")
     try:
         await vm.send({"bye": True})  # the payload waits for this, so that we could have looked around
         async with asyncio.timeout(POWER_OFF_SECONDS):
             await vm.wait_exit()
     except TimeoutError:
         _say("the guest is done but does not power off; QEMU is stopped")
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked us to end; `number` is which."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__()
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise _Stopped for a signal: outside an event loop, which looks at signals only between its callbacks."""
+
+    def stop(number: int, _: object) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _up(config: Config, options: Options) -> int:
@@ -95,11 +128,13 @@ async def _up(config: Config, options: Options) -> int:
         caught.append(number)
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         loop.add_signal_handler(number, stop, number)
     try:
         async with bring_up(config, options) as vm:
+            _say("the guest boots" + ("" if options.follow else " (its console is not shown: --quiet)"))
             await _converse(vm)
+        _say("the VM has ended as it should; nothing of it is left")
     except asyncio.CancelledError:
         if not caught:
             raise
@@ -124,11 +159,16 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(arguments.config)
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")
+        with _signals_raise():
+            parts = find_parts(config, options)  # may download for minutes
         if arguments.print_command:
             directory = runtime_base() / f"{PREFIX}RUN"
-            print(make_plan(config, find_parts(config, options), options, directory).shown(), end="")
+            print(make_plan(config, parts, options, directory).shown(), end="")
             return 0
-        return asyncio.run(_up(config, options))
+        return asyncio.run(_up(config, replace(options, parts=parts)))
+    except _Stopped as stopped:
+        _say(f"stopped by {signal.Signals(stopped.number).name}")
+        return EXIT_SIGNAL + stopped.number
     except VmDied as death:
         _report(death)
         return EXIT_FAILURE

@@ -19,8 +19,8 @@ STOP_SECONDS = 5.0
 WRONG_INPUT = 2  # the backend's exit status for a ConfigError or PartsError
 
 
-async def start_backend(command: Sequence[str], log: Path) -> tuple[Child, Ready]:
-    """Start the backend and wait until it listens.
+async def start_backend(command: Sequence[str], log: Path, config_name: str) -> tuple[Child, Ready]:
+    """Start the backend and wait until it listens; `config_name` is what errors call its configuration.
 
     Raises ConfigError when it refuses its input, VmDied when it dies, says nothing for 30 s or says something else.
     The caller owns the process once this returns; until then it is ended here.
@@ -33,7 +33,7 @@ async def start_backend(command: Sequence[str], log: Path) -> tuple[Child, Ready
             line = await stdout.readline()
             if not line:
                 await child.exited
-                raise _refusal(child, log)
+                raise _refusal(child, log, config_name)
         return child, msgspec.json.decode(line, type=Ready)
     except TimeoutError:
         child.kill()
@@ -59,14 +59,17 @@ def death_of_backend(child: Child, log: Path) -> str:
     return f"{child.describe_exit()}; QEMU was stopped at once, as it would have aborted{_last_words(log)}"
 
 
-def _refusal(child: Child, log: Path) -> Exception:
+def _refusal(child: Child, log: Path, config_name: str) -> Exception:
     words = [line for line in last_lines(log, 20) if line.strip()]
     if child.exited.result() == WRONG_INPUT and words:
         key, colon, problem = words[-1].removeprefix("vdev: ").rpartition(": ")
-        return ConfigError(key if colon else "backend", problem)
+        # What only the device's cores can judge comes without the file's name.
+        where = f"{config_name}: " if key.startswith(("units[", "endpoints[")) else ""
+        return ConfigError(where + key if colon else "backend", problem)
     return VmDied(f"{child.describe_exit()} before it listened{_last_words(log)}")
 
 
 def _last_words(log: Path) -> str:
-    words = [line for line in last_lines(log, 5) if line.strip()]
+    # Its news of ordinary events are no cause.
+    words = [line for line in last_lines(log, 5) if line.strip() and " INFO " not in line]
     return f"; it last said: {words[-1]}" if words else ""

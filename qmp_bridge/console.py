@@ -11,6 +11,7 @@ from qmp_bridge.errors import VmDied
 TAIL_LINES = 2000  # caps what a chatty guest costs us
 LINE_CHARACTERS = 4096  # a line without end is cut here
 RETRY_SECONDS = 0.01
+PANIC = "Kernel panic - not syncing"
 _CHUNK = 1 << 16
 
 
@@ -27,6 +28,13 @@ class Console:
         """The last `count` lines, oldest first, with the unfinished one."""
         lines = [*self._lines, self._partial] if self._partial else list(self._lines)
         return lines[-count:] if count > 0 else []
+
+    def panic(self) -> str:
+        """The line in which the guest's kernel gave up; empty while it has not."""
+        for line in reversed(self._lines):
+            if (at := line.find(PANIC)) >= 0:
+                return line[at:]
+        return ""
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Follow until QEMU hangs up."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from vdev.config import Config
+from vdev.config import KERNEL_NAMES, Config
 from vdev.errors import PartsError
 from vdev.machine import MachinePaths, qemu_arguments, viot_table
 from vdev.parts.accel import choose_accel
@@ -80,13 +80,29 @@ class Plan:
     viot: bytes
 
     def shown(self) -> str:
-        """Both commands as a shell takes them, and the table that goes with them."""
+        """All of it as one block of shell, to be pasted or saved as a script: directory, table, backend, QEMU."""
+        directory, viot, log = (shlex.quote(path) for path in (self.paths.socket_dir, self.paths.viot, self._log))
         env = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        write = "import sys; sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))"
         return (
-            f"# the backend\n{shlex.join(self.backend)}\n"
-            f"# {self.paths.viot}, {len(self.viot)} bytes: {self.viot.hex()}\n"
-            f"# QEMU\n{' '.join([*env, shlex.join(self.qemu)])}\n"
+            "(set -e\n"
+            f"cd {shlex.quote(str(Path.cwd()))}\n"
+            f"mkdir -m 700 {directory}\n"
+            f"mkdir {directory}/logs\n"
+            f"# VIOT, the ACPI table that says which IOMMU an endpoint is behind: {len(self.viot)} bytes\n"
+            f"{shlex.join([sys.executable, '-c', write, self.viot.hex()])} > {viot}\n"
+            "# the backend; QEMU can connect once it has printed a line\n"
+            f"{shlex.join(self.backend)} > {directory}/ready &\n"
+            "backend=$!; trap 'kill $backend; wait $backend || :' EXIT; trap 'exit 1' HUP INT TERM\n"
+            f"until [ -s {directory}/ready ]; do kill -0 $backend; sleep 0.1; done\n"
+            f"# QEMU; the guest's console is written to {log}\n"
+            f"{' '.join([*env, shlex.join(self.qemu)])}\n"
+            f")  # to be able to do it again: rm -r {directory}\n"
         )
+
+    @property
+    def _log(self) -> str:
+        return self.paths.console_log
 
     def write(self, config: Config, logs: Path) -> None:
         """Write the files both commands name, and the commands themselves among the logs."""
@@ -98,12 +114,14 @@ class Plan:
 def find_parts(config: Config, options: Options) -> Parts:
     """The parts for `config`, found, fetched or built. Blocks, for minutes when it downloads. Raises PartsError."""
     vm, say, cache = config.vm, options.say, Cache()
+    wanted = options.kernel or vm.kernel
+    _check_paths(wanted, vm.initrd)  # before anything is downloaded
     qemu = find_qemu(vm.qemu, say, cache)
-    kernel = find_kernel(options.kernel or vm.kernel, say, cache)
+    kernel = find_kernel(wanted, say, cache)
+    if kernel.modules_dir is None:
+        say(f"kernel {kernel.version} comes without modules: virtio_iommu and VFIO must be built into it")
     if vm.initrd is not None:
-        if not Path(vm.initrd).is_file():
-            raise PartsError("vm.initrd", f"{vm.initrd} is not a file", "leave it out for vdev's own")
-        initrd = vm.initrd
+        initrd = str(Path(vm.initrd).expanduser())
     else:
         files = options.payload_files or {"main.py": CHECKS_MAIN, "guest_payload": CHECKS}
         initrd = str(build_initramfs(kernel, options.modules, files, say, cache))
@@ -119,6 +137,14 @@ def find_parts(config: Config, options: Options) -> Parts:
     )
 
 
+def _check_paths(kernel: str, initrd: str | None) -> None:
+    if "/" in kernel and not Path(kernel).expanduser().exists():
+        cure = f"give a bzImage, a kernel build tree or one of {', '.join(KERNEL_NAMES)}"
+        raise PartsError("vm.kernel", f"{kernel} does not exist", cure)
+    if initrd is not None and not Path(initrd).expanduser().is_file():
+        raise PartsError("vm.initrd", f"{initrd} is not a file", "leave it out for vdev's own")
+
+
 def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -> Plan:
     """The commands for a VM in `directory`. Pure. Raises ConfigError when the directory's name is too long."""
     words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
@@ -128,9 +154,9 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
     major = parts.version.partition(".")[0]
     if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:
         arguments += ["-run-with", "exit-with-parent=on"]  # when we are killed without a chance to clean up
-    config_path = options.config_path or directory / CONFIG_COPY
+    config_path = options.config_path.absolute() if options.config_path else directory / CONFIG_COPY
     return Plan(
-        backend=[*options.backend, "serve", str(config_path), "--runtime-dir", str(directory)],
+        backend=[*options.backend, "serve", "--exit-with-vm", str(config_path), "--runtime-dir", str(directory)],
         qemu=[*parts.qemu, *arguments],
         env=parts.env,
         paths=paths,

@@ -89,7 +89,9 @@ class RunningVm:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start both processes and connect to everything. Raises ConfigError or VmDied."""
         self.plan.write(self.config, self.logs)
-        self._backend, ready = await start_backend(self.plan.backend, self.logs / "backend.log")
+        self._backend, ready = await start_backend(
+            self.plan.backend, self.logs / "backend.log", Path(self.options.config_path or "config").name
+        )
         self.control_path = ready.control
         check_sockets(ready, expected_functions(self.config), self.plan.paths.socket_dir)
         self._qemu = start_qemu(self.plan.qemu, self.plan.env, self.logs / "qemu.stderr")
@@ -136,6 +138,10 @@ class RunningVm:
         if not backend.running and qemu.running:
             qemu.kill()
             raise self.died(death_of_backend(backend, self.logs / "backend.log"))
+        if self._qmp is None and qemu.exited.result() == 1 and self.config.vm.extra_args:
+            # Without them QEMU takes our command line: that is tested.
+            words = death_of_qemu(qemu, self.logs / "qemu.stderr", "")
+            raise ConfigError("vm.extra_args", words, "correct them, or leave them out")
         if self._qmp is not None:  # else there never was a channel
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
@@ -150,6 +156,8 @@ class RunningVm:
         notes = [self._qmp.shutdown_reason] if self._qmp and self._qmp.shutdown_reason else []
         if self.channel.verdict is None and self.options.payload is not None:
             notes.append("before the guest's payload was done")
+        if panic := self.console.panic():
+            return f"the guest died of a {panic} ({', '.join(notes)})"
         return death_of_qemu(qemu, self.logs / "qemu.stderr", ", ".join(notes))
 
     async def _watch_clock(self) -> None:

@@ -7,8 +7,10 @@ This file must stay readable by older Pythons up to check_python(), which tells 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,9 +46,25 @@ def check_python() -> None:
         fail(f"{sys.executable} has no venv module; on Debian: apt install python3-venv")
 
 
+def take_turn() -> None:
+    """Wait until no other bootstrap works on this tree; the kernel ends our turn with the process."""
+    handle = os.open(ROOT, os.O_RDONLY)  # kept open; the directory itself is locked, so no file is left behind
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("another bootstrap is setting up this tree; waiting for it")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks: as good as it gets
+
+
 def fingerprint(root: Path, version: str) -> dict[str, object]:
-    """What an environment was made from; any difference makes it stale."""
-    digest = hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()
+    """What an environment was made from; any difference makes it stale. Settings of linters are no part of it."""
+    import tomllib
+
+    data = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    relevant = [data.get("build-system"), data.get("project"), data.get("tool", {}).get("setuptools")]
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
     return {"script": SCRIPT_VERSION, "pyproject": digest, "python": version, "root": str(root)}
 
 
@@ -77,10 +95,15 @@ def make_environment(directory: Path) -> None:
     import venv
 
     stale = directory.exists()
-    if stale and not (directory / "pyvenv.cfg").is_file():
+    if stale and not is_environment(directory):
         fail(f"{directory} exists and is no virtual environment; move it away")
     say(f"{'renewing' if stale else 'creating'} {directory}")
     venv.EnvBuilder(symlinks=True, with_pip=False, clear=stale).create(directory)
+
+
+def is_environment(directory: Path) -> bool:
+    """Whether `directory` is an environment or the start of one: venv makes empty directories before pyvenv.cfg."""
+    return (directory / "pyvenv.cfg").is_file() or not any(path.is_file() for path in directory.rglob("*"))
 
 
 def ensure_pip(python: Path) -> None:
@@ -120,7 +143,12 @@ def fetch_pip_wheel(directory: Path) -> Path:
             wanted = [row for row in apt.resolve(STABLE, (PIP_PACKAGE,)) if row[0] == PIP_PACKAGE]
             apt.fetch(wanted, directory, PIP_PACKAGE)
     except (PartsError, OSError) as error:
-        fail(f"no pip: {error}\n  or install pip yourself (on Debian: apt install python3-venv)")
+        # The error's own cure is about QEMU and kernels; here only pip is wanted.
+        problem = error.problem if isinstance(error, PartsError) else error
+        fail(
+            f"{sys.executable} has no ensurepip, and pip cannot be fetched: {problem}\n"
+            "  cure: install Python's venv and pip (on Debian and Ubuntu: apt install python3-venv)"
+        )
     wheel = find_pip_wheel((directory / "root/usr/share/python-wheels",))
     if wheel is None:
         fail(f"{PIP_PACKAGE} contains no pip wheel; on Debian: apt install python3-venv")
@@ -139,6 +167,7 @@ def install_project(python: Path) -> None:
 def main() -> int:
     """Bring .venv to what pyproject.toml asks for."""
     check_python()
+    take_turn()
     directory = ROOT / ".venv"
     python = directory / "bin" / "python"
     version = version_of(python)
@@ -155,4 +184,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("stopped; the next run goes on")
+        sys.exit(130)

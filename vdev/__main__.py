@@ -23,6 +23,11 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("config", type=Path, help="the YAML file")
     serving.add_argument("--runtime-dir", type=Path, required=True, help="directory (0700) the sockets are made in")
     serving.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    serving.add_argument(
+        "--exit-with-vm",
+        action="store_true",
+        help="stop when the VM's process has ended (launchers that may be killed)",
+    )
     commands.add_parser("doctor", help="print what was found, what is missing and what to do")
     return parser
 
@@ -45,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
             level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
         config = load_config(arguments.config)
-        return asyncio.run(serve(config, arguments.runtime_dir, announce=_announce))
+        return asyncio.run(
+            serve(config, arguments.runtime_dir, announce=_announce, exit_with_vm=arguments.exit_with_vm)
+        )
     except (ConfigError, PartsError) as error:
         _say(f"vdev: {error}")
         return 2

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,25 @@ from vdev.transports.vfio_user import VfioUserServer, VmContext
 
 log = logging.getLogger(__name__)
 
+VM_LOOK_S = 1.0  # with leave_with_vm: how often to look, and how long a launcher has to stop us itself
+
 
 class App:
     """Owns everything one `vdev serve` process has."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        """Build the machine; raises ConfigError. Nothing listens yet."""
+    def __init__(self, config: Config, directory: Path, *, leave_with_vm: bool = False) -> None:
+        """Build the machine; raises ConfigError. Nothing listens yet. `leave_with_vm`: stop once the VM is gone."""
         self.config = config
+        self.leave_with_vm = leave_with_vm
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
         self.machine = Machine(config, emit=self.events.emit, wake=self.scheduler.wake, ordering=make_ordering())
+        for unit in self.machine.units.values():
+            # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
+            unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
+            for endpoint in unit.endpoints.values():
+                endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
         self.vm = VmContext(identity_checked=config.vm.identity == "peer")
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
@@ -75,17 +85,33 @@ class App:
         """Listen, announce the sockets, serve until `stopping` is set."""
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
+        listening = list(self.servers.values())
+        for server in listening:
+            server.listen()  # before the group: from inside it a ConfigError would come out wrapped
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
-            for server in self.servers.values():
-                server.listen()
-                tasks.append(group.create_task(server.serve(), name=f"serve {server.path.name}"))
+            tasks += [group.create_task(server.serve(), name=f"serve {server.path.name}") for server in listening]
+            if self.leave_with_vm:
+                tasks.append(group.create_task(self._watch_vm(os.getppid()), name="watch the VM"))
             await self.control.start()
             announce(self._ready_line())
             await self.stopping.wait()
             self.control.close()
             for task in tasks:
                 task.cancel()
+
+    async def _watch_vm(self, parent: int) -> None:
+        """Set `stopping` once the VM's process is proven gone, or `parent` is before any process came.
+
+        Two looks in a row, so that a launcher that is there sees its QEMU end before us.
+        """
+        looks = 0
+        while looks < 2:
+            await asyncio.sleep(VM_LOOK_S)
+            orphaned = os.getppid() != parent and self.vm.is_unused
+            looks = looks + 1 if orphaned or self.vm.identity.is_gone() else 0
+        log.warning("the VM is gone, so is its backend")
+        self.stopping.set()
 
     def _ready_line(self) -> str:
         ready = Ready(
@@ -101,9 +127,12 @@ class App:
         self.vm.close()
 
 
-async def serve(config: Config, directory: Path, announce: Callable[[str], None]) -> int:
-    """Serve until SIGTERM or SIGINT; `announce` gets one line of JSON (`control.messages.Ready`) when all listen."""
-    app = App(config, directory)
+async def serve(config: Config, directory: Path, announce: Callable[[str], None], *, exit_with_vm: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; `announce` gets one line of JSON (`control.messages.Ready`) when all listen.
+
+    `exit_with_vm`: also until the VM's process has ended, or whoever started us has before there was a VM.
+    """
+    app = App(config, directory, leave_with_vm=exit_with_vm)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stopping.set)

@@ -10,15 +10,15 @@ endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from vdev.config_text import WHOLE, closest, format_bdf, parse_bdf, parse_size, parse_yaml
+from vdev.config_text import closest, convert, format_bdf, item_key, parse_bdf, parse_size, parse_yaml
 from vdev.errors import ConfigError
 
 __all__ = [
@@ -36,13 +36,23 @@ MAX_PROBE_SIZE = 1 << 16
 MIN_MEMORY, MAX_MEMORY = 128 << 20, 1 << 40
 GUEST_PAGE_SIZE = 4096
 MAX_CPUS = 64
+MAX_LIMIT = 1 << 32  # more mappings than that no host can hold
 KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
 _TAKEN_NAMES = ["channel", "console", "control", "monitor", "qmp"]  # sockets beside those of the functions
 _OPTIONS_OF_OURS = {  # QEMU's, and where the same is said in a configuration
     "m": "use vm.memory", "smp": "use vm.cpus", "accel": "use vm.accel", "enable-kvm": "use vm.accel",
     "kernel": "use vm.kernel", "initrd": "use vm.initrd", "append": "use vm.append", "machine": "leave it out",
-    "M": "leave it out", "daemonize": "leave it out",
+    "M": "leave it out", "daemonize": "leave it out", "mem-path": "use vm.memory", "numa": "leave it out",
+    "set": "leave it out", "readconfig": "leave it out",
+}  # fmt: skip
+_EXAMPLES = {  # cures for values of the wrong type, by key
+    "units": "give a list such as - name: iommu0", "endpoints": "give a list such as - name: accel0",
+    "name": "such as name: accel0", "bdf": "write BUS:SLOT.FUNCTION in hexadecimal, such as 01:00.0",
+    "memory": "such as 512M", "granule": "such as 4K", "input_range": "such as [0, 0x7fffffffff], both inclusive",
+    "domain_range": "such as [0, 0xffff], both inclusive", "extra_args": "such as [-device, virtio-rng-pci]",
+    "reserved": "give a list such as - {start: 0x1000, end: 0x1fff}", "options": "such as devmem: 1M",
+    "start": "the first address", "end": "the last address, inclusive",
 }  # fmt: skip
 _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 
@@ -97,7 +107,7 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The machine QEMU emulates."""
 
     name: str = "vm"
-    memory: str = "512M"
+    memory: int | str = "512M"
     cpus: int = 1
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     qemu: str | None = None  # path of the QEMU to use; None: the system's if fit, else the packaged one
@@ -121,15 +131,17 @@ def load_config(path: Path) -> Config:
     """The checked configuration in the file `path`; raises ConfigError, whose key begins with the file's name."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot be read: {error}", "give the path of a YAML file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), f"is not text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
     return parse_config(text, path.name)
 
 
 def parse_config(text: str, name: str) -> Config:
     """The checked configuration in `text`; `name` is what errors call it. Raises ConfigError."""
     try:
-        config = _convert(parse_yaml(text))
+        config = convert(parse_yaml(text), Config, _EXAMPLES)
         for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved):
             check(config)
     except ConfigError as error:
@@ -140,8 +152,8 @@ def parse_config(text: str, name: str) -> Config:
 def config_warnings(config: Config) -> list[str]:
     """What is legal and yet will surprise a stock Linux guest, one line each."""
     warnings: list[str] = []
-    for index, unit in enumerate(config.units):
-        key = f"units[{index}]"
+    for unit in config.units:
+        key = f"units[{unit.name}]"
         if parse_size(unit.granule) > GUEST_PAGE_SIZE:
             warnings.append(
                 f"{key}.granule: {unit.granule} is above the guest's page of 4K: Linux will refuse to attach"
@@ -151,40 +163,6 @@ def config_warnings(config: Config) -> list[str]:
         if not any(region.kind == "msi" for region in unit.reserved):
             warnings.append(f"{key}.reserved: without the MSI region at 0xfee00000 interrupts of x86 endpoints fault")
     return warnings
-
-
-def _convert(data: Any) -> Config:
-    try:
-        return msgspec.convert(data, Config)
-    except msgspec.ValidationError as error:
-        problem, _, at = str(error).partition(" - at ")
-        path = at.strip("`").removeprefix("$").removeprefix(".")
-        unknown = re.search(r"unknown field `(.*)`", problem)
-        if unknown:
-            fields = _fields_at(path)
-            key = f"{path}.{unknown[1]}" if path else unknown[1]
-            raise ConfigError(key, "there is no such key", closest(unknown[1], fields)) from None
-        raise ConfigError(path or WHOLE, problem[0].lower() + problem[1:] + _value_at(data, path)) from None
-
-
-def _fields_at(path: str) -> list[str]:
-    """The keys allowed at `path`, by the last name in it."""
-    types: dict[str, type[msgspec.Struct]] = {
-        "": Config, "vm": VmConfig, "units": UnitConfig, "endpoints": EndpointConfig, "limits": Limits,
-        "reserved": Reserved,
-    }  # fmt: skip
-    last = re.sub(r"\[.*?\]", "", path).rpartition(".")[2]
-    return list(types[last].__struct_fields__)
-
-
-def _value_at(data: Any, path: str) -> str:
-    """ ", not VALUE" for a scalar at `path`; empty where the path does not lead to one."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        try:
-            data = data[int(index) if index else name]
-        except (KeyError, IndexError, TypeError):
-            return ""
-    return f", from {data!r}" if isinstance(data, str | int | float) else ""
 
 
 def _require(holds: bool, key: str, problem: str, cure: str) -> None:
@@ -218,16 +196,21 @@ def _check_vm(config: Config) -> None:
 
 def _check_names(config: Config) -> None:
     seen: dict[str, str] = {}
-    for key, item in _functions(config):
-        _check_name(f"{key}.name", item.name)
-        _require(item.name not in seen, f"{key}.name", f"{item.name!r} is also {seen.get(item.name)}", "rename one")
-        seen[item.name] = key
+    lists: tuple[tuple[str, Sequence[UnitConfig | EndpointConfig]], ...] = (
+        ("units", config.units), ("endpoints", config.endpoints),
+    )  # fmt: skip
+    for items, given in lists:
+        for index, item in enumerate(given):
+            key = f"{items}[{index}]"  # the name is what may be wrong
+            _check_name(f"{key}.name", item.name)
+            _require(item.name not in seen, f"{key}.name", f"{item.name!r} is also {seen.get(item.name)}", "rename one")
+            seen[item.name] = key
     _require(bool(config.units), "units", "the list is empty", "give one unit, such as - name: iommu0")
     units = [unit.name for unit in config.units]
-    for index, endpoint in enumerate(config.endpoints):
+    for endpoint in config.endpoints:
         if endpoint.unit not in units:
             problem = f"there is no unit {endpoint.unit!r}"
-            raise ConfigError(f"endpoints[{index}].unit", problem, closest(endpoint.unit, units))
+            raise ConfigError(f"endpoints[{endpoint.name}].unit", problem, closest(endpoint.unit, units))
 
 
 def _check_name(key: str, name: str) -> None:
@@ -237,28 +220,35 @@ def _check_name(key: str, name: str) -> None:
 
 
 def _functions(config: Config) -> Iterator[tuple[str, UnitConfig | EndpointConfig]]:
+    """Everything with a PCI address, by the key errors call it by."""
     for index, unit in enumerate(config.units):
-        yield f"units[{index}]", unit
+        yield item_key("units", index, unit.name), unit
     for index, endpoint in enumerate(config.endpoints):
-        yield f"endpoints[{index}]", endpoint
+        yield item_key("endpoints", index, endpoint.name), endpoint
 
 
 def _check_units(config: Config) -> None:
-    for index, unit in enumerate(config.units):
-        key = f"units[{index}]"
+    for unit in config.units:
+        key = f"units[{unit.name}]"
         granule = parse_size(unit.granule, f"{key}.granule")
         problem = f"{unit.granule} is not a power of two below 2^63"
         _require(granule.bit_count() == 1 and granule < 1 << 63, f"{key}.granule", problem, "4K is the guest's page")
         _check_range(f"{key}.input_range", unit.input_range, bits=64, granule=granule)
         _check_range(f"{key}.domain_range", unit.domain_range, bits=32, granule=1)
+        _require(
+            0 <= unit.probe_size <= MAX_PROBE_SIZE and unit.probe_size % 4 == 0, f"{key}.probe_size",
+            f"{unit.probe_size} is not a multiple of 4 from 0 to {MAX_PROBE_SIZE}", "512 is usual; 0 offers no PROBE",
+        )  # fmt: skip
         limits = unit.limits
         for name in limits.__struct_fields__:
             value = getattr(limits, name)
-            _require(value >= 1, f"{key}.limits.{name}", f"{value} is below 1", "leave it out for the default")
+            problem = f"{value} is not in 1..{MAX_LIMIT}"
+            _require(1 <= value <= MAX_LIMIT, f"{key}.limits.{name}", problem, "leave it out for the default")
         needed = PROBE_FIXED_NBYTES + unit.probe_size
         _require(
             limits.max_request_nbytes >= needed, f"{key}.limits.max_request_nbytes",
-            f"{limits.max_request_nbytes} cannot hold a PROBE of {needed} bytes", f"give at least {needed}",
+            f"{limits.max_request_nbytes} cannot hold a PROBE of {needed} bytes",
+            f"give at least {needed}, or a smaller probe_size",
         )  # fmt: skip
 
 
@@ -309,7 +299,7 @@ def _check_root_bus(key: str, bdf: int) -> None:
 
 
 def _check_reserved(config: Config) -> None:
-    units = {unit.name: (f"units[{index}]", unit) for index, unit in enumerate(config.units)}
+    units = {unit.name: (f"units[{unit.name}]", unit) for unit in config.units}
     for key, item in _functions(config):
         unit_key, unit = (key, item) if isinstance(item, UnitConfig) else units[item.unit]
         granule = parse_size(unit.granule)
@@ -318,12 +308,19 @@ def _check_reserved(config: Config) -> None:
             _check_range(where, (region.start, region.end), bits=64, granule=granule)
         if unit is not item:
             regions += [(region, f"{unit_key}.reserved[{index}]") for index, region in enumerate(unit.reserved)]
-        regions.sort(key=lambda pair: pair[0].start)
-        for (one, _), (two, where) in pairwise(regions):
-            _require(two.start > one.end, where, f"overlaps the region ending at {one.end:#x}", "make them apart")
+        _check_regions(regions, f"{key}.reserved")
         needed = RESV_MEM_NBYTES * len(regions)
         _require(
-            needed <= unit.probe_size <= MAX_PROBE_SIZE and unit.probe_size % 4 == 0, f"{unit_key}.probe_size",
-            f"{unit.probe_size} is not a multiple of 4 from {needed} to {MAX_PROBE_SIZE}",
-            f"{key} answers PROBE with {len(regions)} regions of {RESV_MEM_NBYTES} bytes; 512 is usual",
+            needed <= unit.probe_size, f"{unit_key}.probe_size",
+            f"{unit.probe_size} cannot hold the {len(regions)} reserved region(s) of {key}",
+            f"give at least {needed} ({RESV_MEM_NBYTES} bytes a region); 512 is usual",
         )  # fmt: skip
+
+
+def _check_regions(regions: list[tuple[Reserved, str]], key: str) -> None:
+    """All regions one endpoint answers PROBE with: D54, one is for MSIs at most; D55, they do not overlap."""
+    msi = [where for region, where in regions if region.kind == "msi"]
+    _require(len(msi) <= 1, key, f"more than one region is of kind msi: {', '.join(msi)}", "keep one of them")
+    for (one, other), (two, where) in pairwise(sorted(regions, key=lambda pair: pair[0].start)):
+        problem = f"{two.start:#x}..{two.end:#x} overlaps {other}, which is {one.start:#x}..{one.end:#x}"
+        _require(two.start > one.end, where, problem, "make them apart")

@@ -1,4 +1,4 @@
-"""Text to plain data, and the small notations inside it: sizes ("4K") and PCI addresses ("01:00.0").
+"""Text to typed data, and the small notations inside it: sizes ("4K") and PCI addresses ("01:00.0").
 
 Knows nothing of what a configuration means; `vdev.config` does.
 """
@@ -6,9 +6,11 @@ Knows nothing of what a configuration means; `vdev.config` does.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import msgspec
 import yaml
 
 from vdev.errors import ConfigError
@@ -17,7 +19,16 @@ WHOLE = "the file"  # the key of an error that has none
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)\s*([KMGT]?)(?:i?B)?", re.ASCII)
 _SIZE_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _BDF = re.compile(r"([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII)
+_TEXT_TAG = "tag:yaml.org,2002:str"
 _MAX_DEPTH = 16  # of nested YAML collections; a cycle of aliases ends here
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+|\.\.\.)\]")  # of a msgspec path: a field, an index, or a value of a mapping
+_MAX_SHOWN = 80  # characters of a wrong value
+_PLAIN_TYPES = {
+    "object": "keys with values", "array": "a list", "str": "text", "int": "a whole number", "float": "a number",
+    "bool": "true or false", "null": "nothing",
+}  # fmt: skip
+
+T = TypeVar("T")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -67,17 +78,89 @@ def _refuse_duplicates(node: yaml.Node, path: str, depth: int) -> None:
         raise ConfigError(path, f"nested more than {_MAX_DEPTH} deep", "no key of a configuration is nested like this")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _refuse_duplicates(item, f"{path}[{index}]", depth + 1)
+            _refuse_duplicates(item, item_key(path, index, _name_in(item)), depth + 1)
     elif isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            word = str(key.value)
+            word = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             here = f"{path}.{word}" if path else word
             line = key.start_mark.line + 1
+            if key.tag != _TEXT_TAG:
+                raise ConfigError(here, f"the key in line {line} is not a word", "every key of a configuration is one")
             if word in lines:
                 raise ConfigError(here, f"given twice, in lines {lines[word]} and {line}", "keep one of them")
             lines[word] = line
             _refuse_duplicates(value, here, depth + 1)
+
+
+def _name_in(item: yaml.Node) -> object:
+    pairs = item.value if isinstance(item, yaml.MappingNode) else []
+    return next((value.value for key, value in pairs if key.value == "name"), None)
+
+
+def convert(data: Any, root: type[T], examples: Mapping[str, str]) -> T:
+    """`data` as an object of `root`; `examples` has a cure by the last name of a key.
+
+    Raises ConfigError for the first thing that does not fit.
+    """
+    try:
+        return msgspec.convert(data, root)
+    except msgspec.ValidationError as error:
+        problem, _, at = str(error).partition(" - at ")
+        key, value, kind = _follow(data, root, at.strip("`").removeprefix("$"))
+        field = re.search(r"Object (contains unknown|missing required) field `(.*)`", problem)
+        if field is None:
+            raise ConfigError(key or WHOLE, _wrong_value(problem, value, kind), _cure(kind, key, examples)) from None
+        where = f"{key}.{field[2]}" if key else field[2]
+        if field[1] == "missing required":
+            raise ConfigError(where, "this key is missing", examples.get(field[2], "")) from None
+        raise ConfigError(where, "there is no such key", closest(field[2], _fields(kind))) from None
+
+
+def item_key(items: str, index: int, name: object) -> str:
+    """How errors call an item of a list: by its name, or by its number while it has none."""
+    return f"{items}[{name}]" if isinstance(name, str) and 0 < len(name) < 32 else f"{items}[{index}]"
+
+
+def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
+    """The key, the value and the declared type at msgspec's `path`."""
+    key = ""
+    for name, index in _STEP.findall(path):
+        if name:
+            key, data, kind = f"{key}.{name}" if key else name, data.get(name), get_type_hints(kind)[name]
+        elif index == "...":
+            # It does not say which value; those that fit are scalars.
+            last = next((word for word, value in data.items() if not isinstance(value, str | bool | int)), "?")
+            key, data, kind = f"{key}.{last}", data.get(last), None
+        else:
+            data, kind = data[int(index)], (get_args(kind) or (None,))[0]
+            key = item_key(key, int(index), data.get("name") if isinstance(data, dict) else None)
+    return key, data, kind
+
+
+def _fields(kind: Any) -> list[str]:
+    return list(get_type_hints(kind)) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
+
+
+def _cure(kind: Any, key: str, examples: Mapping[str, str]) -> str:
+    """What may stand there: the words of a choice, the keys of a mapping, or an example."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    fields = _fields(kind)
+    return "keys here: " + ", ".join(fields) if fields else examples.get(key.rpartition(".")[2], "")
+
+
+def _wrong_value(problem: str, value: object, kind: Any) -> str:
+    """msgspec's words as somebody says them who knows YAML and not JSON or Python."""
+    shown = f"{value!r:.{_MAX_SHOWN}} is " if isinstance(value, str | int | float) else "this is "
+    expected = re.fullmatch(r"Expected `(.*?)`(?: of length (\d+))?, got (.*)", problem)
+    if expected is None or get_origin(kind) is Literal:
+        return shown + "not a possible value"
+    if expected[2]:
+        return f"this is a list of {expected[3]}, not of {expected[2]}"
+    wanted = " or ".join(_PLAIN_TYPES.get(name, name) for name in expected[1].split(" | "))
+    got = _PLAIN_TYPES.get(expected[3].strip("`"), expected[3])
+    return f"{shown}{got}, not {wanted}"
 
 
 def closest(word: str, known: list[str]) -> str:

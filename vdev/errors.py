@@ -53,11 +53,15 @@ class MessageError(PeerError):
 
 
 class MemoryAccessError(VdevError):
-    """A guest-physical range is not (wholly) RAM we may use this way."""
+    """A guest-physical range is not (wholly) RAM we may use this way.
 
-    def __init__(self, gpa: int, nbytes: int, problem: str) -> None:
+    `lost` says that there was RAM which has been unmapped and not mapped again: it may come back.
+    """
+
+    def __init__(self, gpa: int, nbytes: int, problem: str, *, lost: bool = False) -> None:
         self.gpa = gpa
         self.nbytes = nbytes
+        self.lost = lost
         super().__init__(f"GPA {gpa:#x}+{nbytes:#x}: {problem}")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vdev.errors import MemoryAccessError
 
 GPA_SPACE = 1 << 64
+MAX_LOST = 64  # ranges remembered as lost; QEMU takes away and gives back a handful at a time
 
 
 @dataclass(slots=True)
@@ -37,6 +38,9 @@ class RegionTable:
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self.generation = 0
+        # [start, stop) of RAM that was unmapped and not mapped again. QEMU replaces a map it changes by unmapping all
+        # of it and mapping the parts, in separate messages: what runs in between must be able to tell.
+        self._lost: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -58,6 +62,8 @@ class RegionTable:
         self._starts.insert(index, region.gpa)
         self._regions.insert(index, region)
         self.generation += 1
+        if self._lost:
+            self._lost = _without(self._lost, region.gpa, region.stop)
 
     def remove(self, gpa: int, nbytes: int) -> list[Region]:
         """Remove every region inside [gpa, gpa+nbytes) and return them; MemoryAccessError if one would be split."""
@@ -77,13 +83,22 @@ class RegionTable:
             self._regions = [region for region in self._regions if id(region) not in gone]
             self._starts = [region.gpa for region in self._regions]
             self.generation += 1
+            self._lost += [(region.gpa, region.stop) for region in doomed if region.view is not None]
+            del self._lost[:-MAX_LOST]
         return doomed
 
     def clear(self) -> None:
         """Forget everything (the connection ended)."""
         self._starts.clear()
         self._regions.clear()
+        self._lost.clear()
         self.generation += 1
+
+    def find(self, gpa: int) -> Region | None:
+        """The region that contains `gpa`."""
+        index = bisect_right(self._starts, gpa) - 1
+        region = self._regions[index] if index >= 0 else None
+        return region if region is not None and gpa < region.stop else None
 
     def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
         """The bytes of [gpa, gpa+nbytes) in order, one view per region crossed.
@@ -99,7 +114,8 @@ class RegionTable:
         while cursor < stop:
             region = self._regions[index] if 0 <= index < len(self._regions) else None
             if region is None or not region.gpa <= cursor < region.stop:
-                raise MemoryAccessError(gpa, nbytes, f"no RAM at {cursor:#x}")
+                lost = any(start <= cursor < stop for start, stop in self._lost)
+                raise MemoryAccessError(gpa, nbytes, f"no RAM at {cursor:#x}" + " any more" * lost, lost=lost)
             if region.view is None:
                 raise MemoryAccessError(gpa, nbytes, "RAM came without a file descriptor")
             if not (region.writable if write else region.readable):
@@ -121,3 +137,14 @@ class RegionTable:
         for part in self.slices(gpa, len(data), write=True):
             part[:] = data[cursor : cursor + len(part)]
             cursor += len(part)
+
+
+def _without(ranges: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """`ranges` less [start, stop)."""
+    out: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if low < start:
+            out.append((low, min(high, start)))
+        if high > stop:
+            out.append((max(low, stop), high))
+    return out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import checks_device, checks_dma, checks_open, checks_refused
+from . import checks_device, checks_dma, checks_open, checks_refused, checks_several
 from .lab import Finding, Lab
 
 
@@ -17,6 +17,7 @@ class Check:
     title: str
     run: Callable[[Lab], Finding]
     refusal: bool = False  # the IOMMU must refuse an access here, and guest kernel and vdev must both report it
+    naccelerators: int = 1  # a machine with fewer has nothing to check here
 
 
 CHECKS = (
@@ -57,5 +58,16 @@ CHECKS = (
     Check("bus-master", "Without bus mastering nothing moves", checks_refused.refused_without_bus_mastering),
     Check("scattered-pages", "256 scattered pages are mapped and unmapped", checks_dma.maps_and_unmaps_scattered_pages),
     Check("remap", "A remap of an address is seen at once", checks_dma.sees_a_remap_at_once),
+    Check(
+        "several",
+        "Every accelerator reaches its own memory at the same address",
+        checks_several.each_reaches_its_own_memory,
+        naccelerators=2,
+    ),
     Check("gives-back", "The guest gives everything back", checks_open.gives_everything_back),
 )
+
+
+def chosen(wanted: Sequence[str], naccelerators: int) -> list[Check]:
+    """The checks named, or all if none is, that make sense with so many accelerators."""
+    return [check for check in CHECKS if check.naccelerators <= naccelerators and (not wanted or check.name in wanted)]

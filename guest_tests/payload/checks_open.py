@@ -8,6 +8,7 @@ from . import accel, guest, vfio
 from .lab import RING_IOVA, Finding, Lab, expect
 
 DRIVER = guest.SYS / "bus/virtio/drivers/virtio_iommu"
+GROUPS = guest.SYS / "kernel/iommu_groups"
 VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio-pci")
 POWER_ON_ZERO = {
     "CONTROL": accel.CONTROL,
@@ -39,24 +40,30 @@ def driver_bound(lab: Lab) -> Finding:
 
 
 def own_group(lab: Lab) -> Finding:
-    """The accelerator, bound to vfio-pci, is alone in its IOMMU group."""
+    """The accelerator, and any other there is, bound to vfio-pci, is alone in its IOMMU group."""
     found = guest.find_pci(accel.VENDOR_ID, accel.DEVICE_ID)
     expect(bool(found), f"no PCI function {accel.VENDOR_ID:04x}:{accel.DEVICE_ID:04x}")
     lab.bdf = found[0]
     # Before a driver asks for a function, kernels up to at least 6.12 do not look it up in VIOT: it has no group.
-    _bind_to_vfio(lab.bdf)
-    group = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "iommu_group")
-    expect(group is not None, f"{lab.bdf} is in no IOMMU group: the kernel does not put it behind the IOMMU")
-    lab.group = int(group or -1)
-    groups = {
-        entry.name: sorted(os.listdir(entry / "devices")) for entry in (guest.SYS / "kernel/iommu_groups").iterdir()
-    }
-    members = groups[str(lab.group)]
-    expect(members == [lab.bdf], f"group {lab.group} holds more than the accelerator: {members}")
-    detail = (
-        f"accelerator {lab.bdf}, bound to vfio-pci, is alone in group {lab.group}; the guest has {len(groups)} group(s)"
-    )
-    return Finding(detail, {"bdf": lab.bdf, "group": lab.group, "groups": groups})
+    for bdf in found:
+        _bind_to_vfio(bdf)
+        group = guest.link_name(guest.SYS / "bus/pci/devices" / bdf / "iommu_group")
+        expect(group is not None, f"{bdf} is in no IOMMU group: the kernel does not put it behind the IOMMU")
+        lab.accelerators[bdf] = int(group or -1)
+    groups = {entry.name: sorted(os.listdir(entry / "devices")) for entry in GROUPS.iterdir()}
+    for bdf, number in lab.accelerators.items():
+        members = groups[str(number)]
+        expect(members == [bdf], f"group {number} holds more than accelerator {bdf}: {members}")
+    lab.group = lab.accelerators[lab.bdf]
+    reserved = {bdf: _reserved_regions(number) for bdf, number in lab.accelerators.items()}
+    alone = ", ".join(f"{bdf} in group {number}" for bdf, number in lab.accelerators.items())
+    detail = f"bound to vfio-pci and alone: {alone}; the guest has {len(groups)} group(s)"
+    return Finding(detail, {"bdf": lab.bdf, "group": lab.group, "groups": groups, "reserved": reserved})
+
+
+def _reserved_regions(group: int) -> list[str]:
+    """What the kernel will not map there, as it prints it: inclusive ends, and a word for the kind."""
+    return guest.read_text(GROUPS / str(group) / "reserved_regions").splitlines()
 
 
 def _bind_to_vfio(bdf: str) -> None:
@@ -107,7 +114,8 @@ def gives_everything_back(lab: Lab) -> Finding:
     lab.engine.reset()
     lab.container.unmap(RING_IOVA, lab.ring.nbytes)
     lab.close()
-    guest.unbind_driver(lab.bdf)
-    driver = guest.link_name(guest.SYS / "bus/pci/devices" / lab.bdf / "driver")
-    expect(driver is None, f"{lab.bdf} is still held by {driver}")
+    for bdf in lab.accelerators:
+        guest.unbind_driver(bdf)
+        driver = guest.link_name(guest.SYS / "bus/pci/devices" / bdf / "driver")
+        expect(driver is None, f"{bdf} is still held by {driver}")
     return Finding("device closed, driver unbound, no mapping left")

@@ -66,6 +66,7 @@ class Lab:
         self.log = log
         self.bdf = ""
         self.group = -1
+        self.accelerators: dict[str, int] = {}  # BDF -> IOMMU group of every one, the lab's own among them
         self.power_on: dict[str, int] = {}
         self.source = vfio.Buffer(MIB)
         self.target = vfio.Buffer(MIB)
@@ -129,30 +130,11 @@ class Lab:
 
     def run_ok(self, operation: accel.Operation) -> accel.Completion:
         """Run an operation that must succeed."""
-        completion = self.engine.run(operation)
-        expect(completion.status == accel.OK, f"the device answered: {completion.describe()}")
-        return completion
+        return run_ok(self.engine, operation)
 
     def run_refused(self, operation: accel.Operation, iova: int, access: int) -> dict[str, Any]:
         """Run an operation the IOMMU must refuse at `iova`; returns the facts, the kernel's line among them."""
-        mark = self.log.mark()
-        completion = self.engine.run(operation)
-        expect(
-            completion.status == accel.TRANSLATION_FAULT, f"not refused, the device answered: {completion.describe()}"
-        )
-        expect(completion.fault_iova == iova, f"the fault is at {completion.fault_iova:#x}, expected {iova:#x}")
-        expect(completion.access == access, f"the fault's access is {completion.access}, expected {access}")
-        needles = (f"page fault from EP {endpoint_id(self.bdf)} at {iova:#x} ",)
-        line = self.log.wait_for(*needles, since=mark)
-        expect(line is not None, f"the kernel's log has no line '{needles[0].strip()}' within 2 s")
-        kind = "write" if access == accel.WRITE else "read"
-        return {
-            "endpoint": endpoint_id(self.bdf),
-            "iova": iova,
-            "access": kind,
-            "kernel": line,
-            "copy_ms": completion.ms,
-        }
+        return run_refused(self.log, self.engine, self.bdf, operation, (iova, access))
 
     def expect_untouched(self, buffer: vfio.Buffer, start: int = 0) -> None:
         """Fail unless `buffer` still holds nothing but the marker from byte `start` on."""
@@ -178,3 +160,33 @@ def _opened(part: T | None) -> T:
 def copy(nbytes: int = MIB, src: int = SOURCE_IOVA, dst: int = TARGET_IOVA, flags: int = 0) -> accel.Operation:
     """A COPY; by default the whole source to the whole target."""
     return accel.Operation(accel.COPY, src=src, dst=dst, nbytes=nbytes, flags=flags)
+
+
+def run_ok(engine: accel.Accelerator, operation: accel.Operation) -> accel.Completion:
+    """Run an operation that must succeed."""
+    completion = engine.run(operation)
+    expect(completion.status == accel.OK, f"the device answered: {completion.describe()}")
+    return completion
+
+
+def run_refused(
+    log: Log, engine: accel.Accelerator, bdf: str, operation: accel.Operation, fault: tuple[int, int]
+) -> dict[str, Any]:
+    """Run an operation the IOMMU must refuse with `fault` (IOVA, access); see `Lab.run_refused`."""
+    iova, access = fault
+    mark = log.mark()
+    completion = engine.run(operation)
+    expect(completion.status == accel.TRANSLATION_FAULT, f"not refused, the device answered: {completion.describe()}")
+    expect(completion.fault_iova == iova, f"the fault is at {completion.fault_iova:#x}, expected {iova:#x}")
+    expect(completion.access == access, f"the fault's access is {completion.access}, expected {access}")
+    needles = (f"page fault from EP {endpoint_id(bdf)} at {iova:#x} ",)
+    line = log.wait_for(*needles, since=mark)
+    expect(line is not None, f"the kernel's log has no line '{needles[0].strip()}' within 2 s")
+    kind = "write" if access == accel.WRITE else "read"
+    return {
+        "endpoint": endpoint_id(bdf),
+        "iova": iova,
+        "access": kind,
+        "kernel": line,
+        "copy_ms": completion.ms,
+    }

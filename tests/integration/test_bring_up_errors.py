@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qmp_bridge.__main__ import main
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options, Parts
 from qmp_bridge.run_directory import PREFIX
@@ -93,7 +94,7 @@ async def test_a_vm_that_says_done_is_no_failure(config: Config, runtime_dir: Pa
         messages = await all_messages(vm)
         await vm.send({"bye": True})
         status = await vm.wait_exit()
-    assert [*messages[0], *messages[-1]] == ["hello", "done", "ok", "checks"]
+    assert [*messages[0], *messages[-1]] == ["hello", "done", "ok", "checks", "passed"]
     assert status == 0
     assert not (tmp_path / "logs").exists()
     assert_nothing_is_left(runtime_dir)
@@ -220,11 +221,11 @@ async def test_a_cancelled_block_leaves_nothing(config: Config, runtime_dir: Pat
 
 
 CLI = """
-import sys
+import sys, time
 from pathlib import Path
 import qmp_bridge.__main__ as cli
 from qmp_bridge.plan import Parts
-cli.find_parts = lambda *_: None
+cli.find_parts = lambda *_: time.sleep({fetching})
 import qmp_bridge.up
 qmp_bridge.up.find_parts = lambda *_: Parts(
     (sys.executable, {qemu!r}, {part!r}), {{}}, "10.2.0", "/nowhere/vmlinuz", None, "tcg", "as told")
@@ -235,9 +236,13 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def command_line(part: str, tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    script = CLI.format(qemu=str(FAKES / "fake_qemu.py"), backend=str(FAKES / "fake_backend.py"), part=part)
-    (tmp_path / "test.yaml").write_text(TEXT)
+def command_line(
+    part: str, tmp_path: Path, *arguments: str, text: str = TEXT, fetching: float = 0
+) -> subprocess.Popen[str]:
+    script = CLI.format(
+        qemu=str(FAKES / "fake_qemu.py"), backend=str(FAKES / "fake_backend.py"), part=part, fetching=fetching
+    )
+    (tmp_path / "test.yaml").write_text(text)
     command = [sys.executable, "-c", script, "up", str(tmp_path / "test.yaml"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -254,10 +259,23 @@ def test_a_signal_takes_everything_down(number: int, runtime_dir: Path, tmp_path
     assert list(runtime_dir.glob(f"{PREFIX}*")) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_parts_are_fetched_is_heard_at_once(number: int, runtime_dir: Path, tmp_path: Path) -> None:
+    process = command_line("silent", tmp_path, text=TEXT.replace("00:10.0}", "00:10.0, reserved: []}"), fetching=60)
+    assert process.stderr is not None
+    process.stderr.readline()  # the warning: parts are next
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said == f"stopped by {signal.Signals(number).name}\n"
+    assert list(runtime_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("part", "status", "words"),
     [
-        ("done", 0, "guest: {'done': True, 'ok': True"),
+        ("done", 0, "guest: done, 1 of 1 checks passed"),
         ("failed-check", 1, "the guest's payload reports failure"),
         ("crash", 1, "console: last words of the console"),
     ],
@@ -272,9 +290,55 @@ def test_the_exit_status_is_the_guests_verdict(
     assert "Traceback" not in said, said
 
 
+UNIT = "units: [{name: iommu0}]"
+REFUSED = {
+    "": "x.yaml: the file: is empty",
+    "- a": "x.yaml: the file: this is a list, not keys with values (keys here: vm, units, endpoints)",
+    "vm: {name: [": "x.yaml: the file: not valid YAML at line 1",
+    "vm: {}": "x.yaml: units: this key is missing",
+    f"{UNIT}\n{UNIT}": "x.yaml: units: given twice, in lines 1 and 2",
+    f"{UNIT}\n1: 2": "x.yaml: 1: the key in line 2 is not a word",
+    f"{UNIT}\nvm: {{memory: 16M}}": "x.yaml: vm.memory: 16M is not a whole number of MiB from 128M",
+    f"{UNIT}\nvm: {{kernel: /nowhere/bzImage}}": "vm.kernel: /nowhere/bzImage does not exist",
+    f"{UNIT}\nvm: {{initrd: /nowhere/initrd}}": "vm.initrd: /nowhere/initrd is not a file",
+    f"{UNIT}\nvm: {{qemu: /nowhere/qemu}}": "vm.qemu: /nowhere/qemu is not a program",
+    f"{UNIT}\nvm: {{qemu: /bin/true}}": "vm.qemu: /bin/true: does not run",
+    f"{UNIT}\nvm: {{extra_args: [-mem-path, /tmp]}}": "x.yaml: vm.extra_args[0]: -mem-path is decided by vdev",
+    "units: [{name: iommu0, bdf: 01:00.0}]": "x.yaml: units[iommu0].bdf: 01:00.0 is not on bus 00",
+    "units: [{name: iommu0, granule: 3000}]": "x.yaml: units[iommu0].granule: 3000 is not a power of two",
+    "units: [{name: iommu0, probe_size: 8}]": "x.yaml: units[iommu0].probe_size: 8 cannot hold",
+    "units: [{name: iommu0, mode: loose}]": "x.yaml: units[iommu0].mode: 'loose' is not a possible value (one of",
+    f"{UNIT}\nendpoints: [{{name: e0, bdf: 00:1f.0}}]": "x.yaml: endpoints[e0].bdf: 00:1f.0: this slot is the chips",
+    f"{UNIT}\nendpoints: [{{name: e0}}, {{name: e1}}]": "x.yaml: endpoints[e1].bdf: 01:00.0 is already the address",
+    f"{UNIT}\nendpoints: [{{name: e0, unit: iommu1}}]": "x.yaml: endpoints[e0].unit: there is no unit 'iommu1'",
+    f"{UNIT}\nendpoints: [{{bdf: 01:00.0}}]": "x.yaml: endpoints[0].name: this key is missing",
+    f"{UNIT}\nendpoints: [{{name: e0, options: {{a: [1]}}}}]": "x.yaml: endpoints[e0].options.a: this is a list",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_wrong_input_is_named_with_its_cure_and_status_2(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert main(["up", str(path), "--accel", "tcg"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"qmp-bridge: {words}")
+    assert len(said.splitlines()) <= 2
+
+
+def test_extra_arguments_qemu_does_not_take_are_wrong_input(runtime_dir: Path, tmp_path: Path) -> None:
+    process = command_line("refuse", tmp_path, text=TEXT.replace("vm: {", "vm: {extra_args: [-nonsense], "))
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "vm.extra_args: QEMU exited with status 1" in said
+    assert list(runtime_dir.glob(f"{PREFIX}*")) == []
+
+
 def test_a_wrong_configuration_is_one_line_and_status_2(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("units: [{name: iommu0, granul: 4K}]")
     command = [sys.executable, "-m", "qmp_bridge", "up", str(tmp_path / "bad.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
-    assert done.stderr == ("qmp-bridge: bad.yaml: units[0].granul: there is no such key (did you mean granule?)\n")
+    assert done.stderr == ("qmp-bridge: bad.yaml: units[iommu0].granul: there is no such key (did you mean granule?)\n")

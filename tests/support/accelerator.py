@@ -31,6 +31,7 @@ class PagedDoor:
         self.pages: dict[int, tuple[int | None, int]] = {}
         self.stores: list[tuple[int, bytes]] = []
         self.accesses = 0
+        self.slice_nbytes = 1 << 20
 
     def map(self, iova: int, offset: int | None, nbytes: int, access: int = READ | WRITE) -> None:
         for at in range(0, nbytes, PAGE):

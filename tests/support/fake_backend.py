@@ -1,4 +1,4 @@
-"""Stands in for `vdev` under the launcher: `python fake_backend.py PART serve CONFIG --runtime-dir DIR`.
+"""Stands in for `vdev` under the launcher: `python fake_backend.py PART serve --exit-with-vm CONFIG --runtime-dir DIR`.
 
 PART is serve, refuse, die (0.5 s after it was ready), early (before), garbage or elsewhere (its sockets are not where
 they should be).
@@ -18,7 +18,7 @@ from vdev.machine import expected_functions
 
 
 def main() -> int:
-    part, _, config_path, _, directory = sys.argv[1:]
+    part, _, _, config_path, _, directory = sys.argv[1:]
     config = load_config(Path(config_path))
     if part == "refuse":
         sys.stderr.write("vdev: test.yaml: endpoints[0].model: there is no model 'toaster'\n")

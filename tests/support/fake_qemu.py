@@ -54,7 +54,7 @@ class FakeQemu:
         if self.part == "babble":
             writer.write(b"this is not JSON\n")
         if self.part in ("done", "failed-check"):
-            for message in ({"hello": 1}, {"done": True, "ok": self.part == "done", "checks": 1}):
+            for message in ({"hello": 1}, {"done": True, "ok": self.part == "done", "checks": 1, "passed": 1}):
                 writer.write(json.dumps(message).encode() + b"\n")
             await writer.drain()
             await reader.readline()  # the bye

@@ -139,6 +139,9 @@ class NotingDevice:
     def queue_notified(self, index: int) -> None:
         self.calls.append(f"kick {index}")
 
+    def memory_changed(self) -> None:
+        self.calls.append("memory")
+
     def reset(self) -> None:
         self.calls.append("reset")
 

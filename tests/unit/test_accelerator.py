@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.support.accelerator import descriptor
+from tests.support.accelerator import Rig, descriptor
 from vdev.endpoints.accelerator import Accelerator
 from vdev.endpoints.accelerator_engine import SLICE_NBYTES
 from vdev.endpoints.table import MODELS
@@ -40,6 +40,8 @@ class Identity:
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, int, int]] = []
+
+    granule = 4096
 
     def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]:
         if iova + nbytes > 1 << 31:
@@ -318,3 +320,15 @@ def test_state_is_described_as_plain_data() -> None:
     bench.run()
     described = bench.function.describe()
     assert (described["running"], described["completed"], described["ring_head"]) == (True, 1, 1)
+
+
+def test_with_small_pages_a_slice_moves_only_what_one_look_up_covers() -> None:
+    rig = Rig().start()
+    rig.door.slice_nbytes = 256
+    rig.map(0x1000, 0, 0x4000)
+    rig.put(*[descriptor(Op.FILL, dst=0x1000, nbytes=1024, arg=7) for _ in range(4)])
+
+    slices = rig.run()
+
+    assert slices == 4 * 1024 // 256
+    assert rig.completion(3).status == CompletionStatus.OK

@@ -61,11 +61,11 @@ def test_json_is_accepted() -> None:
 
 def test_a_duplicate_key_is_refused_with_its_path_and_lines() -> None:
     said = refusal("units:\n  - name: iommu0\n    mmio: true\n    mmio: false\n")
-    assert said == "x.yaml: units[0].mmio: given twice, in lines 3 and 4 (keep one of them)"
+    assert said == "x.yaml: units[iommu0].mmio: given twice, in lines 3 and 4 (keep one of them)"
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
-    assert unit("granul: 4K") == "x.yaml: units[0].granul: there is no such key (did you mean granule?)"
+    assert unit("granul: 4K") == "x.yaml: units[iommu0].granul: there is no such key (did you mean granule?)"
     assert vm("memroy: 1G") == "x.yaml: vm.memroy: there is no such key (did you mean memory?)"
 
 
@@ -74,19 +74,17 @@ def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones() -> None:
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_path_and_value() -> None:
-    assert vm("cpus: many") == "x.yaml: vm.cpus: expected `int`, got `str`, from 'many'"
-    assert "units[0].mode: invalid enum value 'loose'" in unit("mode: loose")
-    assert "units[0].reserved[0].end" in unit("reserved: [{start: 0, end: x}]")
+    assert vm("cpus: many") == "x.yaml: vm.cpus: 'many' is text, not a whole number"
+    assert "units[iommu0].mode: 'loose' is not a possible value (one of compat, strict)" in unit("mode: loose")
+    assert "units[iommu0].reserved[0].end" in unit("reserved: [{start: 0, end: x}]")
 
 
 def test_missing_units_are_refused() -> None:
-    assert "missing required field `units`" in refusal("vm: {name: a}")
+    assert "x.yaml: units: this key is missing" in refusal("vm: {name: a}")
     assert "x.yaml: units: the list is empty" in refusal("units: []")
 
 
-@pytest.mark.parametrize(
-    "text", ["a: [", "\ta: 1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "a: 0x_", "? [1]\n: 2"]
-)
+@pytest.mark.parametrize("text", ["a: [", "\ta: 1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "a: 0x_"])
 def test_what_is_not_yaml_is_refused_in_one_line(text: str) -> None:
     assert "x.yaml: the file: not valid YAML" in refusal(text)
 
@@ -149,17 +147,17 @@ def test_a_unit_sits_in_a_free_slot_of_the_root_bus(bdf: str, words: str) -> Non
 
 def test_two_functions_at_one_address_are_refused() -> None:
     said = endpoint("bdf: 00:10.0")
-    assert "endpoints[0].bdf: 00:10.0 is already the address of units[0]" in said
+    assert "endpoints[e0].bdf: 00:10.0 is already the address of units[iommu0]" in said
 
 
 @pytest.mark.parametrize("bdf", ["02:00.0", "01:01.0", "01:00.1"])
 def test_endpoint_buses_are_those_firmware_will_give(bdf: str) -> None:
-    assert f"endpoints[0].bdf: {bdf} should be 01:00.0" in endpoint(f"bdf: {bdf}")
+    assert f"endpoints[e0].bdf: {bdf} should be 01:00.0" in endpoint(f"bdf: {bdf}")
 
 
 def test_a_gap_in_the_buses_is_refused() -> None:
     said = endpoint("bdf: 03:00.0", ", {name: e1, bdf: 01:00.0}")
-    assert "endpoints[0].bdf: 03:00.0 should be 02:00.0" in said
+    assert "endpoints[e0].bdf: 03:00.0 should be 02:00.0" in said
 
 
 def test_more_buses_than_root_ports_are_refused() -> None:
@@ -187,12 +185,12 @@ def test_a_name_of_our_own_sockets_is_refused() -> None:
 
 
 def test_an_unknown_unit_is_refused_with_the_nearest() -> None:
-    assert "endpoints[0].unit: there is no unit 'iommu9' (did you mean iommu0?)" in endpoint("unit: iommu9")
+    assert "endpoints[e0].unit: there is no unit 'iommu9' (did you mean iommu0?)" in endpoint("unit: iommu9")
 
 
 @pytest.mark.parametrize("granule", ["3K", "0", "0x8000000000000000", "-4096"])
 def test_a_granule_is_a_power_of_two(granule: str) -> None:
-    assert "units[0].granule" in unit(f"granule: {granule}")
+    assert "units[iommu0].granule" in unit(f"granule: {granule}")
 
 
 def test_a_granule_of_one_byte_is_accepted() -> None:
@@ -203,7 +201,7 @@ def test_a_granule_of_one_byte_is_accepted() -> None:
     "ends", ["[1, 0xffffffff]", "[0, 0x1000]", "[0x2000, 0xfff]", "[0, 0x1ffffffffffffffff]", "[-4096, 0xfff]"]
 )
 def test_an_input_range_rises_on_the_granule(ends: str) -> None:
-    assert "units[0].input_range" in unit(f"input_range: {ends}")
+    assert "units[iommu0].input_range" in unit(f"input_range: {ends}")
 
 
 def test_the_whole_address_space_is_an_input_range() -> None:
@@ -213,16 +211,16 @@ def test_the_whole_address_space_is_an_input_range() -> None:
 
 @pytest.mark.parametrize("ends", ["[5, 4]", "[0, 0x100000000]"])
 def test_a_domain_range_rises_within_32_bits(ends: str) -> None:
-    assert "units[0].domain_range" in unit(f"domain_range: {ends}")
+    assert "units[iommu0].domain_range" in unit(f"domain_range: {ends}")
 
 
 def test_reserved_regions_are_aligned() -> None:
-    assert "units[0].reserved[0]" in unit("reserved: [{start: 0x1001, end: 0x1fff}]")
+    assert "units[iommu0].reserved[0]" in unit("reserved: [{start: 0x1001, end: 0x1fff}]")
 
 
 def test_reserved_regions_do_not_overlap_those_of_the_unit() -> None:
     said = endpoint("reserved: [{start: 0xfee00000, end: 0xfee00fff}]")
-    assert "overlaps the region ending at" in said
+    assert "overlaps endpoints[e0].reserved[0], which is 0xfee00000..0xfee00fff" in said
 
 
 def test_the_probe_answer_must_hold_the_reserved_regions_of_every_endpoint() -> None:
@@ -230,8 +228,9 @@ def test_the_probe_answer_must_hold_the_reserved_regions_of_every_endpoint() -> 
         "units: [{name: iommu0, probe_size: 24}]\n"
         "endpoints: [{name: e0, bdf: 01:00.0, reserved: [{start: 0, end: 0xfff}]}]"
     )
-    assert "units[0].probe_size: 24 is not a multiple of 4 from 48" in said
-    assert "endpoints[0] answers PROBE with 2 regions" in said
+    assert (
+        "units[iommu0].probe_size: 24 cannot hold the 2 reserved region(s) of endpoints[e0] (give at least 48" in said
+    )
 
 
 def test_the_largest_request_must_hold_a_probe() -> None:
@@ -239,7 +238,7 @@ def test_the_largest_request_must_hold_a_probe() -> None:
 
 
 def test_a_limit_of_zero_is_refused() -> None:
-    assert "units[0].limits.max_domains: 0 is below 1" in unit("limits: {max_domains: 0}")
+    assert "units[iommu0].limits.max_domains: 0 is not in 1..4294967296" in unit("limits: {max_domains: 0}")
 
 
 @pytest.mark.parametrize("memory", ["64M", "2T", "129536K", "lots"])
@@ -269,5 +268,5 @@ def test_surprises_for_linux_are_warned_of() -> None:
     text = "units: [{name: iommu0, granule: 64K, domain_range: [1, 9], reserved: []}]"
     warnings = config_warnings(parse_config(text, "x.yaml"))
     assert [line.partition(":")[0] for line in warnings] == [
-        "units[0].granule", "units[0].domain_range", "units[0].reserved",
+        "units[iommu0].granule", "units[iommu0].domain_range", "units[iommu0].reserved",
     ]  # fmt: skip

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from pathlib import Path
 from typing import Any
 
-from vdev.control.event_log import HISTORY_NEVENTS, EventLog, describe
+import pytest
+
+from vdev.control.event_log import HISTORY_NEVENTS, LOGGED_PER_SECOND, EventLog, as_plain, describe
 from vdev.control.messages import MAX_LINE_NBYTES, NoArguments, QueryEvents
 from vdev.control.server import Command, ControlServer
 from vdev.errors import VdevError
 from vdev.iommu.events import FaultRaised, RequestHandled
+from vdev.wire import viommu as wire
 
 
 def _refuse(arguments: object) -> object:
@@ -96,7 +100,7 @@ def test_events_are_chosen_by_kind_and_the_newest_are_kept() -> None:
     events = EventLog(lambda: 0.0)
     for iova in range(3):
         events.emit(FaultRaised("u", 0x100, "not-mapped", 1, iova))
-        events.emit(RequestHandled("u", "MAP", None, 1, 0))
+        events.emit(RequestHandled("u", "MAP", 0))
 
     found = events.since(0, 2, frozenset({"FaultRaised"}))
 
@@ -104,9 +108,35 @@ def test_events_are_chosen_by_kind_and_the_newest_are_kept() -> None:
 
 
 def test_a_request_reads_as_a_line_with_its_answer() -> None:
-    event = RequestHandled("iommu0", "MAP", None, 2, 5, {"domain": 2, "virt_start": 0x1000}, "not aligned")
+    request = wire.Detach(wire.T_DETACH, bytes(3), 2, 0x100)
+    event = RequestHandled("iommu0", "DETACH", wire.S_RANGE, request, "not aligned")
 
-    assert describe(event) == "iommu0 MAP domain=2 virt_start=0x1000 -> RANGE (not aligned)"
+    assert describe(event) == "iommu0 DETACH domain=2 endpoint=01:00.0 -> RANGE (not aligned)"
+
+
+def test_a_request_is_plain_data_with_its_fields() -> None:
+    request = wire.Detach(wire.T_DETACH, bytes(3), 2, 0x100)
+
+    plain = as_plain(RequestHandled("iommu0", "DETACH", wire.S_OK, request))
+
+    assert (plain["event"], plain["endpoint"], plain["domain"]) == ("RequestHandled", 0x100, 2)
+    assert plain["fields"] == {"domain": 2, "endpoint": 0x100}
+
+
+def test_a_storm_of_events_is_kept_but_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    events = EventLog(lambda: now[0])
+
+    with caplog.at_level(logging.INFO, logger="vdev.event"):
+        for iova in range(LOGGED_PER_SECOND + 7):
+            events.emit(FaultRaised("u", 0x100, "not-mapped", 1, iova))
+        now[0] += 1.5
+        events.emit(FaultRaised("u", 0x100, "not-mapped", 1, 0xABC000))
+
+    assert len(caplog.records) == LOGGED_PER_SECOND + 2
+    assert "7 more events" in caplog.text
+    assert "0xabc000" in caplog.records[-1].message
+    assert len(events.since(0, 10**6, frozenset())) == LOGGED_PER_SECOND + 8
 
 
 def test_a_fault_names_the_endpoint_by_its_bdf() -> None:

@@ -42,7 +42,7 @@ def _replace_launcher(monkeypatch: pytest.MonkeyPatch, happens: Callable[[Run], 
             error.logs = Path("logs/kept")
             raise
 
-    async def follow(vm: Vm, run: Run, boot_timeout_s: float, listen: Any) -> None:
+    async def follow(vm: Vm, run: Run, boot_timeout_s: float, listen: Any, silence_s: float) -> None:
         happens(run)
 
     monkeypatch.setattr(boot_module, "bring_up", bring_up)

@@ -20,6 +20,7 @@ FAULT = {
     "seq": 5,
     "time": 12.5,
     "event": "FaultRaised",
+    "text": "FaultRaised unit=iommu0 endpoint=01:00.0 reason=not-mapped access=2 iova=0x20000000",
     "unit": "iommu0",
     "endpoint": 0x100,
     "reason": "not-mapped",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from vdev.errors import DmaError, TranslationFault
-from vdev.functions.dma import READ, WRITE, DmaDoor
+from vdev.functions.dma import MAX_PIECES, READ, WRITE, DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.memory import Region, RegionTable
@@ -147,3 +147,20 @@ def test_an_access_past_the_end_of_the_address_space_is_refused(rig: Rig) -> Non
 
 def test_access_bits_are_those_of_the_engine() -> None:
     assert (READ, WRITE) == (wire.FAULT_F_READ, wire.FAULT_F_WRITE)
+
+
+def test_neighbouring_pages_share_a_view_and_others_do_not(rig: Rig) -> None:
+    for page, gpa_page in enumerate((0, 1, 2, 0, 3)):
+        rig.map(0x1000 + page * PAGE, RAM_GPA + gpa_page * PAGE, 1)
+
+    views = rig.door.views(0x1800, 5 * PAGE - 0x1000, write=False)
+
+    # two regions of two pages: a view ends where its region does
+    assert [len(view) for view in views] == [0x1800, PAGE, PAGE, 0x800]
+
+
+def test_a_slice_covers_a_bounded_number_of_mappings_whatever_the_granule() -> None:
+    fine = Engine(UnitSettings("unit", page_size_mask=(1 << 64) - 1), [EndpointSettings(ENDPOINT, "ep")])
+
+    assert DmaDoor(fine, ENDPOINT, FakeFunction()).slice_nbytes == MAX_PIECES
+    assert Rig().door.slice_nbytes == MAX_PIECES * PAGE

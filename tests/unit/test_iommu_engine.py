@@ -150,10 +150,13 @@ def test_a_handled_request_is_told_with_its_decoded_fields() -> None:
 
     map_(unit, 3, 0x1000, 0x1FFF, 0x5000, READ)
 
-    fields: dict[str, int | str] = {
+    (event,) = events
+    assert isinstance(event, RequestHandled)
+    assert (event.unit, event.type_name, event.status) == ("iommu0", "MAP", wire.S_NOENT)
+    assert (event.endpoint, event.domain, event.problem) == (None, 3, "no domain 3")
+    assert event.fields == {
         "domain": 3, "virt_start": 0x1000, "virt_end": 0x1FFF, "phys_start": 0x5000, "flags": READ
     }  # fmt: skip
-    assert events == [RequestHandled("iommu0", "MAP", None, 3, wire.S_NOENT, fields, "no domain 3")]
 
 
 def test_requests_that_cannot_be_parsed_are_told_too() -> None:
@@ -165,6 +168,8 @@ def test_requests_that_cannot_be_parsed_are_told_too() -> None:
 
     told = [(event.type_name, event.status) for event in events if isinstance(event, RequestHandled)]
     assert told == [("0x77", None), ("EMPTY", None), ("MAP", None)]
+    sizes = [event.fields for event in events if isinstance(event, RequestHandled)]
+    assert sizes[2] == {"readable_nbytes": 9, "writable_nbytes": 4}
 
 
 def test_describe_counts_requests_by_type_and_refusals_by_status() -> None:

@@ -34,7 +34,7 @@ def test_the_map_agrees_with_a_plain_list(seed: int, monkeypatch: pytest.MonkeyP
             model = sorted([*model, item]) if not overlap else model
         else:
             expected = _expected_removal(model, start, stop)
-            assert tested.remove(start, stop) == expected
+            assert tested.remove(start, stop, []) == expected
             model = model if expected is None else [item for item in model if item not in overlap]
         assert list(tested) == model
         assert len(tested) == len(model)
@@ -58,7 +58,7 @@ def test_many_live_mappings_are_kept_in_short_blocks(order: str) -> None:
     assert len(tested) == count
     assert max(len(block) for block in tested._items) <= BLOCK_MAX
     assert tested.find(77_777 * step + 5) == (77_777 * step, 77_778 * step, 0, 3)
-    assert tested.remove(step, (count - 1) * step) == count - 2
+    assert tested.remove(step, (count - 1) * step, []) == count - 2
     assert [item[0] for item in tested] == [0, (count - 1) * step]
 
 
@@ -66,7 +66,7 @@ def test_emptying_the_map_leaves_a_usable_map() -> None:
     tested = IntervalMap()
     assert tested.insert((5, 9, 0, 3))
 
-    assert tested.remove(0, 1 << 64) == 1
+    assert tested.remove(0, 1 << 64, []) == 1
 
     assert (len(tested), list(tested), tested.find(6), tested.overlaps(0, 99)) == (0, [], None, False)
     assert tested.insert((6, 7, 0, 3))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdev.errors import MemoryAccessError
-from vdev.memory import GPA_SPACE, Region, RegionTable
+from vdev.memory import GPA_SPACE, MAX_LOST, Region, RegionTable
 
 
 def ram(gpa: int, nbytes: int, *, writable: bool = True) -> Region:
@@ -126,3 +126,34 @@ def test_slices_are_exactly_the_bytes_a_flat_model_has(layout: list[tuple[int, i
             memory.slices(gpa, nbytes, write=False)
     else:
         assert list(b"".join(memory.slices(gpa, nbytes, write=True))) == wanted
+
+
+def test_memory_that_was_unmapped_is_told_from_memory_that_never_was() -> None:
+    memory = RegionTable()
+    memory.add(ram(0, 100))
+    memory.remove(0, 100)
+    memory.add(ram(0, 40))
+    memory.add(ram(50, 10))
+
+    lost = {at: _is_lost(memory, at) for at in (45, 60, 99, 100)}
+
+    assert lost == {45: True, 60: True, 99: True, 100: False}
+
+
+def test_what_is_remembered_as_lost_is_bounded_and_forgotten_with_the_connection() -> None:
+    memory = RegionTable()
+    for start in range(0, 200, 2):
+        memory.add(ram(start, 1))
+        memory.remove(start, 1)
+    found = sum(_is_lost(memory, at) for at in range(0, 200, 2))
+
+    memory.clear()
+
+    assert found == MAX_LOST
+    assert not any(_is_lost(memory, at) for at in range(0, 200, 2))
+
+
+def _is_lost(memory: RegionTable, gpa: int) -> bool:
+    with pytest.raises(MemoryAccessError) as caught:
+        memory.slices(gpa, 1, write=False)
+    return caught.value.lost

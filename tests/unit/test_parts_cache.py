@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vdev.errors import PartsError
-from vdev.parts.cache import INDEX, MANIFEST, Cache, Manifest, Package, default_root, directory_name
+from vdev.parts.cache import INDEX, MANIFEST, Cache, Manifest, Package, default_root, digests, directory_name
 from vdev.parts.progress import Percent, quiet
 
 PACKAGE = Package("tool", "1:2.0", "ab" * 32)
@@ -19,7 +19,7 @@ PACKAGE = Package("tool", "1:2.0", "ab" * 32)
 
 def _fetch(directory: Path, version: str = "1:2.0") -> Manifest:
     (directory / "tool").write_bytes(b"tool")
-    return Manifest("tools", version, (PACKAGE,), ("tool",))
+    return Manifest("tools", version, (PACKAGE,), digests(directory, "tool"))
 
 
 def _never(directory: Path) -> Manifest:
@@ -66,10 +66,37 @@ def test_a_part_whose_manifest_names_a_missing_file_is_not_complete(tmp_path: Pa
     assert (directory / "tool").is_file()
 
 
-NO_FORMAT = '{"part": "tools", "version": "1", "packages": [], "files": []}'
-OLD_FORMAT = '{"format": 0, "part": "tools", "version": "1", "packages": [], "files": []}'
-NO_VERSION = '{"format": 1, "part": "tools", "packages": [], "files": []}'
-UNKNOWN_FIELD = '{"format": 1, "part": "tools", "version": "1", "packages": [], "files": [], "x": 1}'
+@pytest.mark.parametrize("content", [b"", b"toolx", b"looT"])
+def test_a_damaged_file_is_told_and_fetched_again(tmp_path: Path, content: bytes) -> None:
+    said: list[str] = []
+    directory = Cache(tmp_path).get("tools", _fetch, quiet)
+    (directory / "tool").write_bytes(content)
+
+    assert Cache(tmp_path).current("tools") is None
+    assert Cache(tmp_path).get("tools", _fetch, said.append) == directory
+
+    assert said == [f"not used: {directory / 'tool'} is damaged"]
+    assert (directory / "tool").read_bytes() == b"tool"
+
+
+def test_a_damaged_part_stays_until_a_good_one_has_arrived(tmp_path: Path) -> None:
+    def offline(directory: Path) -> Manifest:
+        raise PartsError("apt", "no network")
+
+    directory = Cache(tmp_path).get("tools", _fetch, quiet)
+    (directory / "tool").write_bytes(b"damaged")
+
+    with pytest.raises(PartsError, match="no network"):
+        Cache(tmp_path).get("tools", offline, quiet)
+
+    assert (directory / "tool").read_bytes() == b"damaged"
+    assert Cache(tmp_path).current("tools") is None
+
+
+NO_FORMAT = '{"part": "tools", "version": "1", "packages": [], "files": {}}'
+OLD_FORMAT = '{"format": 1, "part": "tools", "version": "1", "packages": [], "files": []}'
+NO_VERSION = '{"format": 2, "part": "tools", "packages": [], "files": {}}'
+UNKNOWN_FIELD = '{"format": 2, "part": "tools", "version": "1", "packages": [], "files": {}, "x": 1}'
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", NO_FORMAT, OLD_FORMAT, NO_VERSION, UNKNOWN_FIELD])
@@ -90,7 +117,7 @@ def test_a_directory_that_claims_to_be_another_part_is_passed_over(tmp_path: Pat
 def test_a_lost_index_falls_back_to_the_newest_complete_directory(tmp_path: Path) -> None:
     old = Cache(tmp_path).get("tools", _fetch, quiet)
     new = old.rename(tmp_path / "tools" / "3.0")
-    (new / MANIFEST).write_text(Manifest("tools", "3.0", (), ("tool",)).to_json())
+    (new / MANIFEST).write_text(Manifest("tools", "3.0", (), digests(new, "tool")).to_json())
     (tmp_path / INDEX).write_text("damaged")
     Cache(tmp_path / "other").get("tools", _fetch, quiet).rename(old)
     os.utime(old / MANIFEST, (1, 1))
@@ -103,6 +130,16 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path) -> No
 
     with pytest.raises(PartsError) as caught:
         Cache(tmp_path / "file").get("tools", _fetch, quiet)
+
+    assert "VDEV_CACHE" in caught.value.cure
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_a_cache_of_somebody_else_names_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+
+    with pytest.raises(PartsError) as caught:
+        Cache(tmp_path / "closed" / "vdev").get("tools", _fetch, quiet)
 
     assert "VDEV_CACHE" in caught.value.cure
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from vdev.errors import PartsError
+from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.cpio import CpioWriter
-from vdev.parts.initramfs import KEPT_SECONDS, payload_files, prune
+from vdev.parts.initramfs import KEPT_SECONDS, build_initramfs, payload_files, prune
+from vdev.parts.kernel import Kernel
+from vdev.parts.progress import quiet
+from vdev.parts.userland import ARCHIVE, PART
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,39 @@ def test_archives_nobody_used_for_long_are_removed(tmp_path: Path) -> None:
 
     prune(tmp_path, now + KEPT_SECONDS + 60)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """A cache whose userland is one short file."""
+
+    def fetch(directory: Path) -> Manifest:
+        (directory / ARCHIVE).write_bytes(bytes(512))
+        return Manifest(PART, "1", (), digests(directory, ARCHIVE))
+
+    cache = Cache(tmp_path / "cache")
+    cache.get(PART, fetch, quiet)
+    return cache
+
+
+def test_the_same_input_gives_the_same_initramfs_without_building_it_again(cache: Cache, tmp_path: Path) -> None:
+    said: list[str] = []
+    kernel = Kernel(tmp_path / "bzImage", None, "6.12")
+
+    first = build_initramfs(kernel, [], {"main.py": b"1"}, said.append, cache)
+    again = build_initramfs(kernel, [], {"main.py": b"1"}, said.append, cache)
+    other = build_initramfs(kernel, [], {"main.py": b"2"}, quiet, cache)
+
+    assert first == again != other
+    assert len(said) == 1
+
+
+def test_a_truncated_initramfs_is_built_again(cache: Cache, tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path / "bzImage", None, "6.12")
+    path = build_initramfs(kernel, [], {"main.py": b"1"}, quiet, cache)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:600])
+
+    assert build_initramfs(kernel, [], {"main.py": b"1"}, quiet, cache) == path
+    assert path.read_bytes() == whole
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

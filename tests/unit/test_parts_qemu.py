@@ -9,7 +9,7 @@ import pytest
 from vdev.errors import PartsError
 from vdev.parts import accel
 from vdev.parts.accel import choose_accel, device_problem, probe_kvm, read_verdicts
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.kernel import Kernel
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import BINARY, Qemu, Unfit, find_qemu, probe, unpacked_qemu
@@ -56,7 +56,7 @@ def test_an_old_system_qemu_gives_one_line_of_notice_and_the_packaged_one(
     def packaged(directory: Path) -> Manifest:
         (directory / "root/usr/bin").mkdir(parents=True)
         (directory / f"root/usr/bin/{BINARY}").touch()
-        return Manifest("qemu", "11.1.3", (), (f"root/usr/bin/{BINARY}",))
+        return Manifest("qemu", "11.1.3", (), digests(directory, f"root/usr/bin/{BINARY}"))
 
     cache.get("qemu", packaged, quiet)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +18,7 @@ from vdev.parts.cache import Cache
 from vdev.parts.doctor import Finding, doctor
 
 ROOT = Path(__file__).parent.parent.parent
+PYPROJECT = '[project]\nname = "tool"\ndependencies = ["other==1"]\n'
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +32,16 @@ def bootstrap() -> ModuleType:
 
 
 def test_a_stamp_holds_for_the_same_project_and_python_only(bootstrap: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text("a")
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     wanted = bootstrap.fingerprint(tmp_path, "3.11.2")
     stamp = tmp_path / "stamp"
     stamp.write_text(bootstrap.json.dumps(wanted))
 
     assert bootstrap.is_stamped(stamp, wanted)
     assert not bootstrap.is_stamped(stamp, bootstrap.fingerprint(tmp_path, "3.13.0"))
-    (tmp_path / "pyproject.toml").write_text("b")
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT + "[tool.ruff]\nline-length = 80\n")
+    assert bootstrap.is_stamped(stamp, bootstrap.fingerprint(tmp_path, "3.11.2"))
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT.replace("==1", "==2"))
     assert not bootstrap.is_stamped(stamp, bootstrap.fingerprint(tmp_path, "3.11.2"))
 
 
@@ -45,6 +51,50 @@ def test_a_damaged_stamp_does_not_hold(bootstrap: ModuleType, tmp_path: Path, te
 
     assert not bootstrap.is_stamped(tmp_path / "stamp", {"script": 1})
     assert not bootstrap.is_stamped(tmp_path / "absent", {"script": 1})
+
+
+def test_two_bootstraps_of_one_tree_take_turns(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    waiter = threading.Thread(target=bootstrap.take_turn)
+
+    waiter.start()
+    waiter.join(0.2)
+    waited = waiter.is_alive()
+    os.close(handle)
+    waiter.join(5)
+
+    assert waited
+    assert not waiter.is_alive()
+    assert "waiting" in capsys.readouterr().err
+
+
+def test_a_started_environment_is_taken_over_and_a_directory_of_files_is_not(
+    bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    assert bootstrap.is_environment(tmp_path)
+    (tmp_path / "bin/mine").touch()
+    assert not bootstrap.is_environment(tmp_path)
+    (tmp_path / "pyvenv.cfg").touch()
+    assert bootstrap.is_environment(tmp_path)
+
+
+def test_a_host_without_pip_and_apt_is_told_to_install_pip_and_nothing_else(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("VDEV_CACHE", str(tmp_path / "cache"))
+
+    with pytest.raises(SystemExit):
+        bootstrap.fetch_pip_wheel(tmp_path)
+
+    said = capsys.readouterr().err
+    assert "apt install python3-venv" in said
+    assert "vm.qemu" not in said
 
 
 def test_an_interpreter_that_is_gone_has_no_version(bootstrap: ModuleType, tmp_path: Path) -> None:
@@ -99,6 +149,28 @@ def test_the_doctor_reports_on_an_empty_cache_without_filling_it(tmp_path: Path)
 
     assert any("guest kernel cloud: not in the cache" in line for line in said)
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_doctor_names_each_parts_own_key_where_nothing_can_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert doctor(said.append, Cache(tmp_path / "cache")) == 1
+
+    for key in ("vm.qemu", "vm.kernel", "vm.initrd"):
+        assert any(line.endswith(f"-> set {key} in the config to your own") for line in said)
+
+
+def test_the_doctor_tells_a_damaged_part_from_an_absent_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "kernel/cloud/6.12").mkdir(parents=True)
+    (tmp_path / "kernel/cloud/6.12/manifest.json").write_text("{")
+
+    doctor(said.append, Cache(tmp_path))
+
+    assert any("guest kernel cloud: not used: " in line and "manifest.json" in line for line in said)
 
 
 def test_make_fuzz_says_plainly_that_it_is_not_there() -> None:

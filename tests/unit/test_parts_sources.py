@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from vdev.errors import PartsError
-from vdev.parts.apt import Host, check_debs, host_mirror
+from vdev.parts.apt import Host, PrivateApt, check_debs, host_mirror
 from vdev.parts.cache import sha256_of
-from vdev.parts.sources import Source, choose_mirror, host_release, parse_deb822, parse_one_line, read_sources
+from vdev.parts.progress import quiet
+from vdev.parts.sources import Mirror, Source, choose_mirror, host_release, parse_deb822, parse_one_line, read_sources
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 DEB822 = f"""\
@@ -162,6 +163,38 @@ def test_a_host_without_apt_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(PartsError, match="apt-get is not installed"):
         host_mirror(Host(path, tmp_path))
+
+
+def test_a_full_disk_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt_get = tmp_path / "apt-get"
+    apt_get.write_text("#!/bin/sh\necho 'E: Write error - write (28: No space left on device)'\nexit 100\n")
+    apt_get.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(PartsError, match="status 100") as caught:
+        PrivateApt(tmp_path / "root", "amd64", Mirror("http://m.example/debian", "/k.gpg"), quiet).update()
+
+    assert "free space" in caught.value.cure
+
+
+def test_damaged_lists_are_read_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt_get = tmp_path / "apt-get"
+    lists = tmp_path / "root/state/lists"
+    apt_get.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *update*) echo good > {lists}/m_Packages; exit 0 ;; esac\n'
+        f'read -r state < {lists}/m_Packages; test "$state" = good || exit 100\n'
+        "echo 'Inst tool (1.0 Debian:13/stable [amd64])'\n"
+    )
+    apt_get.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    apt = PrivateApt(tmp_path / "root", "amd64", Mirror("http://m.example/debian", "/k.gpg"), said.append)
+    apt.update()
+    (lists / "m_Packages").write_text("damaged\n")
+
+    assert apt.resolve("stable", ["tool"]) == [("tool", "1.0")]
+    assert said.count("reading Debian's package lists") == 2
 
 
 def _stanza(deb: Path, digest: str = "") -> str:

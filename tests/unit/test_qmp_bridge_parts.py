@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from qmp_bridge import check_topology as topology
 from qmp_bridge.channel import MAX_LINE_NBYTES, Channel, parse_message
 from qmp_bridge.console import LINE_CHARACTERS, TAIL_LINES, Console
 from qmp_bridge.errors import VmDied
+from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import CONFIG_COPY, Options, Parts, make_plan
 from qmp_bridge.run_directory import RunDirectory, runtime_base
 from qmp_bridge.up import the_cause
@@ -92,6 +95,26 @@ def test_the_consoles_tail_has_whole_lines_and_the_unfinished_one() -> None:
         console.feed(chunk)
     assert console.tail(2) == ["two", "login: "]
     assert console.tail(0) == []
+
+
+def test_a_panic_is_found_in_the_console() -> None:
+    console = Console()
+    assert console.panic() == ""
+    console.feed(b"[ 1.0] Kernel panic - not syncing: no init\r\n[ 1.1] Kernel Offset\n")
+    assert console.panic() == "Kernel panic - not syncing: no init"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ({"starting": "a", "title": "It copies"}, "It copies ..."),
+        ({"check": "a", "ok": False, "detail": "no\x1b[2J", "ms": 1.6}, "  FAILED after 2 ms: no?[2J"),
+        ({"done": True, "ok": True, "checks": 3, "passed": 3}, "done, 3 of 3 checks passed"),
+        ({"check": "a", "ok": 1}, '{"check": "a", "ok": 1}'),
+    ],
+)
+def test_what_the_payload_says_is_told_in_words(message: dict[str, Any], line: str) -> None:
+    assert narrate(message) == line
 
 
 def test_the_console_forgets_what_is_too_much() -> None:
@@ -192,8 +215,20 @@ def test_what_is_shown_is_what_a_shell_takes(tmp_path: Path) -> None:
     parts = Parts(("/q",), {"A": "b c"}, "11", "/k", "/i", "tcg")
     plan = make_plan(config, parts, Options(config_path=Path("my config.yaml")), tmp_path)
     shown = plan.shown()
-    assert f"serve 'my config.yaml' --runtime-dir {tmp_path}" in shown
+    assert f" '{Path.cwd()}/my config.yaml' --runtime-dir {tmp_path}" in shown
+    assert plan.viot.hex() in shown
     assert "\nA='b c' /q -name vm " in shown
+
+
+def test_what_is_shown_runs_as_a_script(tmp_path: Path) -> None:
+    config = parse_config(TEXT, "x")
+    parts = Parts(("test", "-s"), {"A": "b c"}, "", "/k", "/i", "tcg")
+    backend = ("sh", "-c", "echo ready; exec sleep 30", "it's")
+    plan = make_plan(config, parts, Options(config_path=Path("x"), backend=backend), tmp_path / "run dir")
+    plan = replace(plan, qemu=["test", "-s", plan.paths.viot])
+    done = subprocess.run(["sh", "-c", plan.shown()], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(plan.paths.viot).read_bytes() == plan.viot
 
 
 def test_the_backends_copy_of_the_configuration_is_the_configuration(tmp_path: Path) -> None:

@@ -331,15 +331,6 @@ def test_memory_that_went_away_and_came_back_is_looked_up_again(rig: ViommuRig) 
     assert rig.ask(ATTACH) == [OK]
 
 
-def test_rings_whose_memory_is_gone_need_a_reset(rig: ViommuRig) -> None:
-    rig.function.memory.remove(regs.RAM_GPA, regs.RAM_NBYTES)
-    rig.function.memory_changed()
-
-    rig.run()
-
-    assert rig.driver.status() & Status.DEVICE_NEEDS_RESET
-
-
 def test_a_driver_that_runs_the_index_away_needs_a_reset(rig: ViommuRig) -> None:
     rig.requests.avail_words[vring.IDX_WORD] = 0x4000
 

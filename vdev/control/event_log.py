@@ -16,6 +16,7 @@ log = logging.getLogger("vdev.event")
 ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags")
 
 HISTORY_NEVENTS = 4096  # bounds the memory a busy guest can make us keep
+LOGGED_PER_SECOND = 50  # bounds what a guest that provokes faults can write to the log's disk
 
 
 class EventLog:
@@ -30,27 +31,38 @@ class EventLog:
         self._quiet = quiet
         self._history: deque[tuple[int, float, object]] = deque(maxlen=HISTORY_NEVENTS)
         self._next = 0
+        self._second = 0.0  # when the present second of logging began
+        self._logged = 0  # events of this second, the unlogged ones included
 
     def emit(self, event: object) -> None:
-        """Keep `event`; log it unless its kind is quiet."""
-        self._history.append((self._next, self._clock(), event))
+        """Keep `event`; log it unless its kind is quiet or too many came this second."""
+        now = self._clock()
+        self._history.append((self._next, now, event))
         self._next += 1
-        kind = type(event).__name__
-        if kind not in self._quiet:
+        if type(event).__name__ not in self._quiet:
+            self._log(now, event)
+
+    def _log(self, now: float, event: object) -> None:
+        if now - self._second >= 1.0:
+            if self._logged > LOGGED_PER_SECOND:
+                log.info("%d more events were not logged", self._logged - LOGGED_PER_SECOND)
+            self._second, self._logged = now, 0
+        self._logged += 1
+        if self._logged <= LOGGED_PER_SECOND:
             log.info("%s", describe(event))
 
     def since(self, first: int, limit: int, kinds: frozenset[str]) -> list[dict[str, Any]]:
         """Kept events numbered `first` or later, the newest `limit` of them, oldest first; "text" is for people."""
-        found = [
-            {"seq": seq, "time": time, "text": describe(event), **as_plain(event)}
-            for seq, time, event in self._history
-            if seq >= first and (not kinds or type(event).__name__ in kinds)
-        ]
-        return found[-limit:] if limit else []
+        found = [kept for kept in self._history if kept[0] >= first and (not kinds or type(kept[2]).__name__ in kinds)]
+        newest = found[-limit:] if limit > 0 else []
+        return [{"seq": seq, "time": time, "text": describe(event), **as_plain(event)} for seq, time, event in newest]
 
 
 def as_plain(event: object) -> dict[str, Any]:
     """An event dataclass as JSON-able data, its class name under "event"."""
+    if isinstance(event, RequestHandled):
+        names = ("unit", "type_name", "endpoint", "domain", "status", "fields", "problem")
+        return {"event": type(event).__name__, **{name: getattr(event, name) for name in names}}
     assert is_dataclass(event)
     return {"event": type(event).__name__, **{f.name: getattr(event, f.name) for f in fields(event)}}
 

@@ -36,15 +36,24 @@ class ControlServer:
         self._listener = listener
         self._commands = commands
         self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Accept clients from now on."""
-        self._server = await asyncio.start_unix_server(self._client, sock=self._listener, limit=MAX_LINE_NBYTES)
+        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener, limit=MAX_LINE_NBYTES)
 
     def close(self) -> None:
-        """Accept no more; connected clients end with the loop."""
+        """Accept no more, and end the connected clients."""
         if self._server is not None:
             self._server.close()
+        for client in self._clients:
+            client.cancel()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The task is ours: one that asyncio makes logs a traceback when the loop ends under it.
+        client = asyncio.get_running_loop().create_task(self._client(reader, writer))
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

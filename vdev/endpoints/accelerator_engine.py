@@ -89,14 +89,16 @@ class Engine:
     def run(self) -> None:
         """One slice of work: SLICE_NBYTES of a long operation, or several short ones."""
         budget = SLICE_NBYTES
+        # With pages so small that one `views` covers less than a slice, a byte costs as much as many.
+        weight = max(SLICE_NBYTES // self._door.slice_nbytes, 1)
         while budget > 0 and self.has_work:
             operation = self._operation or self._fetch()
             if operation is None:
                 budget -= DESCRIPTOR_COST_NBYTES
                 continue
             before = operation.done
-            self._step(operation, budget)
-            budget -= max(operation.done - before, DESCRIPTOR_COST_NBYTES)
+            self._step(operation, max(budget // weight, 1))
+            budget -= max((operation.done - before) * weight, DESCRIPTOR_COST_NBYTES)
 
     def _write_control(self, value: int) -> None:
         if value & Control.RESET:

@@ -27,6 +27,8 @@ NO_RESERVED = bytes(24)
 class Door(Protocol):
     """The only way to guest memory; every method raises DmaError (TranslationFault included) before touching a byte."""
 
+    slice_nbytes: int  # the most that `views` should be asked for at once: with small pages every page costs
+
     def read(self, iova: int, nbytes: int) -> bytes: ...
 
     def write(self, iova: int, data: bytes) -> None: ...

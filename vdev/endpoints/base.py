@@ -22,6 +22,8 @@ _SUFFIXES = {"K": 10, "M": 20, "G": 30}
 class Endpoint(Function, Worker, Protocol):
     """A `PciFunction` that runs in slices."""
 
+    was_reset: Callable[[], None]  # set by the app: called after every reset
+
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""
 

@@ -21,9 +21,15 @@ from vdev.memory import RegionTable
 READ = 1
 WRITE = 2
 
+MAX_PIECES = 256  # mappings under one slice: they cost a microsecond or two each, whatever their size
+
 
 class Translator(Protocol):
     """What the door needs of `iommu.engine.Engine`."""
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the smallest mapping."""
 
     def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]: ...
 
@@ -58,6 +64,7 @@ class DmaDoor:
         self.endpoint_id = endpoint_id
         self.frozen = False
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
+        self.slice_nbytes = MAX_PIECES * engine.granule
         self._engine = engine
         self._function = function
         self._after_fault = after_fault
@@ -78,7 +85,8 @@ class DmaDoor:
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
         """The memory behind [iova, iova+nbytes) in order; the whole range is checked before this returns.
 
-        `nbytes` 0 gives []. The caller keeps `nbytes` to its slice: with small pages every page is a view.
+        `nbytes` 0 gives []. The caller keeps `nbytes` to its slice and to `slice_nbytes`: with small pages every page
+        costs. Pages that are neighbours in guest memory share a view.
         """
         try:
             return self._views(iova, nbytes, WRITE if write else READ)
@@ -100,9 +108,25 @@ class DmaDoor:
             self._after_fault()
             raise
         views: list[memoryview] = []
+        slices, write = self._function.memory.slices, access == WRITE
         try:
-            for gpa, length in pieces:
-                views += self._function.memory.slices(gpa, length, write=access == WRITE)
+            for gpa, length in pieces if len(pieces) == 1 else joined(pieces):
+                views += slices(gpa, length, write=write)
         except MemoryAccessError as error:
             raise DmaError("unsupported-request", iova, str(error)) from error
         return views
+
+
+def joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`pieces` with those that continue each other made one."""
+    out: list[tuple[int, int]] = []
+    start = stop = -1
+    for gpa, nbytes in pieces:
+        if gpa == stop:
+            stop += nbytes
+            continue
+        if start >= 0:
+            out.append((start, stop - start))
+        start, stop = gpa, gpa + nbytes
+    out.append((start, stop - start))
+    return out

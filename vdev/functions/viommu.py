@@ -8,6 +8,7 @@ A reset first quiesces: bypass must not come back while an endpoint still runs o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
 from vdev.iommu.engine import Engine
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
-from vdev.virtio.queue import Chain, Queue, RingError
+from vdev.virtio.queue import Chain, Queue, RingError, RingOutOfReach
 from vdev.wire import viommu as wire
 from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 
@@ -25,6 +26,7 @@ RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 # What one slice does at most, so that other sockets are served: milliseconds at tens of microseconds a request.
 BATCH_REQUESTS = 256
 BATCH_NBYTES = 1 << 20
+BATCH_SEGMENTS = 8192  # a chain of 1024 empty buffers costs as much as a hundred requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,10 @@ class ViommuDevice:
         self._armed = False
         self._wake(self)
 
+    def memory_changed(self) -> None:
+        """What was out of reach may be back."""
+        self._wake(self)
+
     def queue_notified(self, index: int) -> None:
         """Requests, or buffers for faults that wait."""
         self.kicks += 1
@@ -112,11 +118,13 @@ class ViommuDevice:
         """Virtio reset or FLR: endpoints become unattached, bypass keeps its value (D6, D9)."""
         self._stop()
         self._engine.device_reset()
+        self._wake(self)  # to sweep up
 
     def system_reset(self) -> None:
         """The machine was reset: bypass returns to its boot value as well (D7)."""
         self._stop()
         self._engine.system_reset()
+        self._wake(self)
 
     def faults_pending(self) -> None:
         """The engine queued a fault record: deliver it soon."""
@@ -125,33 +133,49 @@ class ViommuDevice:
     # Worker
 
     def run_slice(self, now_ns: int) -> Progress:
-        """A batch of requests and all deliverable faults; IDLE leaves notifications enabled."""
+        """A batch of requests and of faults, a part of the sweeping up; IDLE leaves notifications enabled."""
+        unfinished = self._engine.sweep()
         ring = self._requests
-        if ring is None or not self._transport.dma_enabled:
+        if ring is not None and self._transport.dma_enabled:
+            try:
+                progress = self._work(ring, now_ns)
+            except RingOutOfReach:
+                # A reset would hang a stock driver for good, and QEMU gives memory back that it only re-arranges.
+                # `memory_changed` wakes us; until then there is nothing that a doorbell could change.
+                progress = Progress.IDLE
+            except RingError:
+                self._break()
+                progress = Progress.IDLE
+            if progress is not Progress.IDLE:
+                return progress
+        return Progress.BUSY if unfinished else Progress.IDLE
+
+    def _work(self, ring: Queue, now_ns: int) -> Progress:
+        handled = self._serve(ring)
+        more_faults = self._deliver_faults()
+        if handled:
+            self._window.on_work(now_ns)
+            return Progress.BUSY if handled >= BATCH_REQUESTS else Progress.POLL
+        if more_faults:
+            return Progress.BUSY
+        if self._armed:
             return Progress.IDLE
-        try:
-            handled = self._serve(ring)
-            self._deliver_faults()
-            if handled:
-                self._window.on_work(now_ns)
-                return Progress.BUSY if handled >= BATCH_REQUESTS else Progress.POLL
-            if self._armed:
-                return Progress.IDLE
-            if self._window.should_poll(now_ns):
-                return Progress.POLL
-            self._armed = True
-            return Progress.BUSY if ring.rearm() else Progress.IDLE
-        except RingError:
-            self._break()
-            return Progress.IDLE
+        if self._window.should_poll(now_ns):
+            return Progress.POLL
+        if ring.rearm():
+            return Progress.BUSY
+        self._armed = True
+        return Progress.IDLE
 
     def complete(self, reply: Reply) -> bool:
-        """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach."""
+        """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach for now."""
         if reply.ring is not self._requests or not self._transport.dma_enabled:
             return False
         try:
             self._push(reply)
             self._publish(reply.ring, wire.REQUEST_QUEUE)
+        except RingOutOfReach:
+            return False
         except RingError:
             self._break()
             return False
@@ -161,14 +185,15 @@ class ViommuDevice:
 
     def _serve(self, ring: Queue) -> int:
         """Answer up to a batch; the number taken. What was answered is published even when the ring breaks."""
-        handled, nbytes = 0, 0
+        handled, nbytes, nsegments = 0, 0, 0
         try:
-            while handled < BATCH_REQUESTS and nbytes < BATCH_NBYTES:
+            while handled < BATCH_REQUESTS and nbytes < BATCH_NBYTES and nsegments < BATCH_SEGMENTS:
                 chain = ring.pop()
                 if chain is None:
                     break
                 handled += 1
-                nbytes += chain.readable_nbytes
+                nbytes += chain.readable_nbytes + chain.writable_nbytes
+                nsegments += chain.nsegments
                 if handled == 1:
                     self._armed = False
                     ring.suppress()
@@ -195,27 +220,41 @@ class ViommuDevice:
 
     # the event ring
 
-    def _deliver_faults(self) -> None:
-        """Pending faults into the buffers the driver has posted; without buffers they wait in the engine's deque."""
+    def _deliver_faults(self) -> bool:
+        """Pending faults into the buffers the driver has posted; without buffers they wait in the engine's deque.
+
+        True when there is more to deliver now; a ring out of reach is left for later, requests do not wait for it.
+        """
         ring, pending = self._events, self._engine.pending_faults
         if ring is None or not pending:
-            return
-        for _ in range(2 * ring.size):  # a driver that posts while we look cannot keep us here
-            if not pending:
-                break
-            chain = ring.pop()
-            if chain is None:
-                if ring.rearm():
-                    continue
-                break
-            record = pending.popleft()
-            if chain.writable_nbytes < len(record):
-                # D61: not spread over several buffers, and there is no smaller format to fall back to.
-                self.dropped_faults += 1
-                ring.push(chain, 0)
-            else:
-                ring.push(chain, chain.write(record))
-        self._publish(ring, wire.EVENT_QUEUE)
+            return False
+        try:
+            return self._fill_buffers(ring, pending)
+        except RingOutOfReach:
+            return False
+
+    def _fill_buffers(self, ring: Queue, pending: deque[bytes]) -> bool:
+        nsegments = 0
+        try:
+            for _ in range(2 * ring.size):  # a driver that posts while we look cannot keep us here
+                if not pending or nsegments >= BATCH_SEGMENTS:
+                    break
+                chain = ring.pop()
+                if chain is None:
+                    if ring.rearm():
+                        continue
+                    return False
+                nsegments += chain.nsegments
+                record = pending.popleft()
+                if chain.writable_nbytes < len(record):
+                    # D61: not spread over several buffers, and there is no smaller format to fall back to.
+                    self.dropped_faults += 1
+                    ring.push(chain, 0)
+                else:
+                    ring.push(chain, chain.write(record))
+        finally:
+            self._publish(ring, wire.EVENT_QUEUE)
+        return bool(pending)
 
     def _publish(self, ring: Queue, index: int) -> None:
         if ring.publish():

@@ -56,7 +56,7 @@ class VirtioPciFunction(PciFunction):
         self._system_reset = system_reset or device.reset
         self._isr = 0
         self._rings: tuple[Queue | None, ...] = ()
-        self._common = CommonConfig(device, msix.vectors, start=self._start, reset=self.on_reset)
+        self._common = CommonConfig(device, msix.vectors, start=self._start, reset=self._driver_reset)
         super().__init__(
             name,
             Identity(wire.VENDOR_VIRTIO, device_id, class_code, wire.REVISION_MODERN, wire.VENDOR_VIRTIO, device_id),
@@ -117,10 +117,12 @@ class VirtioPciFunction(PciFunction):
                     self._device.queue_notified(index)
 
     def memory_changed(self) -> None:
-        """Rings drop the views they cached."""
+        """Rings drop the views they cached, and the device looks at them again."""
         for ring in self._rings:
             if ring is not None:
                 ring.memory_changed()
+        if self._rings:
+            self._device.memory_changed()
 
     def read_register(self, bar: int, offset: int, nbytes: int) -> bytes:
         """Any width; a read that starts in one structure sees zeros after its end."""
@@ -201,6 +203,11 @@ class VirtioPciFunction(PciFunction):
             indirect=bool(features & wire.F_INDIRECT_DESC),
             ordering=self._ordering,
         )
+
+    def _driver_reset(self) -> None:
+        """Status 0 was written."""
+        self.on_reset()
+        self.was_reset()
 
     def _virtio_reset(self, reset_device: Callable[[], None]) -> None:
         """The device stops using its rings before the driver can read status 0."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
-from vdev.iommu.intervals import Interval, IntervalMap
+from vdev.iommu.intervals import Interval, IntervalMap, Rubbish
 from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, ReservedRegion, UnitSettings
 from vdev.wire import viommu as wire
 
@@ -18,6 +18,8 @@ READ = wire.MAP_F_READ
 WRITE = wire.MAP_F_WRITE
 
 Piece = tuple[int, int]  # gpa, nbytes
+
+SWEEP_BLOCKS = 64  # what one `sweep` frees: about 2 ms
 
 
 @dataclass(slots=True)
@@ -57,6 +59,8 @@ class DomainTable:
         self._input_stop = settings.input_stop
         self.bypass = False
         self.nmappings = 0
+        # Removed and not freed yet. Bounded: a block takes hundreds of MAPs to make, and every slice of them sweeps.
+        self.rubbish: Rubbish = []
         self.domains: dict[int, Domain] = {}
         self.endpoints: dict[int, Endpoint] = {}
         for given in endpoints:
@@ -71,8 +75,15 @@ class DomainTable:
         """Detach every endpoint, which ends every domain."""
         for endpoint in self.endpoints.values():
             endpoint.domain = None
+        for domain in self.domains.values():
+            domain.mappings.empty_into(self.rubbish)
         self.domains = {}
         self.nmappings = 0
+
+    def sweep(self) -> bool:
+        """Free a part of what was removed; whether there is more."""
+        del self.rubbish[-SWEEP_BLOCKS:]
+        return bool(self.rubbish)
 
     def attach(self, domain_id: int, endpoint_id: int, *, bypass: bool) -> None:
         """Attach, creating the domain (D24) and leaving the present one (D21) as needed."""
@@ -153,7 +164,7 @@ class DomainTable:
             raise RequestError(wire.S_INVAL, f"domain {domain_id} bypasses")
         if stop <= start:
             raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} is empty")
-        removed = domain.mappings.remove(start, stop)
+        removed = domain.mappings.remove(start, stop, self.rubbish)
         # D42: would split a mapping
         if removed is None:
             raise RequestError(wire.S_RANGE, f"{start:#x}..{stop:#x} would split a mapping")
@@ -243,3 +254,4 @@ class DomainTable:
             return
         del self.domains[domain.id]
         self.nmappings -= len(domain.mappings)
+        domain.mappings.empty_into(self.rubbish)

@@ -54,7 +54,6 @@ from vdev.iommu.events import (
     Event,
     FaultRaised,
     FaultsDropped,
-    Fields,
     RequestHandled,
     UnitReset,
 )
@@ -76,7 +75,6 @@ class _Kind:
     nbytes: int  # of the device-readable part
     properties_nbytes: int  # before the tail in the device-writable part
     handler: Callable[[Engine, Any], bytes]
-    field_names: tuple[str, ...]  # what events show of it
     handled: int = 0
 
 
@@ -108,7 +106,6 @@ class Engine:
                 record.layout.size,
                 settings.probe_size if number == wire.T_PROBE else 0,
                 handler,
-                tuple(name for name in record.__slots__ if "reserved" not in name and name != "type"),
             )
             for number, (record, feature, handler) in REQUESTS.items()
             if self.offered_features & feature
@@ -120,6 +117,11 @@ class Engine:
     def pending_faults(self) -> deque[bytes]:
         """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
         return self._faults.pending
+
+    @property
+    def granule(self) -> int:
+        """Bytes of the smallest mapping."""
+        return self.settings.granule
 
     @property
     def bypass(self) -> bool:
@@ -140,10 +142,10 @@ class Engine:
         except RequestError as error:
             self._refused[error.status] = self._refused.get(error.status, 0) + 1
             if self._emit is not None:
-                self._emit(self._handled(kind, request, error.status, str(error)))
+                self._emit(RequestHandled(self.settings.name, kind.name, error.status, request, str(error)))
             return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
         if self._emit is not None:
-            self._emit(self._handled(kind, request, wire.S_OK))
+            self._emit(RequestHandled(self.settings.name, kind.name, wire.S_OK, request))
         return body + _OK_TAIL
 
     def _attach(self, request: wire.Attach) -> bytes:
@@ -204,15 +206,10 @@ class Engine:
         self._refused[status] = self._refused.get(status, 0) + 1
         if self._emit is not None:
             name = kind.name if kind is not None else f"{readable[0]:#04x}" if len(readable) else "EMPTY"
-            fields: Fields = {"readable_nbytes": len(readable), "writable_nbytes": writable_nbytes}
             problem = "too short" if short or kind is not None else "unknown type"
-            self._emit(RequestHandled(self.settings.name, name, None, None, status, fields, problem))
+            sizes = (len(readable), writable_nbytes)
+            self._emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
         return reply
-
-    def _handled(self, kind: _Kind, request: Record, status: int, problem: str = "") -> RequestHandled:
-        fields: Fields = {name: getattr(request, name) for name in kind.field_names}
-        endpoint, domain = getattr(request, "endpoint", None), getattr(request, "domain", None)
-        return RequestHandled(self.settings.name, kind.name, endpoint, domain, status, fields, problem)
 
     # translation and faults
 
@@ -278,6 +275,10 @@ class Engine:
     def _restore_bypass(self) -> None:
         # D5: bypass may start as 1 where BYPASS_CONFIG is offered
         self._table.bypass = self.settings.bypass_offered and self.settings.boot_bypass
+
+    def sweep(self) -> bool:
+        """Free a part of the mappings that were removed; True while there are more. Call it between requests."""
+        return self._table.sweep()
 
     # state for people and restarts
 

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-Fields = dict[str, int | str]
+from vdev.wire.record import Record
+
+Fields = dict[str, int]
 
 
 @dataclass(slots=True)
 class RequestHandled:
-    """One request was answered. `status` is the tail's, or None when the chain went back unwritten (used length 0)."""
+    """One request was answered. `status` is the tail's, or None when the chain went back unwritten (used length 0).
+
+    There is one for every request, so it holds the request as it was parsed and is taken apart only when looked at.
+    """
 
     unit: str
     type_name: str
-    endpoint: int | None
-    domain: int | None
     status: int | None
-    fields: Fields = field(default_factory=dict)
+    request: Record | None = None  # None when it could not be parsed
     problem: str = ""  # why it was refused, for people
+    nbytes: tuple[int, int] | None = None  # readable and writable bytes of one that could not be parsed
+
+    @property
+    def endpoint(self) -> int | None:
+        """The endpoint it names, if its type does."""
+        return getattr(self.request, "endpoint", None)
+
+    @property
+    def domain(self) -> int | None:
+        """The domain it names, if its type does."""
+        return getattr(self.request, "domain", None)
+
+    @property
+    def fields(self) -> Fields:
+        """What it said, reserved bytes left out; its sizes when it could not be parsed."""
+        if self.request is None:
+            return dict(zip(("readable_nbytes", "writable_nbytes"), self.nbytes or (), strict=False))
+        names = [name for name in self.request.__slots__ if name != "type" and "reserved" not in name]
+        return {name: getattr(self.request, name) for name in names}
 
 
 @dataclass(slots=True)

@@ -31,6 +31,9 @@ def main(arguments: list[str]) -> int:
     except PartsError as error:
         to_stderr(str(error))
         return 2
+    except KeyboardInterrupt:
+        to_stderr("stopped; what is complete stays in the cache")
+        return 130
     return 0
 
 

@@ -8,6 +8,7 @@ import platform
 import selectors
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def _verdict(qemu: Qemu, kernel: Kernel, cache: Cache, say: Say) -> str:
     if key not in known:
         say(f"trying KVM: booting {kernel.version} (at most {PROBE_SECONDS:.0f} s)")
         known[key] = probe_kvm(qemu, kernel.image, PROBE_SECONDS)
-        write_atomically(cache.root / VERDICTS, json.dumps({"boot_id": boot_id, "verdicts": known}, indent=1) + "\n")
+        text = json.dumps({"boot_id": boot_id, "verdicts": known}, indent=1) + "\n"
+        with suppress(OSError):  # a cache that cannot be written still serves; it is only tried again next time
+            write_atomically(cache.root / VERDICTS, text)
     return known[key]
 
 

@@ -25,6 +25,7 @@ STABLE = "trixie"  # Debian's current stable: the one place that names it
 BACKPORTS = f"{STABLE}-backports"
 LISTS_FRESH_SECONDS = 900  # several parts fetched in one go read the lists once
 TAIL_NLINES = 6
+DISK_FULL = "No space left on device"  # LC_ALL is ours, so tools say it in English
 
 # The host's hooks belong to the host's own cache, and its default release to its own sources.
 _CONFIG = """\
@@ -36,6 +37,7 @@ _CONFIG = """\
 APT::Architecture "{arch}";
 APT::Architectures {{ "{arch}"; }};
 APT::Sandbox::User "root";
+APT::Get::Show-User-Simulation-Note "false";
 APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "3";
@@ -51,6 +53,7 @@ Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
 Dir::State "{root}/state";
 Dir::State::status "{root}/dpkg/status";
 Dir::Cache "{root}/cache";
+Dir::Cache::srcpkgcache "";
 """
 _DIRECTORIES = (
     "etc/sources.list.d",
@@ -121,8 +124,20 @@ class PrivateApt:
 
     def resolve(self, suite: str, names: Sequence[str]) -> list[tuple[str, str]]:
         """(name, version) of `names` and all they depend on, as apt would install them from `suite`."""
-        output = self._run(["apt-get", "install", "-s", "-qq", "-y", "--no-install-recommends", "-t", suite, *names])
+        command = ["apt-get", "install", "-s", "-qq", "-y", "--no-install-recommends", "-t", suite, *names]
+        try:
+            output = self._run(command)
+        except PartsError:
+            self._say("the package lists do not do; reading them anew")  # damaged, or of another day
+            self._forget_lists()
+            self.update()
+            output = self._run(command)
         return re.findall(r"^Inst (\S+) \((\S+) ", output, re.MULTILINE)
+
+    def _forget_lists(self) -> None:
+        self._stamp.unlink(missing_ok=True)
+        for path in (self._root / "state/lists").glob("*_*"):
+            path.unlink(missing_ok=True)
 
     def fetch(self, wanted: Sequence[tuple[str, str]], directory: Path, what: str) -> list[Package]:
         """Download the packages into `directory` and unpack them there below `root/`; the .debs are removed.
@@ -133,7 +148,11 @@ class PrivateApt:
         stanzas = self._run(["apt-cache", "show", "--no-all-versions", *exact])
         with tempfile.TemporaryDirectory(dir=directory) as downloads:
             percent = Percent(f"downloading {what}", self._say)
-            self._run(["apt-get", "download", "-q", *exact], Path(downloads), percent)
+            try:
+                self._run(["apt-get", "download", "-q", *exact], Path(downloads), percent)
+            except PartsError:
+                self._stamp.unlink(missing_ok=True)  # the archive may have moved on since
+                raise
             packages = check_debs(Path(downloads), stanzas)
             self._say(f"unpacking {what} ({len(packages)} packages)")
             for deb in sorted(Path(downloads).glob("*.deb")):
@@ -159,6 +178,8 @@ class PrivateApt:
         if process.returncode != 0:
             detail = "\n    ".join(tail[-TAIL_NLINES:])
             problem = f"{command[0]} failed with status {process.returncode}:\n    {detail}"
+            if DISK_FULL in output:
+                raise PartsError("apt", problem, f"free space for {self._root}, or set VDEV_CACHE to another disk")
             raise PartsError("apt", problem, f"check the network and apt's configuration, or {OWN_PARTS}")
         return output
 

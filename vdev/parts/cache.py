@@ -12,16 +12,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vdev.errors import PartsError
-from vdev.parts.progress import Say
+from vdev.parts.progress import Say, quiet
 
 MANIFEST = "manifest.json"
 INDEX = "current.json"
-FORMAT = 1  # raise it when the layout of a part changes: older directories are then fetched anew
+FORMAT = 2  # raise it when the layout of a part changes: older directories are then fetched anew
 CHUNK_NBYTES = 1 << 20
 
 
@@ -36,12 +36,12 @@ class Package:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a part is made of. `files` are the paths (relative) a complete part cannot miss."""
+    """What a part is made of. `files` are those it cannot do without: SHA-256 by relative path (see `digests`)."""
 
     part: str
     version: str
     packages: tuple[Package, ...]
-    files: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -51,20 +51,22 @@ class Manifest:
     def load(cls, directory: Path) -> Manifest:
         """Read and check the manifest of `directory`.
 
-        :raise PartsError: absent, malformed, of another format, or a file it names is missing.
+        :raise PartsError: absent, malformed, of another format, or a file it names is missing or changed.
         """
         try:
             data = json.loads((directory / MANIFEST).read_text())
             found = data.pop("format")
             packages = tuple(Package(**package) for package in data.pop("packages"))
-            manifest = cls(packages=packages, files=tuple(data.pop("files")), **data)
+            manifest = cls(packages=packages, files=dict(data.pop("files")), **data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise PartsError("cache", f"{directory} has no usable {MANIFEST} ({error!r})") from error
         if found != FORMAT:
             raise PartsError("cache", f"{directory} has format {found}, not {FORMAT}")
-        for name in manifest.files:
+        for name, digest in manifest.files.items():
             if not (directory / name).is_file():
                 raise PartsError("cache", f"{directory} lacks {name}")
+            if sha256_of(directory / name) != digest:
+                raise PartsError("cache", f"{directory / name} is damaged")
         return manifest
 
 
@@ -75,6 +77,11 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_NBYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digests(directory: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of files by their path relative to `directory`, as a manifest keeps them."""
+    return {name: sha256_of(directory / name) for name in names}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -101,18 +108,28 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = default_root(os.environ) if root is None else root
 
-    def current(self, part: str) -> Path | None:
-        """Directory of the complete part in use, or None. Touches no network and takes no lock."""
+    def current(self, part: str, say: Say = quiet) -> Path | None:
+        """Directory of the complete part in use, or None; `say` is told why one is not used.
+
+        Touches no network and takes no lock. What cannot be read counts as absent.
+        """
         named = self._index().get(part)
         candidates = [self.root / named] if isinstance(named, str) else []
         # Without an index entry (index lost or damaged) the newest complete directory is still good.
-        candidates += sorted((self.root / part).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
-        for candidate in candidates:
-            directory = candidate.parent if candidate.name == MANIFEST else candidate
-            with suppress(PartsError):
+        for directory in dict.fromkeys((*candidates, *self._newest_first(part))):
+            try:
                 if Manifest.load(directory).part == part:
                     return directory
+            except (PartsError, OSError) as why:
+                say(f"not used: {why.problem if isinstance(why, PartsError) else why}")
         return None
+
+    def _newest_first(self, part: str) -> list[Path]:
+        try:
+            manifests = sorted((self.root / part).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
+        except OSError:
+            return []
+        return [path.parent for path in manifests]
 
     def get(self, part: str, fetch: Callable[[Path], Manifest], say: Say) -> Path:
         """The part in use; when there is none, `fetch` fills a staging directory that then becomes it.
@@ -123,9 +140,9 @@ class Cache:
             return found
         try:
             with self.lock(say):
-                return self.current(part) or self._install(part, fetch)
+                return self.current(part, say) or self._install(part, fetch)
         except OSError as error:
-            cure = "free space there, or set VDEV_CACHE to a directory on another disk"
+            cure = "free space there, or set VDEV_CACHE to another directory of yours"
             raise PartsError("cache", f"{self.root}: {error}", cure) from error
 
     @contextmanager

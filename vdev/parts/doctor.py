@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,14 +13,14 @@ from pathlib import Path
 from vdev.errors import PartsError
 from vdev.parts import accel, kernel, qemu, userland
 from vdev.parts.apt import host_mirror
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache
 from vdev.parts.progress import Say, quiet
-from vdev.parts.sources import OWN_PARTS
 
 MEMORY_NBYTES = 2 << 30  # a 512 MiB guest, QEMU's translation buffer, vdev
 DISK_NBYTES = 1 << 30  # QEMU 170 MB, kernel 40..500 MB, userland, initramfs
 SOCKET_PATH_NBYTES = 108  # sizeof(sun_path), unix(7)
-SOCKET_NAME_NBYTES = 48  # what vdev adds below the runtime directory
+SOCKET_NAME_NBYTES = 57  # what vdev may add below the runtime directory
+PIP_WHEELS = Path("/usr/share/python-wheels")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def doctor(say: Say, cache: Cache | None = None) -> int:
             if finding.cure:
                 say(f"         -> {finding.cure}")
             missing += finding.level == "missing"
-    say("all that vdev needs is here" if not missing else f"{missing} thing(s) missing")
+    say("all that vdev needs is here or will be fetched" if not missing else f"{missing} thing(s) missing")
     return 1 if missing else 0
 
 
@@ -52,11 +51,14 @@ def _python(cache: Cache) -> Iterator[Finding]:
     good = sys.version_info >= (3, 11)
     yield Finding("ok" if good else "missing", f"Python {version}", "" if good else "install Python 3.11 or newer")
     absent = [name for name in ("msgspec", "yaml", "qemu.qmp") if not _importable(name)]
-    where = f"environment {sys.prefix}"
-    if absent:
-        yield Finding("missing", f"{where} lacks {', '.join(absent)}", "run: python3 scripts/bootstrap.py")
+    if not absent:
+        yield Finding("ok", f"environment {sys.prefix}")
+    elif sys.prefix != sys.base_prefix:
+        yield Finding("missing", f"environment {sys.prefix} lacks {', '.join(absent)}", "remove it, then: make setup")
     else:
-        yield Finding("ok", where)
+        yield Finding("note", "no environment in .venv yet", "make demo makes it (needs network)")
+        if not (_importable("ensurepip") or any(PIP_WHEELS.glob("pip-*.whl")) or shutil.which("apt-get")):
+            yield Finding("missing", f"no pip for {sys.executable}", "install it (on Debian: apt install python3-venv)")
 
 
 def _importable(name: str) -> bool:
@@ -86,26 +88,29 @@ def _qemu(cache: Cache) -> Iterator[Finding]:
             return
         except qemu.Unfit as why:
             yield Finding("note", f"{path}: {why.problem}", "nothing to do: vdev uses its own QEMU")
-    yield _part(cache, qemu.PART, "packaged QEMU", "make demo fetches it (38 MB)")
+    yield _part(cache, qemu.PART, "packaged QEMU", "make demo fetches it (38 MB)", "vm.qemu")
 
 
 def _kernels(cache: Cache) -> Iterator[Finding]:
     for flavour in kernel.FLAVOURS:
         default = flavour == kernel.DEFAULT_FLAVOUR
         cure = "make demo fetches it (34 MB)" if default else f"only needed for vm.kernel: {flavour}"
-        yield _part(cache, f"kernel/{flavour}", f"guest kernel {flavour}", cure)
-    yield _part(cache, userland.PART, "guest userland (busybox, Python)", "make demo fetches it (7 MB)")
+        yield _part(cache, f"kernel/{flavour}", f"guest kernel {flavour}", cure, "vm.kernel" if default else "")
+    yield _part(cache, userland.PART, "guest userland (busybox, Python)", "make demo fetches it (7 MB)", "vm.initrd")
 
 
-def _part(cache: Cache, part: str, what: str, cure: str) -> Finding:
-    directory = cache.current(part)
+def _part(cache: Cache, part: str, what: str, cure: str, key: str) -> Finding:
+    # `key` of the config names one's own; "" for a part that nobody needs unless asked for.
+    damaged: list[str] = []
+    directory = cache.current(part, damaged.append)
     if directory is not None:
-        return Finding("ok", f"{what} {Manifest.load(directory).version} in {directory}")
+        return Finding("ok", f"{what}: {directory}")
+    problem = f"{what}: {damaged[0] if damaged else 'not in the cache'}"
     try:
         host_mirror()
     except PartsError:
-        return Finding("missing" if "only" not in cure else "note", f"{what}: not in the cache", OWN_PARTS)
-    return Finding("note", f"{what}: not in the cache", cure)
+        return Finding("missing", problem, f"set {key} in the config to your own") if key else Finding("note", problem)
+    return Finding("note", problem, cure)
 
 
 def _kvm(cache: Cache) -> Iterator[Finding]:
@@ -151,14 +156,14 @@ def _at_least(what: str, nbytes: int, wanted: int, cure: str) -> Finding:
 
 
 def _sockets(cache: Cache) -> Iterator[Finding]:
-    directory = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    room = SOCKET_PATH_NBYTES - 1 - len(os.fsencode(directory))
-    if room >= SOCKET_NAME_NBYTES:
-        yield Finding("ok", f"sockets: {directory} leaves {room} bytes for names")
-    else:
-        yield Finding(
-            "missing", f"sockets: {directory} leaves {room} bytes for names", "set XDG_RUNTIME_DIR to a short path"
-        )
+    # The launcher's rule: the user's own directory where its path is short and it can be written, else /tmp.
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    for directory in filter(None, (own, "/tmp")):
+        room = SOCKET_PATH_NBYTES - 1 - len(os.fsencode(directory))
+        if room >= SOCKET_NAME_NBYTES and os.access(directory, os.W_OK | os.X_OK):
+            yield Finding("ok", f"sockets: in {directory}")
+            return
+    yield Finding("missing", "sockets: /tmp cannot be written", "set XDG_RUNTIME_DIR to a short path of yours")
 
 
 CHECKS: tuple[Callable[[Cache], Iterator[Finding]], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -81,23 +82,37 @@ def build_initramfs(
     loaded = load_order(kernel, modules)
     files = dict(payload_files(payload))
     digest = _digest(userland, kernel, loaded, files)
+    overlay = io.BytesIO()
+    _write_overlay(CpioWriter(overlay), loaded, files)
     directory = cache.root / "initramfs"
     target = directory / f"{digest}.cpio"
     try:
-        if target.is_file():
-            target.touch()  # prune() goes by the time of last use
+        nbytes = (userland / ARCHIVE).stat().st_size + len(overlay.getbuffer())
+        if target.is_file() and target.stat().st_size == nbytes:
+            with suppress(OSError):  # not ours to write: then not ours to prune
+                target.touch()  # prune() goes by the time of last use
             return target
         say(f"building the initramfs for kernel {kernel.version}")
         directory.mkdir(parents=True, exist_ok=True)
         prune(directory, time.time())
-        handle, name = tempfile.mkstemp(dir=directory, prefix=".building-")
-        with os.fdopen(handle, "wb") as file, (userland / ARCHIVE).open("rb") as base:
-            shutil.copyfileobj(base, file)
-            _write_overlay(CpioWriter(file), loaded, files)
-        Path(name).replace(target)
+        _write_initramfs(directory, target, userland / ARCHIVE, overlay)
     except OSError as error:
         raise PartsError("initramfs", f"{target}: {error}", "free space there, or set VDEV_CACHE") from error
     return target
+
+
+def _write_initramfs(directory: Path, target: Path, base: Path, overlay: io.BytesIO) -> None:
+    handle, name = tempfile.mkstemp(dir=directory, prefix=".building-")
+    try:
+        with os.fdopen(handle, "wb") as file, base.open("rb") as archive:
+            shutil.copyfileobj(archive, file)
+            file.write(overlay.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # a rename that survives a power cut must not survive its content
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def payload_files(payload: Mapping[str, Path | bytes]) -> Iterator[tuple[str, tuple[bytes, int]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vdev.errors import PartsError
 from vdev.parts.apt import BACKPORTS, STABLE
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.fetch import GUEST_ARCH, Recipe, fetch_packages
 from vdev.parts.progress import Say
 
@@ -91,7 +91,8 @@ def _debian(flavour: str, cache: Cache, say: Say) -> Kernel:
     def fetch(directory: Path) -> Manifest:
         manifest = fetch_packages(recipe, cache, directory, say)
         kernel = locate(directory / "root")
-        return replace(manifest, version=kernel.version, files=(str(kernel.image.relative_to(directory)),))
+        image = str(kernel.image.relative_to(directory))
+        return replace(manifest, version=kernel.version, files=digests(directory, image))
 
     return locate(cache.get(part, fetch, say) / "root")
 

@@ -98,7 +98,9 @@ def read_module(path: Path) -> bytes:
         if path.suffix == ".xz":
             content = lzma.decompress(content)
     except (OSError, lzma.LZMAError) as error:
-        raise PartsError("kernel", f"{path}: {error}") from error
+        raise PartsError(
+            "kernel", f"{path}: {error}", "if it is in vdev's cache, remove its kernel's directory there"
+        ) from error
     if not content.startswith(_ELF64_LITTLE):
         raise PartsError(
             "kernel", f"{path} is no 64-bit module vdev can read", "only plain .ko and .ko.xz are supported"

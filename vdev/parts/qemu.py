@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vdev.errors import PartsError
 from vdev.parts.apt import BACKPORTS
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.fetch import Recipe, fetch_packages, host_arch
 from vdev.parts.progress import Say
 
@@ -107,7 +107,8 @@ def _packaged(cache: Cache, say: Say) -> Qemu:
     recipe = Recipe(PART, arch, BACKPORTS, ("qemu-system-x86",), "qemu-system-x86")
 
     def fetch(directory: Path) -> Manifest:
-        return replace(fetch_packages(recipe, cache, directory, say), files=(f"root/usr/bin/{BINARY}",))
+        manifest = fetch_packages(recipe, cache, directory, say)
+        return replace(manifest, files=digests(directory, f"root/usr/bin/{BINARY}"))
 
     root = cache.get(PART, fetch, say) / "root"
     try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vdev.parts.apt import STABLE
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.cpio import CpioWriter
 from vdev.parts.fetch import GUEST_ARCH, Recipe, fetch_packages, only
 from vdev.parts.progress import Say
@@ -54,7 +54,7 @@ def guest_userland(cache: Cache, say: Say) -> Path:
         with (directory / ARCHIVE).open("wb") as file:
             write_archive(root, CpioWriter(file))
         shutil.rmtree(root)  # the archive is all we use
-        return replace(manifest, files=(ARCHIVE,))
+        return replace(manifest, files=digests(directory, ARCHIVE))
 
     return cache.get(PART, fetch, say)
 

@@ -20,10 +20,15 @@ def _ignore_vector(vector: int) -> None:
     """Until the transport connects there is nobody to interrupt."""
 
 
+def _ignore_reset() -> None:
+    """Nobody else keeps state about the function."""
+
+
 class PciFunction:
     """A PCI Express endpoint function; implements `function.Function`.
 
     `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
+    `was_reset` is called after every reset, for whoever keeps state about the function: a crashed worker may run again.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class PciFunction:
         self.msix_vectors = msix.vectors
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
+        self.was_reset: Callable[[], None] = _ignore_reset
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
         self.stopped = False
@@ -176,6 +182,7 @@ class PciFunction:
             self.on_reset()
         else:
             self.on_system_reset()
+        self.was_reset()
 
     def _command_written(self, before: int, after: int) -> None:
         if after & pci.Command.BUS_MASTER:

@@ -29,6 +29,7 @@ class Listener:
                 "use a shorter runtime directory or VM name",
             )
         self.path = path
+        self._closed = False
         _make_private_directory(path.parent)
         _remove_stale(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -44,9 +45,10 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and remove the path, if it is still ours; idempotent."""
-        if self.socket.fileno() < 0:
+        self.socket.close()  # an asyncio server that was given it may have done so already
+        if self._closed:
             return
-        self.socket.close()
+        self._closed = True
         with contextlib.suppress(OSError):
             if os.lstat(self.path).st_ino == self._inode:
                 self.path.unlink()

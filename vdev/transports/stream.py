@@ -190,6 +190,8 @@ class MessageStream:
             except ConnectionError:
                 self.end()
                 return False
+            except OSError as error:
+                raise PeerError(f"cannot receive: {error}") from error
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     whole = len(data) - len(data) % 4

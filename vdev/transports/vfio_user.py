@@ -57,6 +57,11 @@ class VmContext:
         """`connection` is over."""
         self._connections.discard(connection)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether no process is bound and nothing is connected."""
+        return self.identity.pid is None and not self._connections
+
     def close(self) -> None:
         """Forget the process; the servers are closed already."""
         self.identity.close()

@@ -14,6 +14,15 @@ class RingError(VdevError):
     """The driver broke the rules of the ring; the device needs a reset."""
 
 
+class RingOutOfReach(RingError):
+    """Memory of the ring was unmapped under it, perhaps only for the moment: nothing was taken, try again later."""
+
+
+def ring_error(what: str, error: MemoryAccessError) -> RingError:
+    """What `error` at `what` means for the ring."""
+    return (RingOutOfReach if error.lost else RingError)(f"{what}: {error}")
+
+
 class GuestViews:
     """Segments to views of guest memory, remembering the region of the last one.
 
@@ -45,25 +54,35 @@ class GuestViews:
             try:
                 views += self._memory.slices(gpa, nbytes, write=write)
             except MemoryAccessError as error:
-                raise RingError(f"descriptor: {error}") from error
+                raise ring_error("descriptor", error) from error
             self._remember(gpa)
         return views
 
     def _remember(self, gpa: int) -> None:
         """Keep the region of `gpa` if it allows every access."""
-        for region in self._memory.regions():
-            if region.gpa <= gpa < region.stop and region.readable and region.writable and region.view is not None:
-                self._near = (region.gpa, region.stop, region.view)
+        region = self._memory.find(gpa)
+        if region is not None and region.readable and region.writable and region.view is not None:
+            self._near = (region.gpa, region.stop, region.view)
 
 
 class Chain:
     """A chain in flight. Its views go when guest memory changes and are looked up again at the next use."""
 
-    __slots__ = ("_readable", "_segments", "_views", "_writable", "head", "readable_nbytes", "writable_nbytes")
+    __slots__ = (
+        "_readable",
+        "_segments",
+        "_views",
+        "_writable",
+        "head",
+        "nsegments",
+        "readable_nbytes",
+        "writable_nbytes",
+    )
 
     def __init__(self, head: int, readable: Segments, writable: Segments, views: GuestViews) -> None:
         """RingError unless all of it is RAM of the right access."""
         self.head = head
+        self.nsegments = len(readable) + len(writable)  # what it costs to walk, whatever its bytes
         self._segments = (readable, writable)
         self._views = views
         self._readable: list[memoryview] | None = views.look_up(readable, False)

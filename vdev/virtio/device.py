@@ -27,5 +27,8 @@ class VirtioDevice(Protocol):
     def queue_notified(self, index: int) -> None:
         """The driver kicked queue `index`; cheap, only marks work."""
 
+    def memory_changed(self) -> None:
+        """Guest memory came or went: a ring that was out of reach may be back; cheap, only marks work."""
+
     def reset(self) -> None:
         """Device reset (status 0 was written, or the function was reset): drop queues and driver state, now."""

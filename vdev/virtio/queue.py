@@ -2,7 +2,8 @@
 
 The driver is hostile: every index, address and flag it writes is checked, and read exactly once before it is
 used. What breaks the ring's rules raises RingError before anything changed; the device then answers
-DEVICE_NEEDS_RESET. Chains may be completed in any order and at any later time ("held" replies).
+DEVICE_NEEDS_RESET, except for RingOutOfReach, after which it tries again when memory has changed. Chains may be
+completed in any order and at any later time ("held" replies).
 
 Indexes and flags are single aligned 16-bit accesses through `memoryview.cast("H")`, which copies each item
 in one go; `struct.pack_into` writes byte by byte, so it serves only data that an index publishes later.
@@ -15,11 +16,11 @@ from typing import TypedDict
 
 from vdev.errors import MemoryAccessError
 from vdev.memory import RegionTable
-from vdev.virtio.chain import Chain, GuestViews, RingError
+from vdev.virtio.chain import Chain, GuestViews, RingError, RingOutOfReach, ring_error
 from vdev.virtio.ordering import Ordering
 from vdev.wire import vring
 
-__all__ = ["Chain", "Queue", "QueueSnapshot", "RingError"]
+__all__ = ["Chain", "Queue", "QueueSnapshot", "RingError", "RingOutOfReach"]
 
 # Protects memory and time per request. Linux may use more indirect entries than the ring is long, but not this many.
 MAX_INDIRECT_ENTRIES = 1024
@@ -288,7 +289,7 @@ class Queue:
         try:
             views = self._memory.slices(gpa, nbytes, write=write)
         except MemoryAccessError as error:
-            raise RingError(f"{what}: {error}") from error
+            raise ring_error(what, error) from error
         if len(views) != 1:
             raise RingError(f"{what} at {gpa:#x} crosses RAM regions")
         return views[0]

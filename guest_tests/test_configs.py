@@ -1,0 +1,102 @@
+"""Every example in configs/ boots a stock guest and passes the guest's checks; `make demo` runs first-light itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from guest_tests import report
+from guest_tests.boot import mapping_counts
+from guest_tests.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+EXAMPLES = ["two-units", "strict-byte-granule"]
+MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
+
+
+@pytest.fixture(scope="module")
+def two_units() -> GuestRun:
+    return boot_guest(CONFIGS / "two-units.yaml")
+
+
+@pytest.fixture(scope="module")
+def strict_byte_granule() -> GuestRun:
+    return boot_guest(CONFIGS / "strict-byte-granule.yaml")
+
+
+@pytest.fixture(params=EXAMPLES)
+def example(request: pytest.FixtureRequest) -> GuestRun:
+    """Each example in turn."""
+    booted = request.getfixturevalue(request.param.replace("-", "_"))
+    assert isinstance(booted, GuestRun)
+    return booted
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted([CONFIG.stem, *EXAMPLES])
+
+
+def test_every_check_passes_in_the_guest(example: GuestRun) -> None:
+    run = example.run
+
+    assert run.ok, "\n".join(report.failure(run))
+    assert [record["check"] for record in run.records] == example.checks
+
+
+def test_the_stock_driver_holds_every_unit(example: GuestRun) -> None:
+    log = example.data("driver-bound")["kernel"]
+
+    for unit in example.config.units:
+        nbits = unit.input_range[1].bit_length()
+        assert sum(f"input address: {nbits} bits" in line for line in log) == 1
+    assert len(example.data("driver-bound")["devices"]) == len(example.config.units)
+
+
+def test_every_accelerator_is_alone_in_its_group_and_its_regions_arrived(example: GuestRun) -> None:
+    data = example.data("own-group")
+
+    addresses = sorted(f"0000:{endpoint.bdf}" for endpoint in example.config.endpoints)
+    assert sorted(data["groups"].values()) == [[address] for address in addresses]
+    assert sorted(data["reserved"]) == addresses
+    assert all(MSI_REGION in regions for regions in data["reserved"].values())
+
+
+def test_every_fault_is_of_the_unit_in_front_of_the_endpoint(example: GuestRun) -> None:
+    faults = [fault for found in example.run.faults.values() for fault in found]
+
+    assert {fault["endpoint"] for fault in faults} == set(example.units_by_endpoint)
+    assert all(fault["unit"] == example.units_by_endpoint[fault["endpoint"]] for fault in faults)
+
+
+def test_every_unit_did_its_endpoints_work_and_keeps_no_mapping(example: GuestRun) -> None:
+    counts = mapping_counts(example.run.iommu)
+    units = {unit["unit"]: unit for unit in example.run.iommu}
+
+    assert set(counts.values()) == {0}
+    assert list(units) == [unit.name for unit in example.config.units]
+    for unit in units.values():
+        assert unit["counters"]["requests"]["MAP"] > 0
+        assert unit["counters"]["refused"] == {}
+        assert all(function["completed"] == 0 for function in unit["functions"].values()), "reset when given back"
+
+
+def test_accelerators_of_two_units_share_addresses_and_nothing_else(two_units: GuestRun) -> None:
+    refusals = two_units.data("several")["refusals"]
+    recorded = two_units.run.faults["several"]
+
+    assert {refusal["endpoint"] for refusal in refusals} == set(two_units.units_by_endpoint)
+    assert len({refusal["iova"] for refusal in refusals}) == 1
+    assert [(fault["endpoint"], fault["iova"]) for fault in recorded] == [
+        (refusal["endpoint"], refusal["iova"]) for refusal in refusals
+    ]
+    assert all(f"page fault from EP {refusal['endpoint']} " in refusal["kernel"] for refusal in refusals)
+
+
+def test_a_strict_unit_with_single_byte_granule_serves_a_stock_guest(strict_byte_granule: GuestRun) -> None:
+    (unit,) = strict_byte_granule.run.iommu
+    log = strict_byte_granule.data("driver-bound")["kernel"]
+    (regions,) = strict_byte_granule.data("own-group")["reserved"].values()
+
+    assert unit["mode"] == "strict"
+    assert any("page mask: 0xffffffffffffffff" in line for line in log)
+    assert "0x0000000000001000 0x00000000000017ff reserved" in regions

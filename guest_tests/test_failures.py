@@ -1,0 +1,88 @@
+"""What becomes of a VM when one of its parts fails, with real parts: who is stopped, what is said, what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from guest_tests import report
+from guest_tests.boot import boot
+from guest_tests.conftest import CONFIG
+from guest_tests.payload import __path__ as payload_path
+from qmp_bridge.errors import VmDied
+from qmp_bridge.plan import Options
+from qmp_bridge.up import RunningVm, bring_up
+from vdev.config import load_config
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+# Opens the device, so that vdev has something to lose, says hello, and hangs.
+HANGING_PAYLOAD = b"""\
+import sys, time
+sys.path.insert(0, "/payload")
+from guest_payload.checks import chosen
+from guest_payload.guest import Channel, KernelLog
+from guest_payload.lab import Lab
+from guest_payload.main import run_check
+
+channel, lab = Channel(), Lab(KernelLog())
+records = [run_check(check, lab) for check in chosen(["driver-bound", "own-group", "opens-through-vfio"], 1)]
+print("the payload hangs from here on", flush=True)
+channel.send({"hello": 1, "kernel": "any", "checks": [], "opened": all(record["ok"] for record in records)})
+time.sleep(600)
+"""
+DEATH_S = 10.0
+SILENCE_S = 1.0
+
+
+def _options(logs: Path) -> Options:
+    files: dict[str, Path | bytes] = {"main.py": HANGING_PAYLOAD, "guest_payload": Path(payload_path[0])}
+    return Options(config_path=CONFIG, payload_files=files, logs=logs)
+
+
+async def _kill_the_backend(options: Options, vms: list[RunningVm]) -> None:
+    """Kill vdev by its handle once the guest uses it; VmDied is to end the wait."""
+    async with bring_up(load_config(CONFIG), options) as vm:
+        vms.append(vm)
+        hello = await anext(vm.messages())
+        assert hello["opened"]
+        assert vm._backend is not None
+        vm._backend._popen.kill()
+        await asyncio.sleep(DEATH_S)
+
+
+async def test_when_the_backend_dies_qemu_is_stopped_before_it_aborts(tmp_path: Path) -> None:
+    vms: list[RunningVm] = []
+    with pytest.raises(VmDied) as caught:
+        await _kill_the_backend(_options(tmp_path), vms)
+
+    death, qemu = caught.value, vms[0]._qemu
+    assert "the backend was ended by SIGKILL; QEMU was stopped at once" in death.reason
+    assert any("the payload hangs" in line for line in death.tail)
+    assert qemu is not None
+    assert qemu.exited.result() == -signal.SIGKILL  # ours; its own way would be SIGABRT
+    assert death.logs is not None
+    assert "abort" not in (death.logs / "qemu.stderr").read_text().lower()
+    assert "the payload hangs" in (death.logs / "console.log").read_text()
+
+
+def test_a_guest_that_hangs_is_reported_with_what_it_last_said(tmp_path: Path) -> None:
+    run = asyncio.run(boot(load_config(CONFIG), _options(tmp_path), lambda message, faults: None, SILENCE_S))
+
+    text = "\n".join(report.failure(run))
+    assert not run.ok
+    assert run.cause == "the guest said nothing for 1 s; its last word was about: hello"
+    assert run.cause in text
+    assert "the payload hangs from here on" in text  # the console
+    assert "iommu0 MAP " in text  # the last requests
+    assert "-> OK" in text
+    assert sorted(path.name for path in Path(run.logs).iterdir()) == [
+        "backend.log",
+        "commands.txt",
+        "console.log",
+        "qemu.stderr",
+        "qmp.log",
+    ]

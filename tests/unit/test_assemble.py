@@ -1,0 +1,166 @@
+"""Config to cores: every value arrives, every part knows its neighbours, and what cannot be built says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from vdev.assemble import Machine
+from vdev.config import Config, EndpointConfig, Limits, Reserved, UnitConfig
+from vdev.errors import ConfigError, TranslationFault
+from vdev.functions.base import Worker
+from vdev.iommu.events import Event, FaultRaised
+from vdev.virtio.ordering import NoOrdering
+from vdev.wire import pci, viommu
+
+BEHIND_TWO = Config(
+    units=(UnitConfig(name="iommu0"), UnitConfig(name="iommu1", bdf="00:11.0")),
+    endpoints=(
+        EndpointConfig(name="accel0"),
+        EndpointConfig(name="accel1", unit="iommu1", bdf="02:00.0"),
+        EndpointConfig(name="accel2", bdf="00:12.0"),
+    ),
+)
+
+
+class Built:
+    """A machine, and what it told the world."""
+
+    def __init__(self, config: Config) -> None:
+        self.events: list[Event] = []
+        self.woken: list[str] = []
+        self.machine = Machine(config, emit=self.events.append, wake=self._wake, ordering=NoOrdering())
+
+    def _wake(self, worker: Worker) -> None:
+        self.woken.append(worker.name)
+
+
+def one(unit: UnitConfig, *endpoints: EndpointConfig) -> Built:
+    return Built(Config(units=(unit,), endpoints=endpoints))
+
+
+def test_functions_are_units_then_endpoints_by_their_names() -> None:
+    built = Built(BEHIND_TWO)
+
+    assert list(built.machine.functions) == ["iommu0", "iommu1", "accel0", "accel2", "accel1"]
+    assert [function.name for function in built.machine.functions.values()] == list(built.machine.functions)
+
+
+def test_each_endpoint_is_known_by_its_address_at_its_own_unit() -> None:
+    units = Built(BEHIND_TWO).machine.units
+
+    found = {
+        name: {door.endpoint_id: endpoint for endpoint, door in unit.doors.items()} for name, unit in units.items()
+    }
+    assert found == {"iommu0": {0x100: "accel0", 0x12 << 3: "accel2"}, "iommu1": {0x200: "accel1"}}
+    known = {name: {end["id"] for end in unit.engine.describe()["endpoints"]} for name, unit in units.items()}
+    assert known == {"iommu0": {0x100, 0x12 << 3}, "iommu1": {0x200}}
+
+
+def test_every_setting_of_a_unit_arrives() -> None:
+    limits = Limits(
+        max_domains=3, max_mappings_per_domain=5, max_mappings=6, max_pending_faults=7, max_request_nbytes=800
+    )
+    unit = UnitConfig(
+        name="iommu0",
+        mode="strict",
+        granule="64K",
+        input_range=(0x1_0000, 0xFFFF_FFFF),
+        domain_range=(2, 9),
+        bypass="off",
+        mmio=False,
+        probe_size=128,
+        limits=limits,
+    )
+
+    settings = one(unit).machine.units["iommu0"].engine.settings
+
+    assert (settings.name, settings.mode, settings.probe_size, settings.mmio) == ("iommu0", "strict", 128, False)
+    assert settings.page_size_mask == (1 << 64) - (1 << 16)
+    # inclusive in the configuration, half-open inside
+    assert (settings.input_start, settings.input_stop) == (0x1_0000, 1 << 32)
+    assert (settings.domain_start, settings.domain_stop) == (2, 10)
+    assert (settings.bypass_offered, settings.boot_bypass) == (True, False)
+    assert {name: getattr(settings.limits, name) for name in limits.__struct_fields__} == {
+        name: getattr(limits, name) for name in limits.__struct_fields__
+    }
+
+
+@pytest.mark.parametrize(
+    ("bypass", "offered", "at_boot"), [("on", True, True), ("off", True, False), ("not-offered", False, False)]
+)
+def test_bypass_is_offered_and_set_as_configured(bypass: str, offered: bool, at_boot: bool) -> None:
+    unit = one(UnitConfig(name="iommu0", bypass=bypass)).machine.units["iommu0"]  # type: ignore[arg-type]
+
+    assert bool(unit.device.offered_features & viommu.F_BYPASS_CONFIG) == offered
+    assert unit.engine.bypass == at_boot
+
+
+def test_a_granule_of_one_byte_is_all_ones() -> None:
+    assert one(UnitConfig(name="iommu0", granule=1)).machine.units["iommu0"].engine.settings.page_size_mask == 2**64 - 1
+
+
+def test_regions_of_the_unit_and_of_the_endpoint_are_reserved_for_it_alone() -> None:
+    built = one(
+        UnitConfig(name="iommu0"),
+        EndpointConfig(name="accel0", reserved=(Reserved(start=0x1000, end=0x1FFF),)),
+        EndpointConfig(name="accel1", bdf="02:00.0"),
+    )
+    unit = built.machine.units["iommu0"]
+    request = [viommu.Probe(viommu.T_PROBE, bytes(3), endpoint).pack() for endpoint in (0x100, 0x200)]
+
+    answers = [unit.engine.handle(probe, 516) for probe in request]
+
+    msi = viommu.resv_mem(0xFEE0_0000, 0xFEF0_0000, is_msi=True)
+    assert answers[0].startswith(msi + viommu.resv_mem(0x1000, 0x2000, is_msi=False) + bytes(4))
+    assert answers[1].startswith(msi + bytes(4))
+
+
+def test_a_fault_is_recorded_and_wakes_the_unit_it_belongs_to() -> None:
+    built = Built(BEHIND_TWO)
+    unit = built.machine.units["iommu1"]
+    unit.engine.write_bypass(0)
+    unit.endpoints["accel1"].config_write(pci.COMMAND, pci.Command.BUS_MASTER.to_bytes(2, "little"))
+    built.woken.clear()
+
+    with pytest.raises(TranslationFault):
+        unit.doors["accel1"].read(0x5000, 4)
+
+    assert built.events == [FaultRaised("iommu1", 0x200, "no-domain", 1, 0x5000)]
+    assert built.woken == ["iommu1"]
+    assert unit.describe()["functions"]["accel1"]["refused"] == {"no-domain": 1}
+
+
+def test_a_reset_of_one_unit_stops_its_own_endpoints_only() -> None:
+    machine = Built(BEHIND_TWO).machine
+    for unit in machine.units.values():
+        for endpoint in unit.endpoints.values():
+            endpoint.config_write(pci.COMMAND, pci.Command.BUS_MASTER.to_bytes(2, "little"))
+            endpoint.bar_write(0, 0x20, (2).to_bytes(4, "little"))
+            endpoint.bar_write(0, 0x10, (1).to_bytes(4, "little"))
+
+    machine.units["iommu0"].function.reset()
+
+    running = {
+        name: endpoint.describe()["running"]
+        for unit in machine.units.values()
+        for name, endpoint in unit.endpoints.items()
+    }
+    assert running == {"accel0": False, "accel1": True, "accel2": False}
+
+
+def test_a_unit_describes_itself_and_all_behind_it_in_plain_data() -> None:
+    found = Built(BEHIND_TWO).machine.units["iommu0"].describe()
+
+    assert (found["unit"], found["bdf"], found["mappings"]) == ("iommu0", "00:10.0", 0)
+    assert set(found["functions"]) == {"accel0", "accel2"}
+    assert found["functions"]["accel0"]["endpoint"] == 0x100
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"endpoints\[accel0\]\.model.*'nic'.*accelerator"):
+        one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0", model="nic"))
+
+
+def test_a_wrong_option_names_the_endpoint_and_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"endpoints\[accel0\]\.options\.devmen.*devmem"):
+        one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0", options={"devmen": "1M"}))
