@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -14,14 +15,21 @@ SOAK_FILE = ROOT / "docs" / "soak.json"
 _reports: list[pytest.TestReport] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the report of every soak test carry how much it does: @pytest.mark.soak(count=..., seed=...)."""
+    for item in items:
+        for marker in item.iter_markers("soak"):
+            item.user_properties += marker.kwargs.items()
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep the verdict of every test that recorded how much it did (record_property("count", n))."""
-    if report.when == "call" and any(name == "count" for name, _ in report.user_properties):
+    """Keep the verdict of every soak test."""
+    if report.when == "call" and "soak" in report.keywords:
         _reports.append(report)
 
 
 def pytest_sessionfinish() -> None:
-    """Under VDEV_TIER=soak, write docs/soak.json: check, count, seed, commit and result."""
+    """Under VDEV_TIER=soak, write docs/soak.json: check, count, seed, commit, interpreter, kernel and result."""
     if os.environ.get("VDEV_TIER") != "soak" or not _reports:
         return
     commit = subprocess.run(
@@ -33,6 +41,8 @@ def pytest_sessionfinish() -> None:
             **dict(report.user_properties),
             "seconds": round(report.duration, 1),
             "commit": commit,
+            "python": platform.python_version(),
+            "host_kernel": platform.release(),
             "result": report.outcome,
         }
         for report in _reports

@@ -21,7 +21,7 @@ MOVES = 250
 MESSAGES = 300
 
 
-@pytest.mark.soak
+@pytest.mark.soak(count=MACHINES * MOVES, seed=f"0..{MACHINES - 1}")
 @pytest.mark.timeout(600)
 def test_no_guest_makes_the_device_side_raise() -> None:
     answered = 0
@@ -34,7 +34,7 @@ def test_no_guest_makes_the_device_side_raise() -> None:
     assert answered > MACHINES  # the moves do get as far as the engine
 
 
-@pytest.mark.soak
+@pytest.mark.soak(count=MACHINES * MESSAGES, seed=f"0..{MACHINES - 1}")
 @pytest.mark.timeout(600)
 def test_no_peer_makes_a_session_raise_and_no_fd_is_left(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)  # kept log records keep errors, whose frames keep mappings

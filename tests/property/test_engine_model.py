@@ -29,6 +29,8 @@ from vdev.iommu.settings import EndpointSettings, Limits, ReservedRegion, UnitSe
 from vdev.wire import viommu as wire
 
 SOAK = os.environ.get("VDEV_TIER") == "soak"
+EXAMPLES, STEPS = (3000, 80) if SOAK else (150, 50)
+REQUESTS = 20_000 if SOAK else 300
 NEGOTIABLE = wire.F_MMIO | wire.F_BYPASS_CONFIG
 UNITS = 40  # input range, in granules
 RESERVED_UNITS: dict[int, list[tuple[range, bool]]] = {
@@ -196,25 +198,26 @@ class SixteenByteMachine(EngineMachine):
     granule = 16
 
 
-@pytest.mark.soak
+@pytest.mark.soak(count=EXAMPLES * STEPS, seed="random")
 @pytest.mark.timeout(3600 if SOAK else 120)
 @pytest.mark.parametrize("machine", [EngineMachine, SixteenByteMachine])
 def test_the_engine_agrees_with_the_brute_force_model(machine: type[EngineMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3000 if SOAK else 150,
-            stateful_step_count=80 if SOAK else 50,
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
 
 
+@pytest.mark.soak(count=REQUESTS, seed="random")
 @given(
     readable=st.binary(max_size=80), writable_nbytes=st.integers(0, 600), strict=st.booleans(), kind=st.integers(0, 6)
 )
-@settings(max_examples=20_000 if SOAK else 300, deadline=None)
+@settings(max_examples=REQUESTS, deadline=None)
 def test_any_bytes_get_a_reply_that_fits_and_a_refusal_leaves_no_trace(
     readable: bytes, writable_nbytes: int, strict: bool, kind: int
 ) -> None:

@@ -104,9 +104,15 @@ def test_an_unpacked_qemu_is_started_by_its_own_loader(tmp_path: Path) -> None:
     assert qemu.env == {"QEMU_MODULE_DIR": f"{libraries}/qemu"}
 
 
-def test_a_cache_path_that_a_library_path_cannot_hold_is_refused() -> None:
+def test_a_cache_path_that_a_library_path_cannot_hold_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
     with pytest.raises(PartsError, match="contains ':'"):
-        unpacked_qemu(Path("/cache:two"), "amd64")
+        find_qemu(None, quiet, Cache(tmp_path / "cache:two"))
+
+    assert not (tmp_path / "cache:two").exists()
 
 
 @pytest.mark.parametrize(

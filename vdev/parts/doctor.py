@@ -53,12 +53,13 @@ def _python(cache: Cache) -> Iterator[Finding]:
     absent = [name for name in ("msgspec", "yaml", "qemu.qmp") if not _importable(name)]
     if not absent:
         yield Finding("ok", f"environment {sys.prefix}")
-    elif sys.prefix != sys.base_prefix:
+        return
+    if sys.prefix != sys.base_prefix:
         yield Finding("missing", f"environment {sys.prefix} lacks {', '.join(absent)}", "remove it, then: make setup")
     else:
         yield Finding("note", "no environment in .venv yet", "make demo makes it (needs network)")
-        if not (_importable("ensurepip") or any(PIP_WHEELS.glob("pip-*.whl")) or shutil.which("apt-get")):
-            yield Finding("missing", f"no pip for {sys.executable}", "install it (on Debian: apt install python3-venv)")
+    if not (_importable("ensurepip") or any(PIP_WHEELS.glob("pip-*.whl")) or shutil.which("apt-get")):
+        yield Finding("missing", f"no pip for {sys.executable}", "install it (on Debian: apt install python3-venv)")
 
 
 def _importable(name: str) -> bool:

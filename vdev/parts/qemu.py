@@ -104,6 +104,7 @@ def _first_line(text: str) -> str:
 
 def _packaged(cache: Cache, say: Say) -> Qemu:
     arch = host_arch()
+    check_path(cache.root)  # before minutes of downloading
     recipe = Recipe(PART, arch, BACKPORTS, ("qemu-system-x86",), "qemu-system-x86")
 
     def fetch(directory: Path) -> Manifest:
@@ -118,13 +119,21 @@ def _packaged(cache: Cache, say: Say) -> Qemu:
         raise PartsError("qemu", f"the packaged QEMU in {root}: {why.problem}", cure) from why
 
 
+def check_path(path: Path) -> None:
+    """Refuse what separates the entries of a library path.
+
+    :raise PartsError: `path` contains it.
+    """
+    if set(str(path)) & set(":;"):
+        raise PartsError("cache", f"{path} contains ':' or ';'", "set VDEV_CACHE to a path without them")
+
+
 def unpacked_qemu(root: Path, arch: str) -> Qemu:
     """How to start the QEMU unpacked in `root`: through that tree's own dynamic loader and libraries.
 
     :raise PartsError: the path cannot stand in a library path.
     """
-    if set(str(root)) & set(":;"):
-        raise PartsError("cache", f"{root} contains ':' or ';'", "set VDEV_CACHE to a path without them")
+    check_path(root)
     libraries = root / "usr/lib" / _TRIPLETS[arch]
     firmware = [root / "usr/share" / name for name in ("qemu", "seabios")] + [root / "usr/lib/ipxe/qemu"]
     binary = root / "usr/bin" / BINARY
