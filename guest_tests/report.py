@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vdev.config_text import format_bdf
+
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
 DIM, RED, GREEN, BOLD = "2", "31", "32", "1"
 MAX_QUOTED_LINES = 3
@@ -84,8 +86,7 @@ def duration(ms: float) -> str:
 
 def describe_fault(fault: dict[str, Any]) -> str:
     """A FaultRaised event in one line."""
-    endpoint = fault["endpoint"]
-    where = f"{endpoint >> 8:02x}:{endpoint >> 3 & 0x1F:02x}.{endpoint & 7}"
+    where = format_bdf(fault["endpoint"])
     access = ACCESS_WORDS.get(fault["access"], f"access {fault['access']}")
     return f"{fault['unit']} refused a {access} of endpoint {where} at {fault['iova']:#x}: {fault['reason']}"
 
