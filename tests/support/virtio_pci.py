@@ -142,6 +142,9 @@ class NotingDevice:
     def memory_changed(self) -> None:
         self.calls.append("memory")
 
+    def suspend(self) -> None:
+        self.calls.append("suspend")
+
     def reset(self) -> None:
         self.calls.append("reset")
 

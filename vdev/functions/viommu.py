@@ -114,6 +114,11 @@ class ViommuDevice:
         self.kicks += 1
         self._wake(self)
 
+    def suspend(self) -> None:
+        """The rings are gone for now; domains, mappings and waiting faults stay."""
+        self._requests = self._events = None
+        self._armed = False
+
     def reset(self) -> None:
         """Virtio reset or FLR: endpoints become unattached, bypass keeps its value (D6, D9)."""
         self._stop()
@@ -262,8 +267,7 @@ class ViommuDevice:
 
     def _stop(self) -> None:
         self._quiesce()
-        self._requests = self._events = None
-        self._armed = False
+        self.suspend()
 
     def _break(self) -> None:
         """The driver broke a ring: nothing is served until it resets the device."""

@@ -32,3 +32,9 @@ class VirtioDevice(Protocol):
 
     def reset(self) -> None:
         """Device reset (status 0 was written, or the function was reset): drop queues and driver state, now."""
+
+    def suspend(self) -> None:
+        """Stop touching the queues, now, and keep everything else; `driver_ok` or `reset` follows.
+
+        The transport took the queues away: over vhost-user a stopped VM looks like that.
+        """

@@ -1,0 +1,208 @@
+"""What a configuration must satisfy beyond its types: one `_check_...` per rule, all in `check_config`.
+
+Errors name the key path, the rule and the cure. A file is checked against itself, not against the host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import isfinite
+
+from vdev.config_schema import (
+    FREE_SLOTS,
+    KERNEL_NAMES,
+    ROOT_PORT_SLOTS,
+    SERIAL_SLOT,
+    Config,
+    EndpointConfig,
+    Reserved,
+    UnitConfig,
+)
+from vdev.config_text import closest, format_bdf, item_key, parse_bdf, parse_size
+from vdev.errors import ConfigError
+
+MAX_ROOT_PORTS = len(ROOT_PORT_SLOTS) * 8
+RESV_MEM_NBYTES = 24  # of one RESV_MEM property in the answer to PROBE
+PROBE_FIXED_NBYTES = 72 + 4  # of a PROBE request without its properties
+MAX_PROBE_SIZE = 1 << 16
+MIN_MEMORY, MAX_MEMORY = 128 << 20, 1 << 40
+MAX_CPUS = 64
+MAX_LIMIT = 1 << 32  # more mappings than that no host can hold
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
+_TAKEN_NAMES = ["channel", "console", "control", "monitor", "qmp"]  # sockets beside those of the functions
+_OPTIONS_OF_OURS = {  # QEMU's, and where the same is said in a configuration
+    "m": "use vm.memory", "smp": "use vm.cpus", "accel": "use vm.accel", "enable-kvm": "use vm.accel",
+    "kernel": "use vm.kernel", "initrd": "use vm.initrd", "append": "use vm.append", "machine": "leave it out",
+    "M": "leave it out", "daemonize": "leave it out", "mem-path": "use vm.memory", "numa": "leave it out",
+    "set": "leave it out", "readconfig": "leave it out",
+}  # fmt: skip
+_IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError for the first rule that `config` breaks."""
+    for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved):
+        check(config)
+
+
+def _require(holds: bool, key: str, problem: str, cure: str) -> None:
+    if not holds:
+        raise ConfigError(key, problem, cure)
+
+
+def _check_vm(config: Config) -> None:
+    vm = config.vm
+    _check_name("vm.name", vm.name)
+    memory = parse_size(vm.memory, "vm.memory")
+    _require(
+        MIN_MEMORY <= memory <= MAX_MEMORY and memory % (1 << 20) == 0,
+        "vm.memory", f"{vm.memory} is not a whole number of MiB from 128M to 1T", "a Debian guest is happy with 512M",
+    )  # fmt: skip
+    _require(1 <= vm.cpus <= MAX_CPUS, "vm.cpus", f"{vm.cpus} is not in 1..{MAX_CPUS}", "1 is right for most tests")
+    _require(
+        isfinite(vm.boot_timeout) and vm.boot_timeout > 0,
+        "vm.boot_timeout", f"{vm.boot_timeout} is not a time", "give seconds above 0, such as 180",
+    )  # fmt: skip
+    if vm.kernel not in KERNEL_NAMES and "/" not in vm.kernel:
+        cure = closest(vm.kernel, KERNEL_NAMES) + "; a path has a / in it"
+        raise ConfigError("vm.kernel", f"{vm.kernel!r} is neither a flavour nor a path", cure)
+    for index, argument in enumerate(vm.extra_args):
+        cure = _OPTIONS_OF_OURS.get(argument.lstrip("-"), "") if argument.startswith("-") else ""
+        key = f"vm.extra_args[{index}]"
+        _require(not cure, key, f"{argument} is decided by vdev (guest RAM must stay shared, for one)", cure)
+        foreign = _IOMMU_OF_QEMU.search(argument) is not None
+        _require(not foreign, key, f"{argument!r} adds QEMU's own IOMMU", "vdev is the IOMMU: leave it out")
+
+
+def _check_names(config: Config) -> None:
+    seen: dict[str, str] = {}
+    lists: tuple[tuple[str, Sequence[UnitConfig | EndpointConfig]], ...] = (
+        ("units", config.units), ("endpoints", config.endpoints),
+    )  # fmt: skip
+    for items, given in lists:
+        for index, item in enumerate(given):
+            key = f"{items}[{index}]"  # the name is what may be wrong
+            _check_name(f"{key}.name", item.name)
+            _require(item.name not in seen, f"{key}.name", f"{item.name!r} is also {seen.get(item.name)}", "rename one")
+            seen[item.name] = key
+    _require(bool(config.units), "units", "the list is empty", "give one unit, such as - name: iommu0")
+    units = [unit.name for unit in config.units]
+    for endpoint in config.endpoints:
+        if endpoint.unit not in units:
+            problem = f"there is no unit {endpoint.unit!r}"
+            raise ConfigError(f"endpoints[{endpoint.name}].unit", problem, closest(endpoint.unit, units))
+
+
+def _check_name(key: str, name: str) -> None:
+    rule = "a letter, then up to 30 of a-z, 0-9 and -"
+    _require(_NAME.fullmatch(name) is not None, key, f"{name!r} is not a name", f"use {rule}: files are called by it")
+    _require(name not in _TAKEN_NAMES, key, f"{name!r} is one of vdev's own sockets", "choose another name")
+
+
+def _functions(config: Config) -> Iterator[tuple[str, UnitConfig | EndpointConfig]]:
+    """Everything with a PCI address, by the key errors call it by."""
+    for index, unit in enumerate(config.units):
+        yield item_key("units", index, unit.name), unit
+    for index, endpoint in enumerate(config.endpoints):
+        yield item_key("endpoints", index, endpoint.name), endpoint
+
+
+def _check_units(config: Config) -> None:
+    for unit in config.units:
+        key = f"units[{unit.name}]"
+        granule = parse_size(unit.granule, f"{key}.granule")
+        problem = f"{unit.granule} is not a power of two below 2^63"
+        _require(granule.bit_count() == 1 and granule < 1 << 63, f"{key}.granule", problem, "4K is the guest's page")
+        _check_range(f"{key}.input_range", unit.input_range, bits=64, granule=granule)
+        _check_range(f"{key}.domain_range", unit.domain_range, bits=32, granule=1)
+        _require(
+            0 <= unit.probe_size <= MAX_PROBE_SIZE and unit.probe_size % 4 == 0, f"{key}.probe_size",
+            f"{unit.probe_size} is not a multiple of 4 from 0 to {MAX_PROBE_SIZE}", "512 is usual; 0 offers no PROBE",
+        )  # fmt: skip
+        limits = unit.limits
+        for name in limits.__struct_fields__:
+            value = getattr(limits, name)
+            problem = f"{value} is not in 1..{MAX_LIMIT}"
+            _require(1 <= value <= MAX_LIMIT, f"{key}.limits.{name}", problem, "leave it out for the default")
+        needed = PROBE_FIXED_NBYTES + unit.probe_size
+        _require(
+            limits.max_request_nbytes >= needed, f"{key}.limits.max_request_nbytes",
+            f"{limits.max_request_nbytes} cannot hold a PROBE of {needed} bytes",
+            f"give at least {needed}, or a smaller probe_size",
+        )  # fmt: skip
+
+
+def _check_range(key: str, ends: tuple[int, int], *, bits: int, granule: int) -> None:
+    start, end = ends
+    top = (1 << bits) - 1
+    shown = f"[{start:#x}, {end:#x}]"
+    _require(0 <= start <= end <= top, key, f"{shown} does not rise within [0, {top:#x}]", "the end is inclusive")
+    _require(
+        start % granule == 0 and (end + 1) % granule == 0, key, f"{shown} does not start and stop on the granule",
+        f"the start is a multiple of {granule:#x}, the (inclusive) end one less than a multiple",
+    )  # fmt: skip
+
+
+def _check_addresses(config: Config) -> None:
+    owners: dict[int, str] = {}
+    ports: list[tuple[int, str]] = []
+    for key, item in _functions(config):
+        bdf = parse_bdf(item.bdf, f"{key}.bdf")
+        owner = owners.setdefault(bdf, key)
+        _require(owner == key, f"{key}.bdf", f"{item.bdf} is already the address of {owner}", "give it one of its own")
+        if bdf >> 8 == 0:
+            _check_root_bus(f"{key}.bdf", bdf)
+        elif key.startswith("units"):
+            problem = f"{item.bdf} is not on bus 00"
+            raise ConfigError(f"{key}.bdf", problem, "an IOMMU sits on the root bus, such as 00:10.0")
+        else:
+            ports.append((bdf, f"{key}.bdf"))
+    _require(
+        len(ports) <= MAX_ROOT_PORTS, "endpoints", f"{len(ports)} buses are needed, {MAX_ROOT_PORTS} are possible",
+        "put some endpoints on bus 00",
+    )  # fmt: skip
+    for expected, (bdf, key) in enumerate(sorted(ports), start=1):
+        _require(
+            bdf == expected << 8, key, f"{format_bdf(bdf)} should be {format_bdf(expected << 8)}",
+            "endpoint buses go 01, 02, ... without a gap, each with one function 00.0: firmware numbers them so",
+        )  # fmt: skip
+
+
+def _check_root_bus(key: str, bdf: int) -> None:
+    slot = bdf >> 3
+    cure = f"use function 0 of a slot from {FREE_SLOTS[0]:02x} to {FREE_SLOTS[-1]:02x}"
+    owner = (
+        "the root ports'" if slot in ROOT_PORT_SLOTS else "virtio-serial's" if slot == SERIAL_SLOT else "the chipset's"
+    )
+    _require(slot in FREE_SLOTS, key, f"{format_bdf(bdf)}: this slot is {owner}", cure)
+    _require(bdf & 7 == 0, key, f"{format_bdf(bdf)} is not function 0", cure)
+
+
+def _check_reserved(config: Config) -> None:
+    units = {unit.name: (f"units[{unit.name}]", unit) for unit in config.units}
+    for key, item in _functions(config):
+        unit_key, unit = (key, item) if isinstance(item, UnitConfig) else units[item.unit]
+        granule = parse_size(unit.granule)
+        regions = [(region, f"{key}.reserved[{index}]") for index, region in enumerate(item.reserved)]
+        for region, where in regions:
+            _check_range(where, (region.start, region.end), bits=64, granule=granule)
+        if unit is not item:
+            regions += [(region, f"{unit_key}.reserved[{index}]") for index, region in enumerate(unit.reserved)]
+        _check_regions(regions, f"{key}.reserved")
+        needed = RESV_MEM_NBYTES * len(regions)
+        _require(
+            needed <= unit.probe_size, f"{unit_key}.probe_size",
+            f"{unit.probe_size} cannot hold the {len(regions)} reserved region(s) of {key}",
+            f"give at least {needed} ({RESV_MEM_NBYTES} bytes a region); 512 is usual",
+        )  # fmt: skip
+
+
+def _check_regions(regions: list[tuple[Reserved, str]], key: str) -> None:
+    """All regions one endpoint answers PROBE with: D54, one is for MSIs at most; D55, they do not overlap."""
+    msi = [where for region, where in regions if region.kind == "msi"]
+    _require(len(msi) <= 1, key, f"more than one region is of kind msi: {', '.join(msi)}", "keep one of them")
+    for (one, other), (two, where) in pairwise(sorted(regions, key=lambda pair: pair[0].start)):
+        problem = f"{two.start:#x}..{two.end:#x} overlaps {other}, which is {one.start:#x}..{one.end:#x}"
+        _require(two.start > one.end, where, problem, "make them apart")

@@ -1,0 +1,87 @@
+"""The shape of a configuration: typed, frozen, one class per section of the YAML. What the values mean is checked in
+`config_checks`.
+
+Where things sit on bus 00: 00 and 1f are the chipset's, 01 is our virtio-serial's, 02-0f hold the root ports (one per
+endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints without a root port.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SERIAL_SLOT = 0x01
+ROOT_PORT_SLOTS = range(0x02, 0x10)
+FREE_SLOTS = range(0x10, 0x1F)
+KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
+
+
+class Reserved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A RESV_MEM region; `start`..`end` inclusive as in the specification's words."""
+
+    start: int
+    end: int
+    kind: Literal["msi", "reserved"] = "reserved"
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Caps on what one guest can grow; every one of them answers NOMEM (events: dropped and counted)."""
+
+    max_domains: int = 65536
+    max_mappings_per_domain: int = 1 << 20
+    max_mappings: int = 1 << 21
+    max_pending_faults: int = 1024
+    max_request_nbytes: int = 65536
+
+
+class UnitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One virtio-iommu unit."""
+
+    name: str
+    bdf: str = "00:10.0"
+    attach: Literal["vfio-user"] = "vfio-user"
+    mode: Literal["compat", "strict"] = "compat"
+    granule: int | str = "4K"  # lowest set bit of page_size_mask; 1 is legal
+    input_range: tuple[int, int] = (0, (1 << 39) - 1)  # inclusive
+    domain_range: tuple[int, int] = (0, (1 << 32) - 1)  # inclusive
+    bypass: Literal["on", "off", "not-offered"] = "on"  # boot value of the bypass byte; not-offered hides BYPASS_CONFIG
+    mmio: bool = True
+    probe_size: int = 512
+    reserved: tuple[Reserved, ...] = (Reserved(start=0xFEE00000, end=0xFEEFFFFF, kind="msi"),)
+    limits: Limits = Limits()
+
+
+class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One PCI endpoint behind a unit. A bus above 0 means an own pcie-root-port on pcie.0."""
+
+    name: str
+    model: str = "accelerator"
+    unit: str = "iommu0"
+    bdf: str = "01:00.0"
+    reserved: tuple[Reserved, ...] = ()
+    options: dict[str, int | str | bool] = {}
+
+
+class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The machine QEMU emulates."""
+
+    name: str = "vm"
+    memory: int | str = "512M"
+    cpus: int = 1
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    qemu: str | None = None  # path of the QEMU to use; None: the system's if fit, else the packaged one
+    kernel: str = "cloud"  # cloud | generic | cloud-backports | generic-backports | a path
+    initrd: str | None = None
+    append: str = ""
+    boot_timeout: float = 180.0
+    identity: Literal["peer", "unchecked"] = "peer"
+    extra_args: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A whole file."""
+
+    vm: VmConfig = VmConfig()
+    units: tuple[UnitConfig, ...]
+    endpoints: tuple[EndpointConfig, ...] = ()
