@@ -17,7 +17,8 @@ import msgspec
 from vdev.assemble import Machine
 from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
-from vdev.control.messages import NoArguments, QueryEvents, Ready
+from vdev.control.messages import ChangeRunState, NoArguments, QueryEvents, Ready
+from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.functions.base import Worker
 from vdev.transports.fence import make_ordering
@@ -40,13 +41,21 @@ class App:
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
-        self.machine = Machine(config, emit=self.events.emit, wake=self.scheduler.wake, ordering=make_ordering())
+        self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
+        self.machine = Machine(
+            config,
+            emit=self.events.emit,
+            wake=self.scheduler.wake,
+            ordering=make_ordering(),
+            vm_stopped=lambda: self.run_state.frozen,
+        )
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
             for endpoint in unit.endpoints.values():
                 endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
         self.vm = VmContext(identity_checked=config.vm.identity == "peer")
+        self.vm.was_replaced = self._forget_run_state
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
         self.servers = {
@@ -62,17 +71,33 @@ class App:
             "query-status": Command(NoArguments, lambda _: self.status()),
             "query-iommu": Command(NoArguments, lambda _: [unit.describe() for unit in self.machine.units.values()]),
             "query-events": Command(QueryEvents, self._events_since),
+            "freeze": Command(ChangeRunState, self.run_state.freeze),
+            "thaw": Command(ChangeRunState, self.run_state.thaw),
         }
 
     def status(self) -> dict[str, Any]:
         """Who is connected, what the VM's identity rests on, what crashed."""
         return {
             "vm": self.config.vm.name,
+            "frozen": self.run_state.describe(),
             "crashed": self.crashed,
             "process": self.vm.describe(),
             "scheduler": self.scheduler.describe(),
             "functions": {name: server.describe() for name, server in self.servers.items()},
         }
+
+    def _hold_everything(self, held: bool) -> None:
+        """Nothing of ours changes guest memory or raises an interrupt, or all of it goes on. Accesses are answered."""
+        if held:
+            self.scheduler.pause()
+            self.vm.hold_interrupts(True)
+        else:
+            self.vm.hold_interrupts(False)
+            self.scheduler.resume()
+
+    def _forget_run_state(self) -> None:
+        """A stop that was the dead QEMU's must not freeze the guest of the next."""
+        self.run_state.thaw(ChangeRunState("a new QEMU"))
 
     def _events_since(self, arguments: QueryEvents) -> list[dict[str, Any]]:
         return self.events.since(arguments.since, arguments.limit, frozenset(arguments.kinds))

@@ -65,10 +65,15 @@ class Machine:
         emit: Callable[[Event], None],
         wake: Callable[[Worker], None],
         ordering: Ordering,
+        vm_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint)."""
+        """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint).
+
+        `vm_stopped`: whether guest memory must stay as it is for now.
+        """
         self.units: dict[str, Unit] = {}
         self._wake = wake
+        self._vm_stopped = vm_stopped
         self._ordering = ordering
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
@@ -102,7 +107,13 @@ class Machine:
             raise ConfigError(f"endpoints[{config.name}].model", f"'{config.model}' is no model", f"known: {known}")
 
         def open_door(function: PciFunction) -> DmaDoor:
-            door = DmaDoor(unit.engine, parse_bdf(config.bdf), function, after_fault=unit.device.faults_pending)
+            door = DmaDoor(
+                unit.engine,
+                parse_bdf(config.bdf),
+                function,
+                after_fault=unit.device.faults_pending,
+                vm_stopped=self._vm_stopped,
+            )
             unit.doors[config.name] = door
             return door
 

@@ -150,3 +150,74 @@ async def test_a_forgiven_worker_runs_again() -> None:
         await passes()
 
     assert trace == ["a", "a"]
+
+
+async def test_a_paused_scheduler_runs_nothing_and_remembers_who_was_woken() -> None:
+    trace: list[str] = []
+    scheduler = Scheduler()
+    busy, woken = Scripted("busy", [Progress.BUSY] * 5, trace), Scripted("woken", [], trace)
+
+    async with running(scheduler):
+        scheduler.wake(busy)
+        await passes(2)
+        scheduler.pause()
+        before = list(trace)
+        scheduler.wake(woken)
+        await passes()
+        during = list(trace)
+        scheduler.resume()
+        await passes()
+
+    assert during == before
+    assert "woken" not in before
+    assert trace.count("woken") == 1
+    assert trace.count("busy") == 6
+
+
+async def test_pausing_and_resuming_twice_is_pausing_and_resuming_once() -> None:
+    trace: list[str] = []
+    scheduler = Scheduler()
+
+    async with running(scheduler):
+        scheduler.pause()
+        scheduler.pause()
+        scheduler.wake(Scripted("a", [], trace))
+        await passes()
+        assert trace == []
+        scheduler.resume()
+        scheduler.resume()
+        await passes()
+
+    assert trace == ["a"]
+    assert not scheduler.paused
+
+
+async def test_a_slice_that_pauses_ends_the_round() -> None:
+    trace: list[str] = []
+    scheduler = Scheduler()
+
+    def pause() -> Progress:
+        scheduler.pause()
+        return Progress.BUSY
+
+    async with running(scheduler):
+        scheduler.wake(Scripted("a", [pause], trace))
+        scheduler.wake(Scripted("b", [], trace))
+        await passes()
+
+    assert trace == ["a"]
+
+
+async def test_a_paused_scheduler_with_work_costs_no_cpu() -> None:
+    trace: list[str] = []
+    scheduler = Scheduler()
+    async with running(scheduler):
+        scheduler.wake(Scripted("a", [Progress.BUSY] * 10**6, trace))
+        scheduler.pause()
+        await passes()
+        before = time.process_time()
+        await asyncio.sleep(0.2)
+        spent = time.process_time() - before
+
+    assert spent < 0.02
+    assert trace == []

@@ -6,7 +6,7 @@ A request is {"execute": NAME, "arguments": {...}, "id": ANY}; its answer is {"r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,6 +42,12 @@ class QueryEvents(msgspec.Struct, forbid_unknown_fields=True):
     since: int = 0
     limit: int = 1000
     kinds: list[str] = []
+
+
+class ChangeRunState(msgspec.Struct, forbid_unknown_fields=True):
+    """Arguments of freeze and thaw: who asks, for queries and the log."""
+
+    by: Annotated[str, msgspec.Meta(max_length=200)] = "a control client"
 
 
 class NoArguments(msgspec.Struct, forbid_unknown_fields=True):

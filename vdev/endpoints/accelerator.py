@@ -89,7 +89,7 @@ class Accelerator(PciFunction):
         """At most one slice of DMA."""
         if not self.dma_enabled:
             self._engine.stop(ErrorCode.BUS_MASTER_OFF)
-        if self._door.frozen:
+        if self._door.shut:
             return Progress.IDLE
         self._engine.run()
         return Progress.BUSY if self._engine.has_work else Progress.IDLE

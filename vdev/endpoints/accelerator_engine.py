@@ -59,11 +59,14 @@ class Engine:
         self._devmem = devmem
         self._release = release
         self._operation: Operation | None = None
+        self._aborted: Operation | None = None  # its completion could not be written while DMA was held
 
     @property
     def has_work(self) -> bool:
         """Whether `run` has something to do."""
         registers = self.registers
+        if self._aborted is not None:
+            return True
         return registers.running and (self._operation is not None or registers.ring_head != registers.ring_tail)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -78,16 +81,20 @@ class Engine:
 
     def reset(self) -> None:
         """Power-on state, now; the operation under way is forgotten and nothing of it lands any more."""
-        self._operation = None
+        self._operation = self._aborted = None
         self.registers.reset()
 
     def stop(self, code: ErrorCode) -> None:
         """DMA was taken away from outside: halt without another DMA and without an interrupt."""
+        self._aborted = None
         if self.registers.running:
             self._halt(code, 0, interrupt=False)
 
     def run(self) -> None:
         """One slice of work: SLICE_NBYTES of a long operation, or several short ones."""
+        if self._aborted is not None:
+            aborted, self._aborted = self._aborted, None
+            self._complete(aborted.descriptor, CompletionStatus.ABORTED, aborted.done)
         budget = SLICE_NBYTES
         # With pages so small that one `views` covers less than a slice, a byte costs as much as many.
         weight = max(SLICE_NBYTES // self._door.slice_nbytes, 1)
@@ -118,13 +125,16 @@ class Engine:
         elif not registers.config_is_valid():
             self._error(ErrorCode.BAD_CONFIG, 0)
         else:
+            self._aborted = None  # a new start: its slot belongs to the new ring now
             registers.running, registers.halted = True, False
             registers.ring_head = registers.ring_tail = 0
 
     def _disable(self) -> None:
         """ENABLE was cleared: an operation under way ends here, with a completion that says so."""
-        operation = self._operation
-        if operation is not None:
+        operation, self._operation = self._operation, None
+        if operation is not None and self._door.shut:
+            self._aborted = operation  # the completion is written in the first slice that may
+        elif operation is not None:
             self._complete(operation.descriptor, CompletionStatus.ABORTED, operation.done)
         self.registers.running = False
 

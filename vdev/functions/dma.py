@@ -3,7 +3,7 @@
 Every refusal is a DmaError with a stable `reason` and nothing touched:
 
     bus-master-off       the function may not reach the bus (bus master, stopped, removed)
-    frozen               QMP `stop` or the bridge holds all DMA of this endpoint
+    frozen               all DMA of this endpoint is held (`DmaDoor.frozen`), or the whole VM is stopped
     unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
     anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
 
@@ -49,6 +49,11 @@ def _nobody() -> None:
     """No one wants to hear of faults."""
 
 
+def _never() -> bool:
+    """There is no run state to follow."""
+    return False
+
+
 class DmaDoor:
     """All DMA of one endpoint."""
 
@@ -59,15 +64,25 @@ class DmaDoor:
         function: DmaFunction,
         *,
         after_fault: Callable[[], None] = _nobody,
+        vm_stopped: Callable[[], bool] = _never,
     ) -> None:
-        """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`)."""
+        """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`).
+
+        `vm_stopped`: whether no memory of the VM may change now. No slice runs then; this is for register writes.
+        """
         self.endpoint_id = endpoint_id
-        self.frozen = False
+        self.frozen = False  # by who holds this endpoint alone; apart from `vm_stopped`: neither undoes the other
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
         self.slice_nbytes = MAX_PIECES * engine.granule
         self._engine = engine
         self._function = function
         self._after_fault = after_fault
+        self._vm_stopped = vm_stopped
+
+    @property
+    def shut(self) -> bool:
+        """Whether every access is refused as frozen, for whichever reason."""
+        return self.frozen or self._vm_stopped()
 
     def read(self, iova: int, nbytes: int) -> bytes:
         """A copy of [iova, iova+nbytes); DmaError as the module says."""
@@ -97,7 +112,7 @@ class DmaDoor:
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
         if not self._function.dma_enabled:
             raise DmaError("bus-master-off", iova)
-        if self.frozen:
+        if self.shut:
             raise DmaError("frozen", iova)
         if nbytes <= 0:
             return []

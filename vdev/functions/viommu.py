@@ -173,7 +173,10 @@ class ViommuDevice:
         return Progress.IDLE
 
     def complete(self, reply: Reply) -> bool:
-        """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach for now."""
+        """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach for now.
+
+        To be called in a worker's slice: slices pause while the VM is stopped, and this writes to its memory.
+        """
         if reply.ring is not self._requests or not self._transport.dma_enabled:
             return False
         try:

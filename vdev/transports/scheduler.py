@@ -2,6 +2,8 @@
 
 Threads would not do: one that spins starves the others through the interpreter lock. While any worker is active the
 loop is polled between rounds; when none is, the scheduler waits on an event and costs nothing.
+
+Slices are the only place where guest memory is touched, so `pause` is how a stopped VM's memory is kept as it is.
 """
 
 from __future__ import annotations
@@ -30,12 +32,29 @@ class Scheduler:
         self._active: dict[int, Worker] = {}  # by id(): workers need not be hashable; in order of waking
         self._crashed: dict[int, Worker] = {}
         self._awake = asyncio.Event()
+        self._paused = False
         self.slices = 0
 
     def wake(self, worker: Worker) -> None:
         """`worker` has something to do. Cheap, idempotent, allowed inside a slice; no effect on one that crashed."""
         if id(worker) not in self._crashed:
             self._active[id(worker)] = worker
+            if not self._paused:
+                self._awake.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether no slice runs until `resume`."""
+        return self._paused
+
+    def pause(self) -> None:
+        """Run no slice from now on, not even the rest of a round; who is woken runs after `resume`. Idempotent."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on where `pause` interrupted. Idempotent."""
+        self._paused = False
+        if self._active:
             self._awake.set()
 
     def forgive(self, worker: Worker) -> None:
@@ -45,15 +64,17 @@ class Scheduler:
     async def run(self) -> None:
         """Run slices until cancelled."""
         while True:
-            if not self._active:
+            if self._paused or not self._active:
                 self._awake.clear()
                 await self._awake.wait()
+                continue
             self._round()
             await asyncio.sleep(0)  # one pass of the loop: sockets are served between rounds
 
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
         return {
+            "paused": self._paused,
             "slices": self.slices,
             "active": [worker.name for worker in self._active.values()],
             "crashed": [worker.name for worker in self._crashed.values()],
@@ -62,6 +83,8 @@ class Scheduler:
     def _round(self) -> None:
         """One slice for each worker that is active now."""
         for key, worker in list(self._active.items()):
+            if self._paused:
+                return
             # Out first, so that a wake() during the slice outlasts an IDLE at its end.
             del self._active[key]
             self.slices += 1

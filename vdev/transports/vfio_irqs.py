@@ -19,10 +19,11 @@ _ONE_DATA_KIND = (wire.SET_DATA_NONE, wire.SET_DATA_BOOL, wire.SET_DATA_EVENTFD)
 
 
 class Vectors:
-    """Owns the eventfds of `count` MSI-X vectors."""
+    """Owns the eventfds of `count` MSI-X vectors. While `held` is true, interrupts are remembered, not signalled."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, held: bool = False) -> None:
         self.count = count
+        self._held = held
         self._eventfds: list[int | None] = [None] * count
         self._pending: set[int] = set()
         self._enabled = False
@@ -65,10 +66,17 @@ class Vectors:
         if not 0 <= vector < self.count:
             return
         fd = self._eventfds[vector]
-        if fd is not None:
+        if fd is not None and not self._held:
             _signal(fd)
         elif self._enabled:
             self._pending.add(vector)
+
+    def hold(self, held: bool) -> None:
+        """Signal nothing from now on, or signal what was remembered. Idempotent."""
+        self._held = held
+        if not held:
+            for vector in sorted(self._pending):
+                self._signal_pending(vector)
 
     def reset(self) -> None:
         """The function was reset: remembered interrupts are void. QEMU takes its eventfds back itself."""
@@ -88,9 +96,14 @@ class Vectors:
             os.close(old)
         if fd is not None:
             os.set_blocking(fd, False)  # a full counter must not stop the loop
-            if vector in self._pending:
-                self._pending.discard(vector)
-                _signal(fd)
+            if vector in self._pending and not self._held:
+                self._signal_pending(vector)
+
+    def _signal_pending(self, vector: int) -> None:
+        fd = self._eventfds[vector]
+        if fd is not None:
+            self._pending.discard(vector)
+            _signal(fd)
 
     def _check(self, request: wire.SetIrqs, data: memoryview, fds: ReceivedFds) -> None:
         kind, action = request.flags & wire.SET_DATA_MASK, request.flags & wire.SET_ACTIONS

@@ -40,14 +40,26 @@ class VmContext:
     def __init__(self, *, identity_checked: bool = True, require_sealed: bool = False) -> None:
         self.identity = VmIdentity(checked=identity_checked)
         self.ram = RamFiles(require_sealed=require_sealed)
+        self.was_replaced: Callable[[], None] = lambda: None  # set by the app: a new QEMU came after one that died
+        self.interrupts_held = False
         self._connections: set[Connection] = set()
 
     def admit(self, sock: socket.socket) -> Peer:
         """The peer of `sock` if it may connect, else PeerError. A new QEMU ends what its dead predecessor left."""
-        if self.identity.is_gone():
+        is_successor = self.identity.is_gone()
+        if is_successor:
             for connection in tuple(self._connections):
                 connection.end()
-        return self.identity.admit(sock)
+        peer = self.identity.admit(sock)
+        if is_successor:
+            self.was_replaced()
+        return peer
+
+    def hold_interrupts(self, held: bool) -> None:
+        """Remember interrupts of all functions, or let them and those that were remembered out."""
+        self.interrupts_held = held
+        for connection in self._connections:
+            connection.vectors.hold(held)
 
     def add(self, connection: Connection) -> None:
         """`connection` is live."""
@@ -82,7 +94,7 @@ class Connection:
         self._vm = vm
         self._stream = MessageStream(sock, self._on_message, clock_ns)
         self.ram = ConnectionRam(vm.ram, function.memory, peer.pid)
-        self.vectors = Vectors(function.msix_vectors)
+        self.vectors = Vectors(function.msix_vectors, held=vm.interrupts_held)
         self.dma = DmaMessages(self._stream.send, lambda: self.session.client_transfer_nbytes)
         self.session = Session(function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"))
         self._deadline_ns = 0
