@@ -7,21 +7,45 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from qemu.qmp import ConnectError, Message, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.models import ErrorResponse
 
 from qmp_bridge.errors import VmDied
+from qmp_bridge.guard import Rule, reason_for, rule_for
+from qmp_bridge.run_state import RunState
 
 RETRY_SECONDS = 0.02
 
 
 class LoggedQmp(QMPClient):
-    """A QMPClient that writes each message to a file, and remembers the reason of a SHUTDOWN."""
+    """A QMPClient that writes each message to a file, and remembers the reason of a SHUTDOWN.
+
+    What the guard refuses it refuses, too: ExecuteError with the reason. `run_state`, once set, hears of every change
+    in the order QEMU tells, and takes its part in `stop` and `cont`.
+    """
 
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(name)
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self._started = time.monotonic()
         self.shutdown_reason = ""
+        self.run_state: RunState | None = None
+
+    async def execute_msg(self, msg: Message) -> object:
+        """As QMPClient's; a refused command never reaches QEMU."""
+        name, arguments = str(msg.get("execute", msg.get("exec-oob"))), msg.get("arguments")
+        if reason := reason_for(name, arguments):
+            refusal = Message({"error": {"class": "GenericError", "desc": reason}})
+            raise ExecuteError(ErrorResponse(refusal), msg, refusal)
+        rule, _ = rule_for(name, arguments)
+        if rule is None or self.run_state is None:
+            return await super().execute_msg(msg)
+        if rule is Rule.STOPS:
+            await self.run_state.before_stop()
+        try:
+            return await super().execute_msg(msg)
+        finally:
+            await self.run_state.settle()
 
     def _cb_outbound(self, msg: Message) -> Message:
         self._write("->", msg)
@@ -29,11 +53,18 @@ class LoggedQmp(QMPClient):
 
     def _cb_inbound(self, msg: Message) -> Message:
         self._write("<-", msg)
-        if msg.get("event") == "SHUTDOWN":
-            match msg.get("data"):
-                case {"reason": str(reason)}:
-                    self.shutdown_reason = reason
+        match dict(msg):
+            case {"event": "SHUTDOWN", "data": {"reason": str(reason)}}:
+                self.shutdown_reason = reason
+            case {"event": "STOP" | "RESUME" as event}:
+                self._saw(event == "RESUME")
+            case {"return": {"status": str(), "running": bool(running)}}:  # of query-status
+                self._saw(running)
         return msg
+
+    def _saw(self, running: bool) -> None:
+        if self.run_state is not None:
+            self.run_state.saw(running)
 
     def _write(self, direction: str, msg: Message) -> None:
         if not self._log.closed:

@@ -19,14 +19,17 @@ from qmp_bridge.channel import Channel
 from qmp_bridge.check_topology import check_topology
 from qmp_bridge.child import Child
 from qmp_bridge.console import Console, connect
+from qmp_bridge.control_client import ControlClient
 from qmp_bridge.errors import VmDied
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import Options, Plan, find_parts, make_plan
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
+from qmp_bridge.relay import Relay
 from qmp_bridge.run_directory import RunDirectory
+from qmp_bridge.run_state import RunState
 from vdev.config import Config
 from vdev.errors import ConfigError
-from vdev.machine import expected_functions
+from vdev.machine import expected_functions, socket_path
 
 TAIL_LINES = 40
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
@@ -38,7 +41,7 @@ class RunningVm:
     """A VM that runs. Made by `bring_up` alone.
 
     `qmp` is a connected QMPClient, `channel` the payload's, `console` the serial port; `control_path` is the
-    backend's control socket and `monitor_path` a QMP socket nobody of ours uses; `logs` is where logs are written.
+    backend's control socket and `monitor_path` a guarded QMP socket for the user; `logs` is where logs are written.
     """
 
     qmp: LoggedQmp
@@ -51,7 +54,9 @@ class RunningVm:
         self.logs = logs
         self.console = Console(options.follow)
         self.channel = Channel()
-        self.monitor_path = plan.paths.monitor
+        self.monitor_path = socket_path(plan.paths.socket_dir, "monitor")
+        self._relay: Relay | None = None
+        self._control: ControlClient | None = None
         self._backend: Child | None = None
         self._qemu: Child | None = None
         self._qmp: LoggedQmp | None = None
@@ -100,8 +105,18 @@ class RunningVm:
         self._watch(tasks, self.channel.run(*await connect(self.plan.paths.channel, CONNECT_SECONDS)))
         name, log = self.config.vm.name, self.logs / "qmp.log"
         self.qmp = self._qmp = await connect_monitor(name, self.plan.paths.qmp, log, CONNECT_SECONDS)
+        self._guard(tasks)
         self._watch(tasks, self._watch_clock())
         await check_topology(self.qmp, expected_functions(self.config))
+
+    def _guard(self, tasks: asyncio.TaskGroup) -> None:
+        """From now on the backend follows QEMU's run state, and the user has a monitor."""
+        self._control = ControlClient(self.control_path)
+        run_state = RunState(self._control, lambda: self.qmp.execute("query-status"))
+        self.qmp.run_state = run_state
+        self._relay = Relay(self.monitor_path, self.plan.paths.monitor, run_state, self.options.say)
+        self._watch(tasks, run_state.follow())
+        self._watch(tasks, self._relay.run())
 
     def release(self) -> None:
         """Watch no longer: from now on everything may end."""
@@ -119,6 +134,9 @@ class RunningVm:
             if self._backend is not None:
                 await self._backend.stop(STOP_SECONDS)
         finally:
+            for guard in (self._relay, self._control):
+                if guard is not None:
+                    guard.close()
             for child in (self._qemu, self._backend):
                 if child is not None:
                     child.kill()

@@ -31,7 +31,14 @@ MIN_MEMORY, MAX_MEMORY = 128 << 20, 1 << 40
 MAX_CPUS = 64
 MAX_LIMIT = 1 << 32  # more mappings than that no host can hold
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
-_TAKEN_NAMES = ["channel", "console", "control", "monitor", "qmp"]  # sockets beside those of the functions
+_TAKEN_NAMES = [
+    "channel",
+    "console",
+    "control",
+    "monitor",
+    "qemu-monitor",
+    "qmp",
+]  # sockets beside those of the functions
 _OPTIONS_OF_OURS = {  # QEMU's, and where the same is said in a configuration
     "m": "use vm.memory", "smp": "use vm.cpus", "accel": "use vm.accel", "enable-kvm": "use vm.accel",
     "kernel": "use vm.kernel", "initrd": "use vm.initrd", "append": "use vm.append", "machine": "leave it out",

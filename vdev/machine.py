@@ -37,7 +37,7 @@ class MachinePaths:
 
     socket_dir: str  # holds NAME.sock for each PCI function
     qmp: str
-    monitor: str  # a second QMP socket, for the user
+    monitor: str  # a second QMP socket of QEMU; `monitor.sock`, with the launcher's guard in front, leads to it
     console: str
     console_log: str
     channel: str
@@ -51,7 +51,7 @@ class MachinePaths:
         return cls(
             socket_dir=directory,
             qmp=socket_path(directory, "qmp"),
-            monitor=socket_path(directory, "monitor"),
+            monitor=socket_path(directory, "qemu-monitor"),
             console=socket_path(directory, "console"),
             console_log=f"{directory}/logs/console.log",
             channel=socket_path(directory, "channel"),

@@ -103,7 +103,7 @@ async def test_a_vm_that_says_done_is_no_failure(config: Config, runtime_dir: Pa
 async def test_the_block_may_end_before_the_guest_does(config: Config, runtime_dir: Path) -> None:
     async with bring_up(config, options()) as vm:
         assert vm.control_path.endswith("/control.sock")
-        assert await vm.qmp.execute("query-status") == {}
+        assert await vm.qmp.execute("query-status") == {"status": "running", "running": True}
     assert_nothing_is_left(runtime_dir)
 
 

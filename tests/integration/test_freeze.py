@@ -14,7 +14,16 @@ import pytest
 from tests.integration.test_serve_process import peer, word
 from tests.support.serve_guest import CONFIG_REGION, GuestFunction, Ram
 from tests.support.serve_process import ONE_UNIT, ServeProcess, serving
-from tests.support.serve_scene import DOMAIN, ENDPOINT, FILLED_GPA, SETTLE_S, SOURCE_IOVA, TARGET_IOVA, Scene
+from tests.support.serve_scene import (
+    DOMAIN,
+    ENDPOINT,
+    FILLED_GPA,
+    FILLED_NBYTES,
+    SETTLE_S,
+    SOURCE_IOVA,
+    TARGET_IOVA,
+    Scene,
+)
 from vdev.wire import pci, viommu
 from vdev.wire.accelerator import CompletionStatus, Control, Register, Status
 
@@ -141,6 +150,7 @@ async def test_nothing_written_to_the_functions_of_a_frozen_vm_changes_its_memor
     await scene.attach()
     await scene.start_long_fill()
     process.ask("freeze")
+    scene.put(FILLED_GPA, bytes(FILLED_NBYTES))  # so that the fill's next byte would show
     before = zlib.crc32(scene.ram.view)
 
     for _ in range(NWRITES):

@@ -15,13 +15,20 @@ import sys
 from typing import Any
 
 
+def say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    writer.write(json.dumps(message).encode() + b"\r\n")
+
+
 class FakeQemu:
-    """One run; `part` is done, silent, crash, refuse, stillborn, wrong-bus, failed-check, babble or deaf."""
+    """One run; `part` is done, silent, crash, refuse, stillborn, wrong-bus, failed-check, babble or deaf, paused."""
 
     def __init__(self, part: str, arguments: list[str]) -> None:
         self.part = part
         self.arguments = arguments
         self.ended = asyncio.Event()
+        self.running = part != "paused"
+        self.monitors: list[asyncio.StreamWriter] = []  # those that have negotiated
+        self.executed: list[str] = []  # on the user's monitor
 
     def socket(self, pattern: str) -> str:
         """The path in the first argument that `pattern` matches."""
@@ -36,6 +43,7 @@ class FakeQemu:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         servers = [
             await asyncio.start_unix_server(self.qmp, self.socket("unix:([^,]+)")),
+            await asyncio.start_unix_server(self.user_qmp, self.socket("unix:([^,]+/qemu-monitor.sock)")),
             await asyncio.start_unix_server(self.console, self.socket("socket,id=vdev.console,path=([^,]+)")),
             await asyncio.start_unix_server(self.channel, self.socket("socket,id=vdev.channel,path=([^,]+)")),
         ]
@@ -67,10 +75,12 @@ class FakeQemu:
         await reader.read()
         writer.close()
 
-    async def qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def say(message: dict[str, Any]) -> None:
-            writer.write(json.dumps(message).encode() + b"\r\n")
+    async def user_qmp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.qmp(reader, writer, self.executed)
 
+    async def qmp(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, executed: list[str] | None = None
+    ) -> None:
         if self.part == "stillborn":
             sys.stderr.write("qemu: Failed to connect to '/x/iommu0.sock': Connection refused\n")
             sys.stderr.flush()
@@ -78,21 +88,46 @@ class FakeQemu:
             await asyncio.sleep(0.1)
             os._exit(1)
         version = {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
-        say({"QMP": {"version": version, "capabilities": []}})
+        say(writer, {"QMP": {"version": version, "capabilities": []}})
         decoder, pending = json.JSONDecoder(), ""
         while chunk := await reader.read(65536):
-            pending += chunk.decode()
+            pending = (pending + chunk.decode()).lstrip()
             while pending:
                 try:
                     request, end = decoder.raw_decode(pending)
                 except ValueError:
                     break
                 pending = pending[end:].lstrip()
-                if request["execute"] == "quit" and self.part != "deaf":
-                    self.ended.set()
-                answer = self.buses() if request["execute"] == "query-pci" else {}
-                say({"return": answer, **({"id": request["id"]} if "id" in request else {})})
+                if executed is not None:
+                    executed.append(request["execute"])
+                answer = self.execute(request["execute"], writer)
+                say(writer, {**answer, **({"id": request["id"]} if "id" in request else {})})
+                await writer.drain()
+        if writer in self.monitors:
+            self.monitors.remove(writer)
         writer.close()
+
+    def execute(self, command: str, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        """The answer to one command, without its id. `x-panic` stops the VM, `x-executed` tells what the user ran."""
+        if command == "qmp_capabilities":
+            self.monitors.append(writer)
+        elif command.startswith("__") or writer not in self.monitors:
+            desc = f"The command {command} has not been found"
+            return {"error": {"class": "CommandNotFound", "desc": desc}}
+        if command == "quit" and self.part != "deaf":
+            self.ended.set()
+        if command in ("stop", "cont", "x-panic"):
+            self.set_running(command == "cont")
+        status = {"status": "running" if self.running else "paused", "running": self.running}
+        answers = {"query-pci": self.buses(), "query-status": status, "x-executed": self.executed}
+        return {"return": answers.get(command, {})}
+
+    def set_running(self, running: bool) -> None:
+        """Stop or continue, with an event when that changes something."""
+        if running != self.running:
+            self.running = running
+            for monitor in self.monitors:
+                say(monitor, {"event": "RESUME" if running else "STOP", "timestamp": {}})
 
     def buses(self) -> list[dict[str, Any]]:
         """The answer to query-pci."""

@@ -138,7 +138,7 @@ def test_there_is_no_initrd_without_one(config: Config) -> None:
 def test_there_is_a_monitor_for_us_and_one_for_the_user(config: Config) -> None:
     argv = arguments(config)
     monitors = [value for name, value in pairwise(argv) if name == "-qmp"]
-    assert monitors == ["unix:/run/v/qmp.sock,server=on,wait=off", "unix:/run/v/monitor.sock,server=on,wait=off"]
+    assert monitors == ["unix:/run/v/qmp.sock,server=on,wait=off", "unix:/run/v/qemu-monitor.sock,server=on,wait=off"]
 
 
 def test_the_payloads_port_has_its_name(config: Config) -> None:
