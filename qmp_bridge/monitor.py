@@ -57,14 +57,14 @@ class LoggedQmp(QMPClient):
             case {"event": "SHUTDOWN", "data": {"reason": str(reason)}}:
                 self.shutdown_reason = reason
             case {"event": "STOP" | "RESUME" as event}:
-                self._saw(event == "RESUME")
+                self._saw(event == "RESUME", change=True)
             case {"return": {"status": str(), "running": bool(running)}}:  # of query-status
-                self._saw(running)
+                self._saw(running, change=False)
         return msg
 
-    def _saw(self, running: bool) -> None:
+    def _saw(self, running: bool, *, change: bool) -> None:
         if self.run_state is not None:
-            self.run_state.saw(running)
+            self.run_state.saw(running, change=change)
 
     def _write(self, direction: str, msg: Message) -> None:
         if not self._log.closed:

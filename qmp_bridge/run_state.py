@@ -36,10 +36,14 @@ class RunState:
         """Whether the backend should be frozen."""
         return self._stop_announced or not self._running
 
-    def saw(self, running: bool) -> None:
-        """QEMU said whether the VM runs. From here on that is the truth, and an announced stop has come or will not."""
+    def saw(self, running: bool, *, change: bool) -> None:
+        """QEMU said whether the VM runs: by an event (`change`), or because it was asked.
+
+        An answer may be older than a stop that was announced meanwhile; an event is what the stop was announced for.
+        """
         self._running = running
-        self._stop_announced = False
+        if change:
+            self._stop_announced = False
         self._changed.set()
 
     async def follow(self) -> None:
@@ -58,6 +62,7 @@ class RunState:
     async def settle(self) -> None:
         """Ask QEMU and put the backend into the state it names, confirmed by the backend. Raises VmDied."""
         await self._ask_qemu()
+        self._stop_announced = False
         await self._tell(confirm=True)
 
     async def _ask_qemu(self) -> None:

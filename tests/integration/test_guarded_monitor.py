@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +83,7 @@ async def frozen(vm: RunningVm) -> bool:
 async def becomes(vm: RunningVm, expected: bool) -> None:
     async with asyncio.timeout(WAIT_S):
         while await frozen(vm) != expected:
-            await asyncio.sleep(0.01)
+            pass
 
 
 async def test_a_refused_command_never_reaches_qemu_and_the_others_keep_their_order(vm: RunningVm) -> None:
@@ -186,11 +185,13 @@ async def test_the_next_client_waits_until_the_first_has_left(vm: RunningVm) -> 
 
 async def test_a_client_that_never_reads_holds_up_nobody_else(vm: RunningVm) -> None:
     async with client(vm) as person:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1):
-                while True:
-                    person.writer.write(b'{"execute": "query-pci"}' * 100)
-                    await person.writer.drain()
+        drained = True
+        while drained:
+            person.writer.write(b'{"execute": "query-pci"}' * 1000)
+            draining = asyncio.ensure_future(person.writer.drain())
+            await asyncio.wait([draining], timeout=0.5)
+            drained = draining.done()
+        draining.cancel()
         await vm.qmp.execute("stop")
         assert await frozen(vm)
         await vm.qmp.execute("cont")
@@ -207,7 +208,7 @@ async def test_a_client_that_closes_its_sending_side_still_gets_its_answers(vm: 
 
 
 async def test_the_socket_is_its_owners_alone(vm: RunningVm, monkeypatch: pytest.MonkeyPatch) -> None:
-    mode = stat.S_IMODE(Path(vm.monitor_path).stat().st_mode)
+    mode = stat.S_IMODE(os.stat(vm.monitor_path).st_mode)
     monkeypatch.setattr("qmp_bridge.relay._peer_uid", lambda sock: os.geteuid() + 1)
     reader, writer = await asyncio.open_unix_connection(vm.monitor_path)
     said = await reader.read()

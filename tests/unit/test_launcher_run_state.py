@@ -39,12 +39,12 @@ class Rig:
 
     async def query(self) -> None:
         await asyncio.sleep(0)
-        self.state.saw(self.running)
+        self.state.saw(self.running, change=False)
 
     def qemu(self, running: bool) -> None:
         """QEMU stops or continues by itself, and says so."""
         self.running = running
-        self.state.saw(running)
+        self.state.saw(running, change=True)
 
     async def told(self, expected: list[str]) -> bool:
         for _ in range(50):
@@ -92,6 +92,12 @@ async def test_a_stop_that_qemu_refused_thaws_again(rig: Rig) -> None:
     await rig.state.before_stop()
     await rig.state.settle()
     assert rig.backend.told == ["freeze", "thaw"]
+
+
+async def test_an_old_answer_does_not_thaw_what_a_stop_on_its_way_has_frozen(rig: Rig) -> None:
+    await rig.state.before_stop()
+    rig.state.saw(True, change=False)
+    assert await rig.told(["freeze"])
 
 
 async def test_a_late_resume_does_not_outlast_the_reply_to_a_stop(rig: Rig) -> None:
