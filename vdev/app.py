@@ -20,10 +20,13 @@ from vdev.control.event_log import EventLog
 from vdev.control.messages import NoArguments, QueryEvents, Ready
 from vdev.control.server import Command, ControlServer
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
 from vdev.transports.fence import make_ordering
+from vdev.transports.function_server import VmContext
 from vdev.transports.listener import Listener
 from vdev.transports.scheduler import Scheduler
-from vdev.transports.vfio_user import VfioUserServer, VmContext
+from vdev.transports.vfio_user import VfioUserServer
+from vdev.transports.vhost_user import VhostUserServer
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +52,13 @@ class App:
         self.vm = VmContext(identity_checked=config.vm.identity == "peer")
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
-        self.servers = {
-            name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
-            for name, function in self.machine.functions.items()
-        }
+        self.servers: dict[str, VfioUserServer | VhostUserServer] = {}
+        for name, function in self.machine.functions.items():
+            path = directory / f"{name}.sock"
+            if isinstance(function, VhostCarrier):
+                self.servers[name] = VhostUserServer(function, path, self.vm)
+            else:
+                self.servers[name] = VfioUserServer(function, path, self.vm)
         self._control_listener = Listener(directory / "control.sock")
         self.control = ControlServer(self._control_listener.socket, self.commands())
 

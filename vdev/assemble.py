@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
@@ -13,6 +14,8 @@ from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
+from vdev.functions.freezer import Freezer
+from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
 from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.engine import Engine
@@ -32,7 +35,8 @@ class Unit:
     config: UnitConfig
     engine: Engine
     device: ViommuDevice
-    function: VirtioPciFunction
+    function: VirtioPciFunction | VhostCarrier
+    freezer: Freezer  # of all its endpoints
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     doors: dict[str, DmaDoor] = field(default_factory=dict)
 
@@ -40,6 +44,7 @@ class Unit:
         """State for queries: plain data."""
         return {
             "bdf": self.config.bdf,
+            "attach": self.config.attach,
             **self.engine.describe(),
             "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
@@ -73,10 +78,13 @@ class Machine:
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
+        for function in self.functions.values():
+            if not isinstance(function, VhostCarrier):
+                function.was_device_reset = self._function_was_reset
 
     @property
-    def functions(self) -> dict[str, VirtioPciFunction | Endpoint]:
-        """Every PCI function by its name, units first."""
+    def functions(self) -> dict[str, VirtioPciFunction | VhostCarrier | Endpoint]:
+        """Every function by its name, units first."""
         units = {name: unit.function for name, unit in self.units.items()}
         endpoints = {name: endpoint for unit in self.units.values() for name, endpoint in unit.endpoints.items()}
         return {**units, **endpoints}
@@ -90,10 +98,26 @@ class Machine:
                 endpoint.quiesce()
 
         device = ViommuDevice(engine, wake=self._wake, quiesce=quiesce, window=PollWindow())
-        unit = Unit(config, engine, device, viommu_function(device, self._ordering), endpoints)
+        freezer = Freezer(lambda: [endpoint.freeze for endpoint in endpoints.values()])
+        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, endpoints)
         for endpoint in behind:
             endpoints[endpoint.name] = self._build_endpoint(unit, endpoint)
         return unit
+
+    def _carry(self, config: UnitConfig, device: ViommuDevice, freezer: Freezer) -> VirtioPciFunction | VhostCarrier:
+        """The transport `config` asks for, connected to `device`."""
+        if config.attach == "vfio-user":
+            return viommu_function(device, self._ordering)
+        freeze = partial(freezer.set, "rings suspended")
+        carrier = VhostCarrier(config.name, device, self._ordering, system_reset=device.system_reset, freeze=freeze)
+        device.connect(carrier)
+        return carrier
+
+    def _function_was_reset(self) -> None:
+        """DEVICE_RESET of a PCI function: units over vhost-user see a machine reset in no other way."""
+        for unit in self.units.values():
+            if isinstance(unit.function, VhostCarrier):
+                unit.function.function_was_reset()
 
     def _build_endpoint(self, unit: Unit, config: EndpointConfig) -> Endpoint:
         model = MODELS.get(config.model)

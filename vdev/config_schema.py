@@ -15,6 +15,7 @@ SERIAL_SLOT = 0x01
 ROOT_PORT_SLOTS = range(0x02, 0x10)
 FREE_SLOTS = range(0x10, 0x1F)
 KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
+Attach = Literal["vfio-user", "vhost-user"]
 
 
 class Reserved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +41,7 @@ class UnitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     name: str
     bdf: str = "00:10.0"
-    attach: Literal["vfio-user"] = "vfio-user"
+    attach: Attach = "vfio-user"  # docs/attachments.md says what they differ in
     mode: Literal["compat", "strict"] = "compat"
     granule: int | str = "4K"  # lowest set bit of page_size_mask; 1 is legal
     input_range: tuple[int, int] = (0, (1 << 39) - 1)  # inclusive

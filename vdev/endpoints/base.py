@@ -23,6 +23,7 @@ class Endpoint(Function, Worker, Protocol):
     """A `PciFunction` that runs in slices."""
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
+    was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""

@@ -29,6 +29,7 @@ class PciFunction:
 
     `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
     `was_reset` is called after every reset, for whoever keeps state about the function: a crashed worker may run again.
+    `was_device_reset` is called after those QEMU asked for by DEVICE_RESET, which a function-level reset is not.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class PciFunction:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.was_reset: Callable[[], None] = _ignore_reset
+        self.was_device_reset: Callable[[], None] = _ignore_reset
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
         self.stopped = False
@@ -165,13 +167,14 @@ class PciFunction:
     def reset(self) -> None:
         """DEVICE_RESET: power-on values, DMA off first, then `on_system_reset`."""
         self._reset(function_level=False)
+        self.was_device_reset()
 
     def memory_changed(self) -> None:
         """The transport changed `memory`; override where views are cached."""
 
     def disconnected(self) -> None:
         """The connection is gone; what comes back, if anything does, is a machine that starts anew."""
-        self.reset()
+        self._reset(function_level=False)
 
     def _reset(self, *, function_level: bool) -> None:
         self.config.reset(function_level=function_level)

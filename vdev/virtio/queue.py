@@ -92,6 +92,16 @@ class Queue:
         """Chains popped and not pushed yet; at most `size`."""
         return len(self._in_flight)
 
+    @property
+    def next_avail(self) -> int:
+        """The next available entry to take, modulo 2^16."""
+        return self._next_avail
+
+    def start_at(self, index: int) -> None:
+        """Begin at available entry `index` and at the used index in memory: a ring others have worked on."""
+        self._next_avail = self._seen_avail = index & 0xFFFF
+        self._next_used = self._published_used = self._used[vring.IDX_WORD]
+
     def pop(self) -> Chain | None:
         """The next chain the driver made available, or None. RingError, with nothing taken, for a bad ring."""
         if self._generation != self._memory.generation:
