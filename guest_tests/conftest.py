@@ -16,6 +16,7 @@ from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
 from vdev.config import Config, load_config, parse_bdf
+from vdev.config_schema import ATTACHMENTS, Attach
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "first-light.yaml"
@@ -53,16 +54,26 @@ class GuestRun:
         return data
 
 
-def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL) -> GuestRun:
+def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL, attach: Attach | None = None) -> GuestRun:
     """Boot the configuration at `path`. A guest that does not come to `done` fails the test, with all that is known."""
     config = load_config(path)
-    run = asyncio.run(boot(config, Options(kernel=kernel, config_path=path), lambda message, faults: None))
+    options = Options(kernel=kernel, attach=attach, config_path=path)
+    run = asyncio.run(boot(config, options, lambda message, faults: None))
     if run.done is None:
         pytest.fail("\n".join(report.failure(run)), pytrace=False)
     return GuestRun(config, run)
 
 
-@pytest.fixture(scope="session", params=dict.fromkeys(KERNELS))
+def _machine_id(machine: tuple[str, Attach]) -> str:
+    kernel, attach = machine
+    return attach if kernel == DEFAULT_KERNEL else f"{attach}, {kernel}"
+
+
+@pytest.fixture(
+    scope="session",
+    params=[(kernel, attach) for kernel in dict.fromkeys(KERNELS) for attach in ATTACHMENTS],
+    ids=_machine_id,
+)
 def first_light(request: pytest.FixtureRequest) -> GuestRun:
-    """The demo's machine, once per kernel."""
-    return boot_guest(CONFIG, request.param)
+    """The demo's machine, once per kernel and attachment."""
+    return boot_guest(CONFIG, *request.param)

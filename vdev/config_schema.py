@@ -7,7 +7,7 @@ endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,6 +16,7 @@ ROOT_PORT_SLOTS = range(0x02, 0x10)
 FREE_SLOTS = range(0x10, 0x1F)
 KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
 Attach = Literal["vfio-user", "vhost-user"]
+ATTACHMENTS: tuple[Attach, ...] = get_args(Attach)
 
 
 class Reserved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
