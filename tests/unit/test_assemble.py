@@ -28,10 +28,16 @@ class Built:
     def __init__(self, config: Config) -> None:
         self.events: list[Event] = []
         self.woken: list[str] = []
-        self.machine = Machine(config, emit=self.events.append, wake=self._wake, ordering=NoOrdering())
+        self.alarms: list[tuple[str, int]] = []
+        self.machine = Machine(
+            config, emit=self.events.append, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering()
+        )
 
     def _wake(self, worker: Worker) -> None:
         self.woken.append(worker.name)
+
+    def _wake_at(self, worker: Worker, when_ns: int) -> None:
+        self.alarms.append((worker.name, when_ns))
 
 
 def one(unit: UnitConfig, *endpoints: EndpointConfig) -> Built:
