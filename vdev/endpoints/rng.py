@@ -13,7 +13,7 @@ from typing import ClassVar
 from vdev.endpoints.base import Bay, Entropy, Options, OptionValue
 from vdev.endpoints.virtio import ENDPOINT_FEATURES, VirtioEndpoint
 from vdev.errors import ConfigError
-from vdev.functions.base import Worker
+from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_device import QueueDevice
 from vdev.virtio.queue import Chain, Queue
 
@@ -54,17 +54,17 @@ class RngDevice(QueueDevice):
         self._left = max_bytes  # in this period
         self._now_ns = self._slice_left = 0
 
-    def may_take(self, index: int, now_ns: int) -> bool:
-        """Whether the period has bytes left; wakes the device when the next one may begin."""
+    def run_slice(self, now_ns: int) -> Progress:
+        """Nothing while the period has no bytes left; the device is woken when it is over."""
         stop = self._period_stop_ns
         if stop is not None and now_ns >= stop:
             self._period_stop_ns, self._left = None, self._max_bytes
-        if not self._left:
-            self._wake_at(self._period_stop_ns or now_ns)
-            return False
+        if self._period_stop_ns is not None and not self._left:
+            self._wake_at(self._period_stop_ns)
+            return Progress.IDLE
         self._now_ns = now_ns
         self._slice_left = min(self._left, SLICE_NBYTES)
-        return True
+        return super().run_slice(now_ns)
 
     def take(self, ring: Queue, chain: Chain, index: int) -> bool:
         """Fill what may be filled now; False when this slice or period has no more to give."""

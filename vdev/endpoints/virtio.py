@@ -44,7 +44,7 @@ class VirtioEndpoint(VirtioPciFunction):
         if not device.offered_features & F_ACCESS_PLATFORM or max(device.queue_sizes) > MAX_QUEUE_SIZE:
             raise ValueError(f"{device.name}: ACCESS_PLATFORM is not offered, or a queue is over {MAX_QUEUE_SIZE}")
         self._bay = bay
-        self._queues = device
+        self._queue_device = device
         super().__init__(
             device.name,
             device,
@@ -60,7 +60,7 @@ class VirtioEndpoint(VirtioPciFunction):
         self._door = self._bay.open_door(function)
         self._reach = DoorMemory(self._door)
         nbytes = max(MAX_CHAIN_PIECES // MAX_PIECES * self._door.slice_nbytes, MIN_CHAIN_NBYTES)
-        self._queues.batch_nbytes = min(self._queues.batch_nbytes, nbytes)
+        self._queue_device.batch_nbytes = min(self._queue_device.batch_nbytes, nbytes)
         return RingPlace(self._reach, nbytes)
 
     def wake_device(self, worker: Worker) -> None:
@@ -78,7 +78,7 @@ class VirtioEndpoint(VirtioPciFunction):
         if self._door.frozen:
             return Progress.IDLE
         self._reach.renew()
-        return self._queues.run_slice(now_ns)
+        return self._queue_device.run_slice(now_ns)
 
     def freeze(self, frozen: bool) -> None:
         """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
@@ -88,7 +88,7 @@ class VirtioEndpoint(VirtioPciFunction):
 
     def on_quiesce(self) -> None:
         """The IOMMU is about to be reset and old IOVAs mean nothing any more: the driver must set up its rings anew."""
-        self._queues.suspend()
+        self._queue_device.suspend()
         if self.status & Status.DRIVER_OK:
             self.needs_reset()
 
@@ -97,5 +97,5 @@ class VirtioEndpoint(VirtioPciFunction):
         return {
             "driver-ok": bool(self.status & Status.DRIVER_OK),
             "needs-reset": bool(self.status & Status.DEVICE_NEEDS_RESET),
-            **self._queues.describe(),
+            **self._queue_device.describe(),
         }

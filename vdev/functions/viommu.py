@@ -35,11 +35,6 @@ class Reply:
 Hold = Callable[[Reply], bool]
 
 
-def _never(reply: Reply) -> bool:
-    """No reply is held."""
-    return False
-
-
 class ViommuDevice(QueueDevice):
     """A virtio-iommu unit as a `VirtioDevice` and a `Worker`."""
 
@@ -55,7 +50,7 @@ class ViommuDevice(QueueDevice):
         wake: Callable[[Worker], None],
         quiesce: Callable[[], None],
         window: PollWindow,
-        hold: Hold = _never,
+        hold: Hold | None = None,
         ring_features: int = RING_FEATURES,
     ) -> None:
         """`quiesce` stops all DMA of the unit's endpoints before it returns. `hold` may keep a reply (True): its owner
@@ -118,9 +113,9 @@ class ViommuDevice(QueueDevice):
 
     def take(self, ring: Queue, chain: Chain, index: int) -> bool:
         """Answer a request; the answer waits where `hold` wants it to."""
-        reply = Reply(ring, chain, self._answer(chain))
-        if not self._hold(reply):
-            ring.push(chain, chain.write(reply.answer))
+        answer = self._answer(chain)
+        if self._hold is None or not self._hold(Reply(ring, chain, answer)):
+            ring.push(chain, chain.write(answer))
         return True
 
     def _answer(self, chain: Chain) -> bytes:
@@ -141,8 +136,11 @@ class ViommuDevice(QueueDevice):
 
         True when there is more to deliver now; a ring out of reach is left for later, requests do not wait for it.
         """
-        ring, pending = self.queue(wire.EVENT_QUEUE), self._engine.pending_faults
-        if ring is None or not pending:
+        pending = self._engine.pending_faults
+        if not pending:
+            return False
+        ring = self.queue(wire.EVENT_QUEUE)
+        if ring is None:
             return False
         try:
             return self._fill_buffers(ring, pending)

@@ -31,7 +31,6 @@ class _Served:
     index: int
     ring: Queue
     armed: bool = False  # the driver kicks for the next chain
-    held_up: bool = False  # `may_take` said no: it is not looked at in this slice
 
 
 class QueueDevice:
@@ -106,7 +105,8 @@ class QueueDevice:
     # Worker
 
     def run_slice(self, now_ns: int) -> Progress:
-        """A batch of every served queue; IDLE leaves notifications enabled."""
+        """A batch of every served queue; IDLE leaves notifications enabled. A device that may not work now overrides
+        this to say IDLE, and wakes itself when it may."""
         if not self._served or not self._transport.dma_enabled:
             return Progress.IDLE
         try:
@@ -122,14 +122,12 @@ class QueueDevice:
     def _work(self, now_ns: int) -> Progress:
         worked = full = unarmed = False
         for served in self._served:
-            if not self.may_take(served.index, now_ns):
-                served.held_up = True
-                continue
-            served.held_up = False
             taken = self._serve(served)
-            worked |= taken > 0
-            full |= taken >= BATCH_CHAINS
-            unarmed |= not served.armed
+            if taken:
+                worked = True
+                full = full or taken >= BATCH_CHAINS
+            elif not served.armed:
+                unarmed = True
         more = self.work_beside(now_ns)
         if worked:
             self._window.on_work(now_ns)
@@ -141,7 +139,7 @@ class QueueDevice:
         if self._window.should_poll(now_ns):
             return Progress.POLL
         for served in self._served:
-            if not served.armed and not served.held_up:
+            if not served.armed:
                 if served.ring.rearm():
                     return Progress.BUSY
                 served.armed = True
@@ -165,7 +163,9 @@ class QueueDevice:
                 if not take(ring, chain, index):
                     break
         finally:
-            self.publish(ring, index)
+            # Also when nothing was taken: what an earlier slice pushed may not have been in reach.
+            if ring.publish():
+                self._transport.interrupt_queue(index)
         return taken
 
     # for subclasses
@@ -199,10 +199,6 @@ class QueueDevice:
         self._transport.needs_reset()
 
     # Hooks
-
-    def may_take(self, index: int, now_ns: int) -> bool:
-        """Whether to look at queue `index` in this slice. Who says no wakes the device when that changes."""
-        return True
 
     def take(self, ring: Queue, chain: Chain, index: int) -> bool:
         """Serve `chain` of queue `index`: push it, or keep it for `finish`. False ends the batch of this queue."""
