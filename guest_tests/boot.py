@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
+from guest_tests.iommu_counts import counts_of
 from guest_tests.report import NCONSOLE_SHOWN, NEVENTS_SHOWN, Evidence, Run, faults_of
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options
@@ -138,6 +139,7 @@ async def _collect(
     faults = _FaultCursor(control)
     messages = vm.messages()
     wait_s = boot_timeout_s
+    before: Any = []  # query-iommu when the check began
     while run.done is None:
         message = await _next(messages, wait_s, run)
         wait_s = silence_s
@@ -146,10 +148,15 @@ async def _collect(
             run.hello = message
         elif "starting" in message:
             await faults.take()
+            before = await control.execute("query-iommu")
         elif "check" in message:
             seen = await faults.take()
             run.records.append(message)
             run.faults[message["check"]] = seen
+            if (watched := message.get("data", {}).get("counted_endpoint")) is not None:
+                counts = counts_of(watched, before, await control.execute("query-iommu"))
+                run.counts[message["check"]] = counts
+                message["counted"] = counts.line()
             if not message["ok"]:
                 # Now, because by the time of `done` later checks have buried it.
                 events = await control.execute("query-events", since=0, limit=NEVENTS_SHOWN)

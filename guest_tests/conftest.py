@@ -15,7 +15,7 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
-from vdev.config import Config, load_config, parse_bdf
+from vdev.config import Config, EndpointConfig, load_config, parse_bdf
 from vdev.config_schema import ATTACHMENTS, Attach
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -37,15 +37,20 @@ class GuestRun:
         """The number at the IOMMU of the accelerator the checks use: its address, from the configuration."""
         return min(self.units_by_endpoint)
 
+    def endpoints(self, model: str) -> list[EndpointConfig]:
+        """Those of one model, by rising address."""
+        found = [endpoint for endpoint in self.config.endpoints if endpoint.model == model]
+        return sorted(found, key=lambda endpoint: parse_bdf(endpoint.bdf))
+
     @property
     def units_by_endpoint(self) -> dict[int, str]:
-        """Endpoint number -> the unit in front of it."""
-        return {parse_bdf(endpoint.bdf): endpoint.unit for endpoint in self.config.endpoints}
+        """Number of an accelerator -> the unit in front of it."""
+        return {parse_bdf(endpoint.bdf): endpoint.unit for endpoint in self.endpoints("accelerator")}
 
     @property
     def checks(self) -> list[str]:
         """The checks that make sense on this machine."""
-        return [check.name for check in chosen([], len(self.config.endpoints))]
+        return [check.name for check in chosen([], len(self.endpoints("accelerator")), len(self.endpoints("rng")))]
 
     def data(self, check: str) -> dict[str, Any]:
         """The facts one check found."""

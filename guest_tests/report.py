@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from guest_tests.iommu_counts import Counts
 from vdev.config_text import format_bdf
 
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
@@ -30,6 +31,7 @@ class Run:
     hello: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # check name -> what vdev recorded meanwhile
+    counts: dict[str, Counts] = field(default_factory=dict)  # check name -> mappings of the endpoint it uses
     evidence: dict[str, Evidence] = field(default_factory=dict)  # of each check that failed, taken when it did
     done: dict[str, Any] | None = None
     iommu: Any = None  # answer of query-iommu after `done`, the guest still alive
@@ -76,6 +78,8 @@ def finished(record: dict[str, Any], faults: Iterable[dict[str, Any]], painter: 
     said = [kernel] if isinstance(kernel, str) else kernel[:MAX_QUOTED_LINES]
     lines += [painter.paint(f"      guest kernel: {line}", DIM) for line in said]
     lines += [painter.paint(f"      vdev:         {describe_fault(fault)}", DIM) for fault in faults]
+    if "counted" in record:
+        lines.append(painter.paint(f"      vdev:         {record['counted']}", DIM))
     return lines
 
 

@@ -23,7 +23,7 @@ from vdev.parts.kernel import find_kernel
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
 
-MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "vfio_pci", "vfio_iommu_type1")
+MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "virtio_rng?", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
 CONFIG_COPY = "config.json"  # JSON is YAML, too
 _EXIT_WITH_PARENT = 11  # the first major version of QEMU whose -run-with knows it

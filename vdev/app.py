@@ -43,7 +43,13 @@ class App:
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
-        self.machine = Machine(config, emit=self.events.emit, wake=self.scheduler.wake, ordering=make_ordering())
+        self.machine = Machine(
+            config,
+            emit=self.events.emit,
+            wake=self.scheduler.wake,
+            wake_at=self.scheduler.wake_at,
+            ordering=make_ordering(),
+        )
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)

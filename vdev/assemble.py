@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vdev.backends.entropy import open_entropy
 from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
 from vdev.config_text import parse_bdf, parse_size
-from vdev.endpoints.base import Endpoint, OptionValue
+from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
 from vdev.functions.base import Worker
@@ -42,16 +43,21 @@ class Unit:
 
     def describe(self) -> dict[str, Any]:
         """State for queries: plain data."""
+        engine = self.engine.describe()
+        spaces = {
+            space["id"]: {"domain": space["domain"], "mappings": space["mappings"]} for space in engine["endpoints"]
+        }
         return {
             "bdf": self.config.bdf,
             "attach": self.config.attach,
-            **self.engine.describe(),
+            **engine,
             "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
             "ring-errors": self.device.ring_errors,
             "functions": {
                 name: {
                     "endpoint": self.doors[name].endpoint_id,
+                    **spaces[self.doors[name].endpoint_id],
                     "refused": dict(self.doors[name].refused),
                     **endpoint.describe(),
                 }
@@ -69,11 +75,13 @@ class Machine:
         *,
         emit: Callable[[Event], None],
         wake: Callable[[Worker], None],
+        wake_at: Callable[[Worker, int], None],
         ordering: Ordering,
     ) -> None:
         """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint)."""
         self.units: dict[str, Unit] = {}
         self._wake = wake
+        self._wake_at = wake_at
         self._ordering = ordering
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
@@ -131,7 +139,8 @@ class Machine:
             return door
 
         options: dict[str, OptionValue] = dict(config.options)
-        return model(config.name, open_door, self._wake, options, self._ordering)
+        bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
+        return model(config.name, bay, options)
 
 
 def _unit_settings(config: UnitConfig) -> UnitSettings:

@@ -6,6 +6,7 @@ import pytest
 
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, Limits, Reserved, UnitConfig
+from vdev.endpoints.rng import Rng
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Worker
 from vdev.iommu.events import Event, FaultRaised
@@ -28,10 +29,16 @@ class Built:
     def __init__(self, config: Config) -> None:
         self.events: list[Event] = []
         self.woken: list[str] = []
-        self.machine = Machine(config, emit=self.events.append, wake=self._wake, ordering=NoOrdering())
+        self.alarms: list[tuple[str, int]] = []
+        self.machine = Machine(
+            config, emit=self.events.append, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering()
+        )
 
     def _wake(self, worker: Worker) -> None:
         self.woken.append(worker.name)
+
+    def _wake_at(self, worker: Worker, when_ns: int) -> None:
+        self.alarms.append((worker.name, when_ns))
 
 
 def one(unit: UnitConfig, *endpoints: EndpointConfig) -> Built:
@@ -164,3 +171,32 @@ def test_an_unknown_model_names_the_known_ones() -> None:
 def test_a_wrong_option_names_the_endpoint_and_the_key() -> None:
     with pytest.raises(ConfigError, match=r"endpoints\[accel0\]\.options\.devmen.*devmem"):
         one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0", options={"devmen": "1M"}))
+
+
+def test_an_endpoint_shows_its_domain_and_the_mappings_in_it() -> None:
+    unit = Built(BEHIND_TWO).machine.units["iommu0"]
+    requests = [
+        viommu.Attach(viommu.T_ATTACH, bytes(3), 5, 0x100).pack(),
+        viommu.Map(viommu.T_MAP, bytes(3), 5, 0x1000, 0x1FFF, 0, viommu.MAP_F_READ).pack(),
+    ]
+    for request in requests:
+        assert unit.engine.handle(request, 4) == viommu.TAILS[viommu.S_OK]
+
+    functions = unit.describe()["functions"]
+
+    assert (functions["accel0"]["domain"], functions["accel0"]["mappings"]) == (5, 1)
+    assert (functions["accel2"]["domain"], functions["accel2"]["mappings"]) == (None, 0)
+
+
+def test_an_rng_is_built_with_its_options_and_asks_the_machine_for_time() -> None:
+    options: dict[str, int | str | bool] = {"source": "seed:3", "max_bytes": 64}
+    built = one(UnitConfig(name="iommu0"), EndpointConfig(name="rng0", model="rng", options=options))
+    function = built.machine.units["iommu0"].endpoints["rng0"]
+    assert isinstance(function, Rng)
+
+    function.wake_device_at(77)
+    function.wake_device(function)
+
+    assert built.alarms == [("rng0", 77)]
+    assert built.woken == ["rng0"]
+    assert not function.describe()["driver-ok"]

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from vdev.endpoints.accelerator_engine import Engine
-from vdev.endpoints.base import OpenDoor, Options, OptionValue, Wake
+from vdev.endpoints.base import Bay, Options, OptionValue
 from vdev.functions.base import Progress
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
 from vdev.pci.config_space import Capability, Identity
 from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout
-from vdev.virtio.ordering import Ordering
 from vdev.wire import pci
 from vdev.wire.accelerator import ErrorCode
 
@@ -44,15 +43,8 @@ class Accelerator(PciFunction):
         "pri": "whether there is a PRI capability; needs ats (default: as ats)",
     }
 
-    def __init__(
-        self,
-        name: str,
-        open_door: OpenDoor,
-        wake: Wake,
-        options: Mapping[str, OptionValue],
-        ordering: Ordering,
-    ) -> None:
-        """`ordering` is the host's fence for completions. Raises ConfigError for a wrong option."""
+    def __init__(self, name: str, bay: Bay, options: Mapping[str, OptionValue]) -> None:
+        """Raises ConfigError for a wrong option."""
         read = Options(name, options, self.option_help)
         devmem_nbytes = read.power_of_two_nbytes("devmem", DEVMEM_DEFAULT, DEVMEM_MIN, DEVMEM_MAX)
         self._pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
@@ -68,9 +60,9 @@ class Accelerator(PciFunction):
             extended=_extended_capabilities(read, self._pasid_bits),
         )
         self._devmem = memoryview(bytearray(devmem_nbytes))
-        self._wake = wake
-        self._door = open_door(self)
-        self._engine = Engine(self, self._door, self._devmem, ordering.release)
+        self._wake = bay.wake
+        self._door = bay.open_door(self)
+        self._engine = Engine(self, self._door, self._devmem, bay.ordering.release)
 
     @property
     def pasid_stop(self) -> int:

@@ -96,9 +96,9 @@ class DmaDoor:
 
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
         if not self._function.dma_enabled:
-            raise DmaError("bus-master-off", iova)
+            raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
-            raise DmaError("frozen", iova)
+            raise DmaError("frozen", iova, passing=True)
         if nbytes <= 0:
             return []
         try:
@@ -113,7 +113,7 @@ class DmaDoor:
             for gpa, length in pieces if len(pieces) == 1 else joined(pieces):
                 views += slices(gpa, length, write=write)
         except MemoryAccessError as error:
-            raise DmaError("unsupported-request", iova, str(error)) from error
+            raise DmaError("unsupported-request", iova, str(error), passing=error.lost) from error
         return views
 
 

@@ -40,10 +40,19 @@ class CommonConfig:
     """struct virtio_pci_common_cfg of one function, and what the driver wrote into it."""
 
     def __init__(
-        self, device: VirtioDevice, vectors: int, *, start: Callable[[], None], reset: Callable[[], None]
+        self,
+        device: VirtioDevice,
+        vectors: int,
+        *,
+        start: Callable[[], None],
+        reset: Callable[[], None],
+        required_features: int = 0,
     ) -> None:
-        """`start` is called when DRIVER_OK has been set, `reset` when the driver wrote status 0 (it calls `clear`)."""
+        """`start` is called when DRIVER_OK has been set, `reset` when the driver wrote status 0 (it calls `clear`).
+        FEATURES_OK is refused without VERSION_1 and `required_features`."""
         self._device = device
+        # A modern device has no legacy to fall back to.
+        self._required = wire.F_VERSION_1 | required_features
         self._vectors = vectors
         self._start = start
         self._reset = reset
@@ -165,10 +174,9 @@ class CommonConfig:
                 self._start()
 
     def _features_fit(self) -> bool:
-        """Only offered features, and VERSION_1 among them: a modern device has no legacy to fall back to."""
-        return not self._driver_features & ~self._device.offered_features and bool(
-            self._driver_features & wire.F_VERSION_1
-        )
+        """Only offered features, and all required ones among them."""
+        given = self._driver_features
+        return not given & ~self._device.offered_features and not self._required & ~given
 
 
 _SETTERS: dict[str, Callable[[CommonConfig, int], None]] = {
