@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vdev.endpoints.accelerator_engine import Engine
 from vdev.endpoints.base import OpenDoor, Options, OptionValue, Wake
+from vdev.events import DeviceError, RegisterWritten, flag_words
 from vdev.functions.base import Progress
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
@@ -18,7 +19,7 @@ from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout
 from vdev.virtio.ordering import Ordering
 from vdev.wire import pci
-from vdev.wire.accelerator import ErrorCode
+from vdev.wire.accelerator import Control, ErrorCode, Register
 
 VENDOR_ID = 0x1234
 DEVICE_ID = 0x7664
@@ -71,6 +72,7 @@ class Accelerator(PciFunction):
         self._wake = wake
         self._door = open_door(self)
         self._engine = Engine(self, self._door, self._devmem, ordering.release)
+        self._engine.on_error = self._error_raised
 
     @property
     def pasid_stop(self) -> int:
@@ -126,9 +128,15 @@ class Accelerator(PciFunction):
         if bar == DEVMEM_BAR:
             self._devmem[offset : offset + len(data)] = data
         elif bar == REGISTER_BAR:
+            if self.trace is not None:
+                self.trace(_register_written(self.name, offset, data))
             self._engine.write(offset, data)
             if self._engine.has_work:
                 self._wake(self)
+
+    def _error_raised(self, code: ErrorCode, iova: int) -> None:
+        if self.trace is not None:
+            self.trace(DeviceError(self.name, code.name, iova))
 
     def on_reset(self) -> None:
         """Registers to power-on values; device memory too, so that no later owner reads what an earlier one left."""
@@ -144,6 +152,13 @@ class Accelerator(PciFunction):
     def on_quiesce(self) -> None:
         """The IOMMU is about to be reset and old IOVAs mean nothing any more; ENABLE starts the engine again."""
         self._engine.stop(ErrorCode.STOPPED)
+
+
+def _register_written(function: str, offset: int, data: bytes) -> RegisterWritten:
+    value = int.from_bytes(data, "little")
+    base = max((register for register in Register if register <= offset), default=Register.ID)
+    name = base.name + (f"+{offset - base:#x}" if offset != base else "")
+    return RegisterWritten(function, name, value, flag_words(Control(value)) if base is Register.CONTROL else "")
 
 
 def _extended_capabilities(read: Options, pasid_bits: int) -> tuple[Capability, ...]:
