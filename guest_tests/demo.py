@@ -68,6 +68,9 @@ def command_line(module: str, about: str) -> argparse.ArgumentParser:
         default=os.environ.get("KERNEL") or None,
         help="cloud, generic, cloud-backports, generic-backports, or a path (default: $KERNEL, else the config's)",
     )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write vdev's decoded trace there (read it with `vdev trace FILE`)"
+    )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="how QEMU runs the guest")
     return parser
 
@@ -77,7 +80,11 @@ def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
     started = time.monotonic()
     config = load_config(arguments.config)
     options = Options(
-        kernel=arguments.kernel, accel=arguments.accel, config_path=arguments.config.absolute(), say=screen.say
+        kernel=arguments.kernel,
+        accel=arguments.accel,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
+        config_path=arguments.config.absolute(),
+        say=screen.say,
     )
     # Before the event loop starts: this may download for minutes, and Ctrl-C must end it at once.
     options = replace(options, parts=find_parts(config, options))

@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         kernel=arguments.kernel,
         accel=arguments.accel,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
         config_path=arguments.config.absolute(),
         append="vdev.shell",
         payload=None,

@@ -22,6 +22,7 @@ from vdev.parts.qemu import find_qemu
 
 MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
+TRACE_LOG = "trace.jsonl"
 CONFIG_COPY = "config.json"  # JSON is YAML, too
 _EXIT_WITH_PARENT = 11  # the first major version of QEMU whose -run-with knows it
 
@@ -62,6 +63,7 @@ class Options:
     modules: tuple[str, ...] = MODULES
     config_path: Path | None = None  # the file the configuration came from; None: the backend is given a copy
     timeout: float | None = None  # seconds the VM may live; None: as long as it likes
+    trace: str | None = None  # vdev serve --trace: a file, or memory; "logs": trace.jsonl among the logs
     logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
     follow: Callable[[bytes], None] | None = None  # is given all console output
     say: Callable[[str], None] = quiet  # is given progress, a line at a time
@@ -154,9 +156,18 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
     major = parts.version.partition(".")[0]
     if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:
         arguments += ["-run-with", "exit-with-parent=on"]  # when we are killed without a chance to clean up
+    trace = str(directory / "logs" / TRACE_LOG) if options.trace == "logs" else options.trace
     config_path = options.config_path.absolute() if options.config_path else directory / CONFIG_COPY
     return Plan(
-        backend=[*options.backend, "serve", "--exit-with-vm", str(config_path), "--runtime-dir", str(directory)],
+        backend=[
+            *options.backend,
+            "serve",
+            "--exit-with-vm",
+            str(config_path),
+            "--runtime-dir",
+            str(directory),
+            *(["--trace", trace] if trace else []),
+        ],
         qemu=[*parts.qemu, *arguments],
         env=parts.env,
         paths=paths,

@@ -19,7 +19,9 @@ from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
 from vdev.control.messages import NoArguments, QueryEvents, Ready
 from vdev.control.server import Command, ControlServer
+from vdev.control.trace_commands import trace_commands
 from vdev.functions.base import Worker
+from vdev.tracing import make_trace, options_of
 from vdev.transports.fence import make_ordering
 from vdev.transports.listener import Listener
 from vdev.transports.scheduler import Scheduler
@@ -53,6 +55,8 @@ class App:
             name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
             for name, function in self.machine.functions.items()
         }
+        sources = list(self.servers.values())
+        self.trace = make_trace(config, self.machine, self.events, sources)
         self._control_listener = Listener(directory / "control.sock")
         self.control = ControlServer(self._control_listener.socket, self.commands())
 
@@ -62,6 +66,7 @@ class App:
             "query-status": Command(NoArguments, lambda _: self.status()),
             "query-iommu": Command(NoArguments, lambda _: [unit.describe() for unit in self.machine.units.values()]),
             "query-events": Command(QueryEvents, self._events_since),
+            **trace_commands(self.trace),
         }
 
     def status(self) -> dict[str, Any]:
@@ -85,6 +90,8 @@ class App:
         """Listen, announce the sockets, serve until `stopping` is set."""
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
+        if self.config.trace is not None:
+            self.trace.start(options_of(self.config.trace))
         listening = list(self.servers.values())
         for server in listening:
             server.listen()  # before the group: from inside it a ConfigError would come out wrapped
@@ -121,6 +128,7 @@ class App:
 
     def close(self) -> None:
         """Release what outlives the loop: sockets, mappings, the pidfd."""
+        self.trace.close()
         for server in self.servers.values():
             server.close()
         self._control_listener.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from vdev.errors import ConfigError
+from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.pci.base import PciFunction
@@ -23,6 +24,7 @@ class Endpoint(Function, Worker, Protocol):
     """A `PciFunction` that runs in slices."""
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
+    trace: Trace | None  # set while somebody traces
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""

@@ -72,7 +72,7 @@ class ViommuDevice:
         self.ring_errors = 0
         self.kicks = 0  # doorbells the guest had to ring: few for many requests when polling works
         self._engine = engine
-        self.handle = engine.handle  # a trace puts a timed one in its place
+        self.handle: Callable[[bytes | memoryview, int], bytes] = engine.handle  # a trace puts a timed one in its place
         self._wake = wake
         self._quiesce = quiesce
         self._window = window

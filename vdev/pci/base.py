@@ -210,7 +210,8 @@ class PciFunction:
             self.trace(RegisterWritten(self.name, name, after, flag_words(flags(after))))
 
     def _command_written(self, before: int, after: int) -> None:
-        self._trace_change("command", pci.Command, before, after)
+        if (before ^ after) & pci.Command.BUS_MASTER:  # firmware sizes BARs with the memory bit: of no interest
+            self._trace_change("command", pci.Command, before, after)
         if after & pci.Command.BUS_MASTER:
             self.stopped = False
         self._bus_master_may_have_changed()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vdev.errors import PeerError
+from vdev.events import ConnectionChanged, Trace
 from vdev.pci.function import Function
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
@@ -171,6 +172,7 @@ class VfioUserServer:
         self._serving = False
         self._running: asyncio.Task[None] | None = None
         self.connection: Connection | None = None
+        self.trace: Trace | None = None
 
     def listen(self) -> None:
         """Create the socket (QEMU fails at once if it is not there); ConfigError when that is not possible."""
@@ -234,6 +236,8 @@ class VfioUserServer:
                 return
             unless_accepted.pop_all()
         log.info("%s: pid %d connected", self.function.name, peer.pid)
+        if self.trace is not None:
+            self.trace(ConnectionChanged(self.function.name, peer.pid, True))
         self.connection = Connection(sock, peer, self.function, self._vm, self._clock_ns)
         self._running = group.create_task(self.connection.run(self._deadline_s))
         self._running.add_done_callback(self._finished)
@@ -250,6 +254,8 @@ class VfioUserServer:
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self.connection is not None:
             log.info("%s: pid %d is gone", self.function.name, self.connection.peer.pid)
+            if self.trace is not None:
+                self.trace(ConnectionChanged(self.function.name, self.connection.peer.pid, False))
             self.connection.close()
         self.connection = self._running = None
 
