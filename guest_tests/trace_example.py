@@ -1,4 +1,4 @@
-"""The example in docs/trace.md: one check of the demo as the trace shows it. A booted test compares; this writes it.
+"""The example in docs/trace.md: scenes of the demo as the trace shows them. A booted test compares; this writes it.
 
 python -m guest_tests.trace_example --write
 """
@@ -21,25 +21,42 @@ from vdev.config import load_config
 from vdev.control.trace_text import line
 
 ROOT = Path(__file__).parent.parent
+Record = dict[str, Any]
 PAGE = ROOT / "docs" / "trace.md"
 CONFIG = ROOT / "configs" / "first-light.yaml"
 TITLE = next(check.title for check in CHECKS if check.name == "refused-after-unmap")
+DOTS = f"{'...':>12}"
 START, STOP = "<!-- demo: begin -->\n```\n", "```\n<!-- demo: end -->\n"
 
 
-def example(records: Iterable[dict[str, Any]]) -> list[str]:
-    """The lines of the check, from the note that it starts to the note of its verdict. ValueError when it is not there.
+def driver_comes(records: Sequence[Record]) -> list[str]:
+    """The unit's registers, from the driver's reset to DRIVER_OK."""
+    own = [
+        record for record in records if record.get("function") == "iommu0" and record["kind"] in ("register", "reset")
+    ]
+    stop = next(at for at, record in enumerate(own) if "DRIVER_OK" in record["fields"].get("words", "")) + 1
+    start = max(at for at, record in enumerate(own[:stop]) if record["fields"].get("reset") == "virtio")
+    return [line(record) for record in own[start:stop]]
 
-    `records` is the trace of a whole run.
-    """
-    lines: list[str] = []
-    for record in records:
-        text = record["fields"].get("text", "") if record["kind"] == "note" else ""
-        if lines or TITLE in text:
-            lines.append(line(record))
-        if len(lines) > 1 and text:
-            return lines
-    raise ValueError(f"the trace has no whole check '{TITLE}'")
+
+def check(records: Sequence[Record]) -> list[str]:
+    """The check, from the note that it starts to the note of its verdict. StopIteration when it is not there."""
+    notes = [at for at, record in enumerate(records) if record["kind"] == "note"]
+    start = next(at for at in notes if TITLE in records[at]["fields"]["text"])
+    stop = next(at for at in notes if at > start)
+    return [line(record) for record in records[start : stop + 1]]
+
+
+def driver_goes(records: Sequence[Record]) -> list[str]:
+    """From the last mapping's end to the endpoint's way back to the domain it came from."""
+    requests = [at for at, record in enumerate(records) if record["kind"] == "request"]
+    start = max(at for at in requests if records[at]["type"] == "UNMAP")
+    return [line(record) for record in records[start : requests[-1] + 1] if record["kind"] != "note"]
+
+
+def example(records: Sequence[Record]) -> list[str]:
+    """The three scenes, with a line of dots between them. `records` is the trace of a whole run."""
+    return [*driver_comes(records), DOTS, *check(records), DOTS, *driver_goes(records)]
 
 
 def normalised(lines: Iterable[str]) -> list[str]:
@@ -53,7 +70,7 @@ def normalised(lines: Iterable[str]) -> list[str]:
             continue
         text = re.sub(r"^ *\d+\.\d+ ", "", text)
         text = re.sub(r" +\d+\.\d us", " TIME", text)
-        text = re.sub(r"domain \d+", "domain N", text)
+        text = re.sub(r"(desc|driver|device) 0x[0-9a-f]+", r"\1 GPA", text)
         if re.search(r" (?:MAP|UNMAP) ", text):
             text = re.sub(r"0x[0-9a-f]+\.\.0x[0-9a-f]+ +\w+", "RANGE", text)
             text = re.sub(r"-> 0x[0-9a-f]+", "-> GPA", text)
