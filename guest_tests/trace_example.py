@@ -31,9 +31,8 @@ START, STOP = "<!-- demo: begin -->\n```\n", "```\n<!-- demo: end -->\n"
 
 def driver_comes(records: Sequence[Record]) -> list[str]:
     """The unit's registers, from the driver's reset to DRIVER_OK."""
-    own = [
-        record for record in records if record.get("function") == "iommu0" and record["kind"] in ("register", "reset")
-    ]
+    kinds = ("register", "reset")
+    own = [record for record in records if record.get("function") == "iommu0" and record["kind"] in kinds]
     stop = next(at for at, record in enumerate(own) if "DRIVER_OK" in record["fields"].get("words", "")) + 1
     start = max(at for at, record in enumerate(own[:stop]) if record["fields"].get("reset") == "virtio")
     return [line(record) for record in own[start:stop]]
@@ -74,6 +73,7 @@ def normalised(lines: Iterable[str]) -> list[str]:
         if re.search(r" (?:MAP|UNMAP) ", text):
             text = re.sub(r"0x[0-9a-f]+\.\.0x[0-9a-f]+ +\w+", "RANGE", text)
             text = re.sub(r"-> 0x[0-9a-f]+", "-> GPA", text)
+            text = re.sub(r"domain \d+", "domain N", text)
         text = re.sub(r" in \d+ pieces", "", text)
         out.append(re.sub(r" +", " ", text).strip())
     return [text for text, _ in groupby(out)]
