@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace, out: TextIO = sys.stdout) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the trace until it ends, Ctrl-C, or nobody reads; the exit status is 0. Raises ConfigError."""
     try:
-        return _show(arguments, out)
+        return _show(arguments, sys.stdout)
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
