@@ -135,9 +135,7 @@ def _evidence(run: Run, check: str | None) -> list[str]:
     lines = ["", "refused by vdev:", *(f"  | {describe_fault(fault)}" for fault in faults)]
     lines += ["", "vdev's trace, last lines:", *(f"  | {line(record)}" for record in seen.trace[-NTRACE_SHOWN:])]
     lines += ["", "the guest's console, last lines:", *(f"  | {text}" for text in seen.console[-NCONSOLE_SHOWN:])]
-    if not run.logs:
-        return lines
-    return [*lines, "", f"logs: {run.logs} (the whole trace: vdev trace {run.logs}/trace.jsonl)"]
+    return [*lines, "", f"logs: {run.logs}"] if run.logs else lines
 
 
 def _first_failure(run: Run) -> str:
