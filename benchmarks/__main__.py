@@ -113,7 +113,7 @@ def _ring(emit: Callable[[Event], None] | None = None, timed: Timed = lambda han
 
 
 def _traced_ring(scratch: Path | None) -> Callable[[int], None]:
-    """The ring with the event log and a trace that is on; with `scratch`, all its lines written in the measured time."""
+    """The ring with the event log and a trace that is on; with `scratch`, writing all its lines, too."""
     log, decoder = EventLog(time.monotonic), Decoder("bench", [UnitName("bench", 0x80, 10)], [])
     waiting: list[Callable[[], None]] = []
     around = Surroundings(
