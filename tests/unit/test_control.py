@@ -171,8 +171,10 @@ async def test_a_stream_follows_its_answer_and_ends_with_its_client(tmp_path: Pa
 
     assert [await reader.readline() for _ in range(3)] == [b'{"return":"begins"}\n', b"one\n", b"two\n"]
     writer.close()
+    await writer.wait_closed()
     async with asyncio.timeout(5):
         await ended.wait()
+        await asyncio.gather(*server._clients, return_exceptions=True)
     server.close()
     listener.close()
 
@@ -180,15 +182,16 @@ async def test_a_stream_follows_its_answer_and_ends_with_its_client(tmp_path: Pa
 async def test_a_client_that_never_reads_is_ended_with_the_server(tmp_path: Path) -> None:
     ended = asyncio.Event()
     server, listener = await _streaming(tmp_path / "c", [b"x" * (1 << 20)] * 64, ended)
-    _, writer = await asyncio.open_unix_connection(str(tmp_path / "c"), limit=1024)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "c"), limit=1024)
     writer.write(b'{"execute": "follow"}\n')
-    await writer.drain()
-    while not server._clients:
-        await asyncio.sleep(0)
+    assert await reader.read(1) == b"{"  # it is streaming now, and nobody reads on
 
     server.close()
+    async with asyncio.timeout(5):
+        await ended.wait()
+        await asyncio.gather(*server._clients, return_exceptions=True)
     writer.close()
-    await asyncio.gather(*server._clients, return_exceptions=True)
+    await writer.wait_closed()
     listener.close()
 
     assert server._clients == set()

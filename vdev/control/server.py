@@ -116,10 +116,13 @@ async def _stream(
                 writer.write(chunk)
                 await writer.drain()
 
-    tasks = {asyncio.ensure_future(pump()), asyncio.ensure_future(_hang_up(reader))}
+    pumping, listening = asyncio.ensure_future(pump()), asyncio.ensure_future(_hang_up(reader))
+    tasks = (pumping, listening)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        if not pumping.done():
+            writer.transport.abort()  # what a reader has not taken by now it never will
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
