@@ -75,6 +75,9 @@ def command_line(module: str, about: str) -> argparse.ArgumentParser:
         default=os.environ.get("ATTACH") or None,
         help="how the IOMMU reaches QEMU (default: $ATTACH, else the config's)",
     )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write vdev's decoded trace there (read it with `vdev trace FILE`)"
+    )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="how QEMU runs the guest")
     return parser
 
@@ -87,6 +90,7 @@ def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
         kernel=arguments.kernel,
         accel=arguments.accel,
         attach=arguments.attach,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
         config_path=arguments.config.absolute(),
         say=screen.say,
     )

@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kernel=arguments.kernel,
         accel=arguments.accel,
         attach=arguments.attach,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
         config_path=arguments.config.absolute(),
         append="vdev.shell",
         payload=None,

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
+    up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     return parser
 
@@ -65,6 +66,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         payload=None if arguments.payload == "none" else arguments.payload,
         config_path=arguments.config,
         timeout=arguments.timeout,
+        trace=arguments.trace,
         logs=arguments.logs,
         follow=None if arguments.quiet else _follow,
         say=_say,

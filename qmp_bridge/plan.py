@@ -25,6 +25,7 @@ from vdev.parts.qemu import find_qemu
 
 MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "virtio_rng?", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
+TRACE_LOG = "trace.jsonl"
 CONFIG_COPY = "config.json"  # JSON is YAML, too
 _EXIT_WITH_PARENT = 11  # the first major version of QEMU whose -run-with knows it
 
@@ -67,6 +68,7 @@ class Options:
     # The file the configuration came from. Without it, or where options override it, the backend is given a copy.
     config_path: Path | None = None
     timeout: float | None = None  # seconds the VM may live; None: as long as it likes
+    trace: str | None = None  # vdev serve --trace: a file, or memory; "logs": trace.jsonl among the logs
     logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
     follow: Callable[[bytes], None] | None = None  # is given all console output
     say: Callable[[str], None] = quiet  # is given progress, a line at a time
@@ -176,8 +178,17 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
     config_path = directory / CONFIG_COPY
     if options.config_path is not None and options.attach is None:
         config_path = options.config_path.absolute()
+    trace = str(directory / "logs" / TRACE_LOG) if options.trace == "logs" else options.trace
     return Plan(
-        backend=[*options.backend, "serve", "--exit-with-vm", str(config_path), "--runtime-dir", str(directory)],
+        backend=[
+            *options.backend,
+            "serve",
+            "--exit-with-vm",
+            str(config_path),
+            "--runtime-dir",
+            str(directory),
+            *(["--trace", trace] if trace else []),
+        ],
         qemu=[*parts.qemu, *arguments],
         env=parts.env,
         paths=paths,

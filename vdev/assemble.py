@@ -13,6 +13,7 @@ from vdev.config_text import parse_bdf, parse_size
 from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
+from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
@@ -27,6 +28,7 @@ from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
 
 ADDRESS_SPACE = 1 << 64
+Handle = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
 
 
 @dataclass(slots=True)
@@ -96,6 +98,23 @@ class Machine:
         units = {name: unit.function for name, unit in self.units.items()}
         endpoints = {name: endpoint for unit in self.units.values() for name, endpoint in unit.endpoints.items()}
         return {**units, **endpoints}
+
+    def trace_to(self, trace: Trace | None, timed: Callable[[Handle], Handle]) -> None:
+        """Let every function tell `trace` what happens; `timed` wraps what answers requests. None ends it."""
+        for function in self.functions.values():
+            function.trace = trace
+        for unit in self.units.values():
+            unit.device.handle = unit.engine.handle if trace is None else timed(unit.engine.handle)
+            for door in unit.doors.values():
+                door.trace = trace
+
+    def attachments(self) -> dict[tuple[str, int], tuple[int, ...]]:
+        """The endpoints in each domain: (unit, domain) -> endpoint ids."""
+        return {
+            (name, domain["id"]): tuple(domain["endpoints"])
+            for name, unit in self.units.items()
+            for domain in unit.engine.describe()["domains"]
+        }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
         engine = Engine(_unit_settings(config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit)

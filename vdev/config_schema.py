@@ -81,9 +81,21 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     extra_args: tuple[str, ...] = ()
 
 
+class TraceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The decoded trace from the start on (docs/trace.md); `trace: {}` records in memory."""
+
+    file: str | None = None  # JSON lines; relative to where `vdev serve` was started
+    max_bytes: int | str = "32M"  # of FILE and FILE.1 together
+    records: int = 10_000  # kept in memory
+    endpoints: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole file."""
 
     vm: VmConfig = VmConfig()
     units: tuple[UnitConfig, ...]
     endpoints: tuple[EndpointConfig, ...] = ()
+    trace: TraceConfig | None = None

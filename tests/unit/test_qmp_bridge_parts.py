@@ -286,3 +286,14 @@ def test_a_single_error_comes_out_of_its_group() -> None:
 def test_several_errors_stay_together() -> None:
     group = BaseExceptionGroup("", [ValueError(), OSError()])
     assert the_cause(group) is group
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [(None, []), ("memory", ["--trace", "memory"]), ("logs", ["--trace", "/run/v/logs/trace.jsonl"])],
+)
+def test_the_backend_traces_where_it_is_told_to(trace: str | None, words: list[str]) -> None:
+    parts = Parts(("/q",), {}, "11", "/k", None, "tcg")
+    plan = make_plan(parse_config(TEXT, "x"), parts, Options(trace=trace), Path("/run/v"))
+
+    assert plan.backend[plan.backend.index("/run/v") + 1 :] == words

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vdev.endpoints.accelerator_engine import Engine
 from vdev.endpoints.base import Bay, Options, OptionValue
+from vdev.events import DeviceError, RegisterWritten, flag_words
 from vdev.functions.base import Progress
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
@@ -17,7 +18,7 @@ from vdev.pci.config_space import Capability, Identity
 from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout
 from vdev.wire import pci
-from vdev.wire.accelerator import ErrorCode
+from vdev.wire.accelerator import Control, ErrorCode, Register
 
 VENDOR_ID = 0x1234
 DEVICE_ID = 0x7664
@@ -63,6 +64,7 @@ class Accelerator(PciFunction):
         self._wake = bay.wake
         self._door = bay.open_door(self)
         self._engine = Engine(self, self._door, self._devmem, bay.ordering.release)
+        self._engine.on_error = self._error_raised
 
     @property
     def pasid_stop(self) -> int:
@@ -118,9 +120,15 @@ class Accelerator(PciFunction):
         if bar == DEVMEM_BAR:
             self._devmem[offset : offset + len(data)] = data
         elif bar == REGISTER_BAR:
+            if self.trace is not None:
+                self.trace(_register_written(self.name, offset, data))
             self._engine.write(offset, data)
             if self._engine.has_work:
                 self._wake(self)
+
+    def _error_raised(self, code: ErrorCode, iova: int) -> None:
+        if self.trace is not None:
+            self.trace(DeviceError(self.name, code.name, iova))
 
     def on_reset(self) -> None:
         """Registers to power-on values; device memory too, so that no later owner reads what an earlier one left."""
@@ -136,6 +144,13 @@ class Accelerator(PciFunction):
     def on_quiesce(self) -> None:
         """The IOMMU is about to be reset and old IOVAs mean nothing any more; ENABLE starts the engine again."""
         self._engine.stop(ErrorCode.STOPPED)
+
+
+def _register_written(function: str, offset: int, data: bytes) -> RegisterWritten:
+    value = int.from_bytes(data, "little")
+    base = max((register for register in Register if register <= offset), default=Register.ID)
+    name = base.name + (f"+{offset - base:#x}" if offset != base else "")
+    return RegisterWritten(function, name, value, flag_words(Control(value)) if base is Register.CONTROL else "")
 
 
 def _extended_capabilities(read: Options, pasid_bits: int) -> tuple[Capability, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vdev.errors import ConfigError
+from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.pci.base import PciFunction
@@ -39,6 +40,7 @@ class Endpoint(Function, Worker, Protocol):
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
     was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
+    trace: Trace | None  # set while somebody traces
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""

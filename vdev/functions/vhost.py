@@ -36,6 +36,7 @@ from enum import Enum
 from typing import Any
 
 from vdev.errors import MemoryAccessError, MessageError
+from vdev.events import Trace
 from vdev.memory import RegionTable
 from vdev.virtio.device import VirtioDevice
 from vdev.virtio.ordering import Ordering
@@ -104,6 +105,7 @@ class VhostCarrier:
         self.memory = RegionTable()
         self.detach()
         self.was_reset: Callable[[], None] = _nobody
+        self.trace: Trace | None = None
         self.state = State.IDLE
         self.broken = False
         self.resumes = 0

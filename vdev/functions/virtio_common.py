@@ -55,6 +55,7 @@ class CommonConfig:
         self._required = wire.F_VERSION_1 | required_features
         self._vectors = vectors
         self._start = start
+        self.written: Callable[[str, int], None] | None = None  # told of every register a driver wrote
         self._reset = reset
         self.generation = 0  # never goes back: a driver may compare across a reset
         self.clear()
@@ -76,6 +77,11 @@ class CommonConfig:
     def read(self, offset: int, nbytes: int) -> bytes:
         """Any width; short at the end of the structure."""
         return self._record().pack()[offset : offset + nbytes]
+
+    @property
+    def selected_queue(self) -> int:
+        """Number of the queue the queue registers show."""
+        return self._queue_select
 
     def _selected(self) -> QueueRegisters:
         """The selected queue; one of size 0 where there is none."""
@@ -117,7 +123,10 @@ class CommonConfig:
             value = bytearray(getattr(self._record(), name).to_bytes(nbytes, "little"))
             for at in range(max(start, offset), min(start + nbytes, stop)):
                 value[at - start] = data[at - offset]
-            _SETTERS[name](self, int.from_bytes(value, "little"))
+            number = int.from_bytes(value, "little")
+            _SETTERS[name](self, number)
+            if self.written is not None:
+                self.written(name, number)
 
     def _set_device_feature_select(self, value: int) -> None:
         self._device_feature_select = value

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdev.events import FunctionReset
 from vdev.functions.virtio_common import CommonConfig, QueueRegisters
+from vdev.functions.virtio_words import common_written, config_written, notified
 from vdev.memory import Memory
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
@@ -77,6 +79,7 @@ class VirtioPciFunction(PciFunction):
         self._common = CommonConfig(
             device, msix.vectors, start=self._start, reset=self._driver_reset, required_features=required_features,
         )  # fmt: skip
+        self._common.written = self._common_written
         super().__init__(
             name,
             Identity(wire.VENDOR_VIRTIO, device_id, class_code, wire.REVISION_MODERN, wire.VENDOR_VIRTIO, device_id),
@@ -166,6 +169,10 @@ class VirtioPciFunction(PciFunction):
             self._common.write(offset, data)
         elif DEVICE_OFFSET <= offset < DEVICE_OFFSET + self._device.config_nbytes:
             self._device.config_write(offset - DEVICE_OFFSET, data, self._common.accepted_features)
+            if self.trace is not None:
+                at = offset - DEVICE_OFFSET
+                now = self._device.config_read(at, len(data))
+                self.trace(config_written(self.name, self._device.device_id, at, data, now))
         elif NOTIFY_OFFSET <= offset < NOTIFY_OFFSET + NOTIFY_MULTIPLIER * len(self._device.queue_sizes):
             self._notify((offset - NOTIFY_OFFSET) // NOTIFY_MULTIPLIER)
 
@@ -226,8 +233,15 @@ class VirtioPciFunction(PciFunction):
             max_chain_nbytes=self._place.max_chain_nbytes,
         )
 
+    def _common_written(self, register: str, value: int) -> None:
+        if self.trace is not None:
+            for event in common_written(self.name, self._device.device_id, self._common, register, value):
+                self.trace(event)
+
     def _driver_reset(self) -> None:
         """Status 0 was written."""
+        if self.trace is not None:
+            self.trace(FunctionReset(self.name, "virtio"))
         self.on_reset()
         self.was_reset()
 
@@ -239,6 +253,8 @@ class VirtioPciFunction(PciFunction):
         self._common.clear()
 
     def _notify(self, index: int) -> None:
+        if self.trace is not None:
+            self.trace(notified(self.name, self._device.device_id, index))
         if index < len(self._rings) and self._rings[index] is not None:
             self._device.queue_notified(index)
 

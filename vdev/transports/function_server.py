@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vdev.errors import PeerError
+from vdev.events import ConnectionChanged, Trace
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
 from vdev.transports.ram import RamFiles
@@ -126,6 +127,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
         self._serving = False
         self._running: asyncio.Task[None] | None = None
         self.connection: ConnectionT | None = None
+        self.trace: Trace | None = None
 
     @abstractmethod
     def _connect(self, sock: socket.socket, peer: Peer) -> ConnectionT:
@@ -193,6 +195,8 @@ class FunctionServer(ABC, Generic[ConnectionT]):
                 return
             unless_accepted.pop_all()
         log.info("%s: pid %d connected", self.name, peer.pid)
+        if self.trace is not None:
+            self.trace(ConnectionChanged(self.name, peer.pid, True))
         self.connection = self._connect(sock, peer)
         self._running = group.create_task(self.connection.run())
         self._running.add_done_callback(self._finished)
@@ -209,5 +213,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self.connection is not None:
             log.info("%s: pid %d is gone", self.name, self.connection.peer.pid)
+            if self.trace is not None:
+                self.trace(ConnectionChanged(self.name, self.connection.peer.pid, False))
             self.connection.close()
         self.connection = self._running = None
