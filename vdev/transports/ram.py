@@ -95,6 +95,8 @@ class RamFiles:
         self._live -= 1
         if self._files.get(file.key) is file:
             del self._files[file.key]
+        if self._main is file:
+            self._main = None
 
     def is_main(self, file: RamFile) -> bool:
         """Whether `file` is what lies at GPA 0 in this VM; the first to be asked about is."""
