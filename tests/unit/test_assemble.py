@@ -9,6 +9,8 @@ from vdev.config import Config, EndpointConfig, Limits, Reserved, UnitConfig
 from vdev.endpoints.rng import Rng
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
+from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.events import Event, FaultRaised
 from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci, viommu
@@ -200,3 +202,38 @@ def test_an_rng_is_built_with_its_options_and_asks_the_machine_for_time() -> Non
     assert built.alarms == [("rng0", 77)]
     assert built.woken == ["rng0"]
     assert not function.describe()["driver-ok"]
+
+
+def test_a_unit_is_carried_as_its_configuration_says() -> None:
+    built = Built(
+        Config(units=(UnitConfig(name="iommu0", attach="vhost-user"), UnitConfig(name="iommu1", bdf="00:11.0")))
+    )
+
+    assert isinstance(built.machine.units["iommu0"].function, VhostCarrier)
+    assert isinstance(built.machine.units["iommu1"].function, VirtioPciFunction)
+
+
+def test_dma_is_held_until_its_last_holder_lets_go() -> None:
+    unit = one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0")).machine.units["iommu0"]
+    door, states = unit.doors["accel0"], []
+
+    for holder, held in (("a", True), ("b", True), ("a", False), ("b", False)):
+        unit.freezer.set(holder, held)
+        states.append(door.frozen)
+
+    assert states == [True, True, True, False]
+
+
+def test_only_the_reset_qemu_asks_for_counts_as_the_machines() -> None:
+    seen: list[str] = []
+    unit = one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0")).machine.units["iommu0"]
+    endpoint = unit.endpoints["accel0"]
+    endpoint.was_device_reset = lambda: seen.append("device reset")
+    pcie = endpoint.config_read(0x34, 1)[0]
+
+    endpoint.config_write(pcie + 8, (1 << 15).to_bytes(2, "little"))  # FLR
+    endpoint.disconnected()
+    before = list(seen)
+    endpoint.reset()
+
+    assert (before, seen) == ([], ["device reset"])

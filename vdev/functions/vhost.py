@@ -213,8 +213,7 @@ class VhostCarrier:
         ring = self._ring(index)
         self._suspend()
         ring.has_kick = ring.enabled = False
-        queue = self._suspended.queues[index] if self._suspended is not None else None
-        return ring.base if queue is None else queue.next_avail
+        return ring.base
 
     def kicked(self, index: int) -> None:
         """The doorbell of ring `index`; without meaning while the rings do not run."""
@@ -300,6 +299,9 @@ class VhostCarrier:
         self.state = State.SUSPENDED
         used = tuple(self._used_bytes(key) for key in self._keys())
         self._suspended = _Suspended(self._features, self._keys(), self._queues, used)
+        for ring, queue in zip(self.rings, self._queues, strict=True):
+            if queue is not None:
+                ring.base = queue.next_avail
         self._queues = ()
         # Whether old IOVAs still mean anything is not known until a restart.
         self._freeze(True)

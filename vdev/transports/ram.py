@@ -57,7 +57,7 @@ class RamFiles:
         self._files: dict[FileKey, RamFile] = {}
         self._live = 0  # mappings with a reference, those that a grown file replaced included
         self._complained: set[tuple[int, int]] = set()
-        self._main: RamFile | None = None
+        self._main: RamFile | None = None  # what some connection has at GPA 0
 
     def __len__(self) -> int:
         return len(self._files)
@@ -93,6 +93,8 @@ class RamFiles:
         if file.refs:
             return
         self._live -= 1
+        if self._main is file:
+            self._main = None
         if self._files.get(file.key) is file:
             del self._files[file.key]
         if self._main is file:
@@ -100,7 +102,7 @@ class RamFiles:
 
     def is_main(self, file: RamFile) -> bool:
         """Whether `file` is what lies at GPA 0 in this VM; the first to be asked about is."""
-        if self._main is None or not self._main.refs:
+        if self._main is None:
             self._main = file
         return self._main.key[:2] == file.key[:2]
 

@@ -98,7 +98,7 @@ class VhostSession:
         if self.refused <= MAX_REFUSALS_LOGGED:
             name = wire.COMMAND_NAMES.get(header.command, str(header.command))
             silence = "; further ones are only counted" if self.refused == MAX_REFUSALS_LOGGED else ""
-            log.warning("%s: refused %s (errno %d): %s%s", self._carrier.name, name, error.errno, error, silence)
+            log.warning("%s: refused %s (errno %d): %s%s", self._carrier.name, name, error.errno, str(error), silence)
 
     # Handlers, in the order of COMMANDS
 
