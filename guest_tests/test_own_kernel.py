@@ -13,9 +13,9 @@ import pytest
 from guest_tests import report
 from guest_tests.boot import boot
 from guest_tests.conftest import CONFIG
-from guest_tests.own_kernel import BZ_IMAGE, FRAGMENT, own_kernel, without
+from guest_tests.own_kernel import BZ_IMAGE, own_kernel
 from guest_tests.payload import __path__ as payload_path
-from guest_tests.payload.checks import CHECKS, chosen
+from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
 from vdev.config import load_config
