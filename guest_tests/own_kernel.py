@@ -165,7 +165,7 @@ def build_tree(workshop: Workshop, fragment: str, directory: Path, log: Path, sa
     run(["tar", "-xJf", str(workshop.tarball), "-C", str(source), "--strip-components=1"])
     run([*make, f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
     if lost := dropped(fragment, (tree / ".config").read_text()):
-        cure = "an option they depend on is off, or this kernel does not know them"
+        cure = "what they depend on is off, another option switches them on, or this kernel has no such options"
         raise PartsError(PART, f"kconfig dropped {', '.join(lost)}", cure)
     say("building the kernel: some minutes")
     run([*make, "bzImage"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +49,20 @@ def _failing(workshop: Workshop, command: str) -> Workshop:
     return Workshop(workshop.tarball, {}, (f"EXTRA={command}",), "failing")
 
 
+def _runs(pid: int) -> bool:
+    """Whether the process is there and neither ended nor about to: SIGKILL takes effect when it is next scheduled."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        if state in "ZX":
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def test_the_tree_holds_a_bootable_image_and_no_source(workshop: Workshop, directory: Path) -> None:
     build_tree(workshop, "CONFIG_A=y\n", directory, directory / "log", quiet)
 
@@ -71,15 +87,20 @@ def test_a_failed_build_shows_the_cause_and_names_the_log(workshop: Workshop, di
 def test_a_build_that_takes_too_long_is_ended_with_its_children(
     workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_kernel, "BUILD_SECONDS", 0.5)
-    monkeypatch.setattr(own_kernel, "PROGRESS_SECONDS", 0.1)
-    sleeping = _failing(workshop, f"echo $$$$ > {directory}/child; exec sleep 1000")
+    pid_file = directory / "child"
+
+    def clock() -> float:
+        """Time stands still until the child runs; then it is too late."""
+        return own_kernel.BUILD_SECONDS if pid_file.exists() and pid_file.read_text() else 0.0
+
+    monkeypatch.setattr(own_kernel, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(own_kernel, "PROGRESS_SECONDS", 0.05)
+    sleeping = _failing(workshop, f"echo $$$$ > {pid_file}; exec sleep 60")
 
     with pytest.raises(PartsError, match="not built within"):
         build_tree(sleeping, "CONFIG_A=y\n", directory, directory / "log", quiet)
 
-    child = Path("/proc") / (directory / "child").read_text().strip() / "stat"
-    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert not _runs(int(pid_file.read_text()))
 
 
 def test_a_full_disk_is_told_before_anything_is_unpacked(
