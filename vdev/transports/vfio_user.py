@@ -68,7 +68,12 @@ class VmContext:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
-        return {**self.identity.describe(), "connections": len(self._connections), "ram": self.ram.describe()}
+        return {
+            **self.identity.describe(),
+            "unsealed_ram": "refuse" if self.ram.require_sealed else "allow",
+            "connections": len(self._connections),
+            "ram": self.ram.describe(),
+        }
 
 
 class Connection:
