@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vdev.errors import MemoryAccessError, MessageError, VdevError
+from vdev.limited_log import LimitedLog
 from vdev.memory import GPA_SPACE, Region, RegionTable
 from vdev.wire import vfio_user as wire
 
 log = logging.getLogger(__name__)
 
-MAX_COMPLAINTS = 64  # inodes whose trouble is logged, per VM; later ones are only counted in describe()
+MAX_COMPLAINTS = 64  # files remembered as complained of, per VM
 MAX_NAME_NCHARS = 100  # of a file, in the log
 MAX_FILES = 256  # mappings per VM, each of which keeps an fd; more RAM files than that are not DMA-able
 MAX_MAPPED_NBYTES = 1 << 43  # of a VM's files; sparse ones could use up our address space, and with it every allocation
@@ -56,12 +57,13 @@ class RamFile:
 class RamFiles:
     """All RAM files of one VM, by inode. With `require_sealed`, a file that may shrink is not used at all."""
 
-    def __init__(self, *, require_sealed: bool = False) -> None:
+    def __init__(self, *, require_sealed: bool = False, limited_log: LimitedLog | None = None) -> None:
         self.require_sealed = require_sealed
         self._files: dict[FileKey, RamFile] = {}
         self._live = 0  # mappings with a reference, those that a grown file replaced included
         self._mapped_nbytes = 0  # by them
         self._complained: set[str] = set()
+        self._limited_log = LimitedLog() if limited_log is None else limited_log
 
     def __len__(self) -> int:
         return len(self._files)
@@ -108,11 +110,18 @@ class RamFiles:
             del self._files[file.key]
 
     def complain(self, fd: int, level: int, text: str) -> None:
-        """Log `text` once per file."""
+        """Log `text`, normally once per file: QEMU maps one many times."""
         name = _name_of(fd)
-        if name not in self._complained and len(self._complained) < MAX_COMPLAINTS:
+        if name not in self._complained:
+            if len(self._complained) >= MAX_COMPLAINTS:
+                self._complained.clear()
             self._complained.add(name)
-            log.log(level, "guest RAM (%s): %s", name, text)
+            self._limited_log.log(log, level, ("guest RAM", "unusable or unsealed"), f"guest RAM ({name}): {text}")
+
+    def complain_of_missing_fd(self) -> None:
+        """Log that main RAM has no fd."""
+        text = f"guest RAM came without a file descriptor, so no DMA can reach it: {_CURE}"
+        self._limited_log.log(log, logging.ERROR, ("guest RAM", "no descriptor"), text)
 
     def describe(self) -> list[dict[str, Any]]:
         """Plain data for queries, one entry per mapped file."""
@@ -229,7 +238,7 @@ class ConnectionRam:
             # Firmware, ROM and VGA memory never have an fd; memory at 0 is the machine's main RAM.
             if request.iova == 0 and not self._warned_fdless:
                 self._warned_fdless = True
-                log.error("guest RAM came without a file descriptor, so no DMA can reach it: %s", _CURE)
+                self._files.complain_of_missing_fd()
             return None
         try:
             return self._files.acquire(fd, request.offset + request.nbytes, self._pid)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vdev.errors import PeerError
+from vdev.limited_log import LimitedLog
 from vdev.pci.function import Function
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
@@ -39,7 +40,8 @@ class VmContext:
 
     def __init__(self, *, identity_checked: bool = True, require_sealed: bool = False) -> None:
         self.identity = VmIdentity(checked=identity_checked)
-        self.ram = RamFiles(require_sealed=require_sealed)
+        self.limited_log = LimitedLog()
+        self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
         self._connections: set[Connection] = set()
 
     def admit(self, sock: socket.socket) -> Peer:
@@ -62,8 +64,13 @@ class VmContext:
         """Whether no process is bound and nothing is connected."""
         return self.identity.pid is None and not self._connections
 
+    def note(self, level: int, function: str, kind: str, text: str) -> None:
+        """One line about `function`, unless there were many of this `kind`: peers come and go as often as they like."""
+        self.limited_log.log(log, level, (function, kind), f"{function}: {text}")
+
     def close(self) -> None:
         """Forget the process; the servers are closed already."""
+        self.limited_log.flush(log)
         self.identity.close()
 
     def describe(self) -> dict[str, Any]:
@@ -89,7 +96,9 @@ class Connection:
         self.ram = ConnectionRam(vm.ram, function.memory, peer.pid)
         self.vectors = Vectors(function.msix_vectors)
         self.dma = DmaMessages(self._stream.send, lambda: self.session.client_transfer_nbytes)
-        self.session = Session(function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"))
+        self.session = Session(
+            function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"), on_refusal=self._refused
+        )
         self._deadline_ns = 0
 
     async def run(self, deadline_s: float) -> None:
@@ -111,7 +120,8 @@ class Connection:
             try:
                 await self._stream.ended
             except PeerError as error:
-                log.warning("%s: connection of pid %d dropped: %s", self._function.name, self.peer.pid, error)
+                text = f"connection of pid {self.peer.pid} dropped: {error}"
+                self._vm.note(logging.WARNING, self._function.name, "connections dropped", text)
 
     @property
     def is_over(self) -> bool:
@@ -140,6 +150,9 @@ class Connection:
             "refused": self.session.refused,
             "dma_messages_in_flight": self.dma.in_flight,
         }
+
+    def _refused(self, text: str) -> None:
+        self._vm.note(logging.WARNING, self._function.name, "messages refused", f"pid {self.peer.pid}: {text}")
 
     def _on_message(self, message: Message) -> None:
         if message.header.is_reply:
@@ -176,6 +189,7 @@ class VfioUserServer:
         self._serving = False
         self._running: asyncio.Task[None] | None = None
         self.connection: Connection | None = None
+        self.refused = 0  # connections
 
     def listen(self) -> None:
         """Create the socket (QEMU fails at once if it is not there); ConfigError when that is not possible."""
@@ -207,7 +221,12 @@ class VfioUserServer:
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
         connection = self.connection.describe() if self.connection is not None else None
-        return {"function": self.function.name, "path": str(self.path), "connection": connection}
+        return {
+            "function": self.function.name,
+            "path": str(self.path),
+            "connection": connection,
+            "refused_connections": self.refused,
+        }
 
     def _unlisten(self) -> None:
         if self._listener is not None:
@@ -222,7 +241,7 @@ class VfioUserServer:
             except OSError as error:
                 if error.errno not in _SHORT_OF_RESOURCES:
                     raise
-                log.error("%s: cannot accept: %s", self.function.name, error.strerror)
+                self._vm.note(logging.ERROR, self.function.name, "accepts failed", f"cannot accept: {error.strerror}")
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             await self._admit(sock, group)
@@ -235,10 +254,12 @@ class VfioUserServer:
                 peer = self._vm.admit(sock)
                 await self._make_room()
             except PeerError as error:
-                log.warning("%s: connection refused: %s", self.function.name, error)
+                self.refused += 1
+                text = f"connection refused: {error}"
+                self._vm.note(logging.WARNING, self.function.name, "connections refused", text)
                 return
             unless_accepted.pop_all()
-        log.info("%s: pid %d connected", self.function.name, peer.pid)
+        self._vm.note(logging.INFO, self.function.name, "connections begun", f"pid {peer.pid} connected")
         self.connection = Connection(sock, peer, self.function, self._vm, self._clock_ns)
         self._running = group.create_task(self.connection.run(self._deadline_s))
         self._running.add_done_callback(self._finished)
@@ -254,7 +275,8 @@ class VfioUserServer:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self.connection is not None:
-            log.info("%s: pid %d is gone", self.function.name, self.connection.peer.pid)
+            pid = self.connection.peer.pid
+            self._vm.note(logging.INFO, self.function.name, "connections ended", f"pid {pid} is gone")
             self.connection.close()
         self.connection = self._running = None
 
