@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import vfio_scene
 from tests.support.vfio_client import VfioClient
-from tests.support.vfio_scene import PAGE, FakeFunction, GuestRam, eventfds, open_fds, served, until
+from tests.support.vfio_scene import PAGE, FakeFunction, GuestRam, Served, eventfds, open_fds, served, until
 from vdev.errors import ConfigError, PeerError
 from vdev.limited_log import LINES
 from vdev.transports import identity
@@ -156,6 +156,10 @@ async def test_a_second_connection_is_refused_and_the_first_stays(
         assert (await first.device_info()).num_regions == 9
 
 
+async def _refusals(scene: Served, count: int) -> None:
+    await until(lambda: scene.server.refused >= count)
+
+
 async def test_a_thousand_connects_make_a_handful_of_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with served(tmp_path) as scene:
         first = await scene.negotiated()
@@ -164,8 +168,7 @@ async def test_a_thousand_connects_make_a_handful_of_lines(tmp_path: Path, caplo
                 with contextlib.ExitStack() as peers:
                     for _ in range(4):  # what the backlog takes
                         peers.enter_context(socket.socket(socket.AF_UNIX)).connect(str(scene.path))
-                    while scene.server.refused < 4 * (batch + 1):
-                        await asyncio.sleep(0)
+                    await _refusals(scene, 4 * (batch + 1))
 
         assert scene.server.describe()["refused_connections"] == 1000
         assert (await first.device_info()).num_regions == 9

@@ -7,10 +7,12 @@ to the message being read. Callbacks instead of tasks keep one message at two sy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -20,7 +22,12 @@ from vdev.wire import vfio_user as wire
 
 MAX_QUEUED_NBYTES = 4 << 20  # replies a client may leave unread before its connection ends
 MESSAGES_PER_WAKEUP = 64  # then the other sockets get their turn
-_ANCILLARY_NBYTES = socket.CMSG_SPACE(wire.MAX_FDS * 4)
+NBYTES_PER_WAKEUP = 256 << 10  # likewise; more than a socket holds, so that only a peer that keeps writing meets it
+FIRST_BUFFER_NBYTES = 64 << 10  # of a body; what a header promises beyond it costs memory when it comes
+SCM_MAX_FD = 253  # fds the kernel lets a peer send at once
+# Room for all of them: what does not fit the kernel closes itself, and a peer's fd may be one that is slow to close.
+_ANCILLARY_NBYTES = socket.CMSG_SPACE(SCM_MAX_FD * 4)
+_NO_LINGER = struct.pack("ii", 0, 0)  # struct linger: off, 0 s
 _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
@@ -61,7 +68,7 @@ class ReceivedFds:
     def close(self) -> None:
         """Close what nobody took."""
         for fd in self.take():
-            os.close(fd)
+            _close_foreign(fd)
 
 
 @dataclass(slots=True)
@@ -81,7 +88,8 @@ class Message:
 class _Incoming:
     """The message being read."""
 
-    buffer: bytearray = field(default_factory=lambda: bytearray(wire.HEADER_NBYTES))
+    buffer: bytearray = field(default_factory=lambda: bytearray(wire.HEADER_NBYTES))  # grows to `wanted`
+    wanted: int = wire.HEADER_NBYTES
     filled: int = 0
     header: wire.Header | None = None
     fds: list[int] = field(default_factory=list)
@@ -107,6 +115,9 @@ class MessageStream:
         self._sent_of_first = 0
         self._queued_nbytes = 0
         self._woken_ns = 0
+        self._turn_ns = 0  # when the present wake-up began; the one before it may have left something unread
+        self._nbytes_left = 0  # of this wake-up
+        self._was_cut = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def start(self) -> None:
@@ -123,7 +134,7 @@ class MessageStream:
         ReceivedFds(self._incoming.fds).close()
         self._incoming = _Incoming()
         self._outgoing.clear()
-        self._sock.close()
+        close_connection(self._sock)
         self.end()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -146,8 +157,11 @@ class MessageStream:
             self._readable()
 
     def _readable(self) -> None:
-        # Everything read in this wake-up counts as arrived now: what waits behind a slow request ages with it.
-        self._woken_ns = self._clock_ns()
+        # Everything read in this wake-up counts as arrived now: what waits behind a slow request ages with it. What a
+        # wake-up that was cut short left unread counts as arrived when that one began.
+        now = self._clock_ns()
+        self._woken_ns, self._turn_ns = self._turn_ns if self._was_cut else now, now
+        self._was_cut, self._nbytes_left = True, NBYTES_PER_WAKEUP
         try:
             for _ in range(MESSAGES_PER_WAKEUP):
                 message = self._next_message()
@@ -169,7 +183,8 @@ class MessageStream:
                 return None
             incoming.header = _checked_header(incoming.buffer)
             incoming.arrived_ns = self._woken_ns
-            incoming.buffer = bytearray(incoming.header.size - wire.HEADER_NBYTES)
+            incoming.wanted = incoming.header.size - wire.HEADER_NBYTES
+            incoming.buffer = bytearray(min(incoming.wanted, FIRST_BUFFER_NBYTES))
             incoming.filled = 0
         if not self._fill(incoming):
             return None
@@ -178,26 +193,27 @@ class MessageStream:
         return Message(incoming.header, memoryview(incoming.buffer), fds, incoming.arrived_ns)
 
     def _fill(self, incoming: _Incoming) -> bool:
-        """Read until `incoming.buffer` is full; False when it is not yet, or at the end of the stream."""
-        view = memoryview(incoming.buffer)
-        while incoming.filled < len(view):
+        """Read until all that is wanted is there; False when it is not yet, or at the end of the stream."""
+        while incoming.filled < incoming.wanted:
+            if self._nbytes_left <= 0:
+                return False
+            if incoming.filled == len(incoming.buffer):
+                incoming.buffer.extend(bytes(min(incoming.filled, incoming.wanted - incoming.filled)))
             try:
-                nbytes, ancillary, flags, _ = self._sock.recvmsg_into(
-                    [view[incoming.filled :]], _ANCILLARY_NBYTES, _RECEIVE_FLAGS
-                )
+                with memoryview(incoming.buffer)[incoming.filled :] as room:
+                    nbytes, ancillary, flags, _ = self._sock.recvmsg_into([room], _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
             except BlockingIOError:
+                self._was_cut = False
                 return False
             except ConnectionError:
                 self.end()
                 return False
             except OSError as error:
                 raise PeerError(f"cannot receive: {error}") from error
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = len(data) - len(data) % 4
-                    incoming.fds.extend(memoryview(data)[:whole].cast("i"))
+            self._nbytes_left -= nbytes
+            incoming.fds.extend(_fds_in(ancillary))
             incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > wire.MAX_FDS
-            if len(incoming.fds) > wire.MAX_FDS:  # spread over several reads of one message
+            if len(incoming.fds) > wire.MAX_FDS:  # at once, or spread over several reads of one message
                 ReceivedFds(incoming.fds[wire.MAX_FDS :]).close()
                 del incoming.fds[wire.MAX_FDS :]
             if nbytes == 0:
@@ -268,3 +284,40 @@ def _checked_header(buffer: bytearray) -> wire.Header:
             f"a message of {header.size} bytes (allowed: {wire.HEADER_NBYTES} to {wire.MAX_MESSAGE_NBYTES})"
         )
     return header
+
+
+def _fds_in(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The fds that came with one read."""
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(data) - len(data) % 4
+            fds.extend(memoryview(data)[:whole].cast("i"))
+    return fds
+
+
+def close_connection(sock: socket.socket) -> None:
+    """Close `sock`, and first, one by one, the fds in it that nobody read: its close would close them as they are."""
+    with contextlib.suppress(OSError):  # the peer may be gone
+        sock.shutdown(socket.SHUT_RDWR)  # from here on nothing is added
+    with contextlib.suppress(OSError):
+        nbytes = 1
+        while nbytes:
+            data, ancillary, _, _ = sock.recvmsg(NBYTES_PER_WAKEUP, _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
+            ReceivedFds(_fds_in(ancillary)).close()
+            nbytes = len(data)
+    sock.close()
+
+
+def _close_foreign(fd: int) -> None:
+    """Close an fd that a peer made. The last close of a TCP socket waits as SO_LINGER says: that is switched off."""
+    if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+        os.close(fd)
+        return
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return
+    with sock, contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

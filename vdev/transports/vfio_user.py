@@ -22,7 +22,7 @@ from vdev.pci.function import Function
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
 from vdev.transports.ram import ConnectionRam, RamFiles
-from vdev.transports.stream import Message, MessageStream
+from vdev.transports.stream import Message, MessageStream, close_connection
 from vdev.transports.vfio_dma import DmaMessages
 from vdev.transports.vfio_irqs import Vectors
 from vdev.transports.vfio_session import Session
@@ -249,7 +249,7 @@ class VfioUserServer:
     async def _admit(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
         """Start a connection on `sock`, or close it with a line in the log."""
         with contextlib.ExitStack() as unless_accepted:
-            unless_accepted.callback(sock.close)
+            unless_accepted.callback(close_connection, sock)
             try:
                 peer = self._vm.admit(sock)
                 await self._make_room()
