@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -20,10 +21,16 @@ class Peer:
     """A connected socket. Steps raise TimeoutError when nothing comes, EOFError when the server hung up."""
 
     def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(str(path))
         self._ident = 1
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            # Blocking, because a UNIX socket's connect waits for room in the backlog only then.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(TIMEOUT_S), 0))
+            self.sock.connect(str(path))
+            self.sock.settimeout(TIMEOUT_S)
+        except BaseException:
+            self.sock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -32,9 +39,13 @@ class Peer:
         self.sock.close()
 
     def negotiated(self) -> Self:
-        """After VERSION; EOFError when there is no room for another connection."""
-        self.send(VERSION)
-        self.reply()
+        """After VERSION; EOFError or ConnectionError when there is no room for another connection."""
+        try:
+            self.send(VERSION)
+            self.reply()
+        except BaseException:
+            self.sock.close()
+            raise
         return self
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
