@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.hostile_peers import ACTS, STORM, Act, Where
-from tests.support.hostile_watch import Watch, working
+from tests.support.hostile_peers import ACTS, STORM, Act, Where, whatever_comes
+from tests.support.hostile_watch import Watch, served_again, working
 from tests.support.serve_process import TWO_UNITS, serving
 from vdev.limited_log import LINES
 
@@ -24,7 +23,7 @@ ROOM_NBYTES = 32 << 20
 async def test_others_keep_working_nothing_leaks_and_the_log_says_it_once(act: Act, tmp_path: Path) -> None:
     with serving(UNCHECKED, tmp_path / "run") as process:
         async with working(process) as worker:
-            watch = Watch(process)
+            watch = Watch(process.popen.pid, process.log)
             path = process.directory / ("control.sock" if act.where is Where.CONTROL else "accel0.sock")
             copies = worker.copies
 
@@ -32,8 +31,8 @@ async def test_others_keep_working_nothing_leaks_and_the_log_says_it_once(act: A
 
             await worker.more_than(copies)
             await watch.settled()
-            assert Counter(process.open_fds()) == watch.fds
-            assert process.ram_maps() == watch.maps
+            assert watch.open_fds() == watch.fds
+            assert watch.ram_maps() == watch.maps
             assert watch.grown_nbytes() < ROOM_NBYTES
             _check_log(watch.lines(), act)
 
@@ -54,7 +53,7 @@ def _check_log(lines: list[str], act: Act) -> None:
 async def test_out_of_fds_it_waits_and_then_accepts_again(name: str, tmp_path: Path) -> None:
     with serving(UNCHECKED, tmp_path / "run") as process:
         async with working(process) as worker:
-            watch = Watch(process)
+            watch = Watch(process.popen.pid, process.log)
             pid, (_, hard) = process.popen.pid, resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (sum(watch.fds.values()), hard))
             with ExitStack() as peers:
@@ -64,10 +63,10 @@ async def test_out_of_fds_it_waits_and_then_accepts_again(name: str, tmp_path: P
                 await worker.more_than(copies)
                 await watch.said(f"{name}: cannot accept: Too many open files")
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
-                await watch.connected_again(name)
+                await served_again(process.directory / f"{name}.sock")
 
             await watch.settled()
-            assert Counter(process.open_fds()) == watch.fds
+            assert watch.open_fds() == watch.fds
             assert len([line for line in watch.lines() if "cannot accept" in line]) <= LINES
 
 
@@ -76,24 +75,18 @@ async def test_every_storm_at_once_leaves_the_worker_its_turns(tmp_path: Path) -
     acts = [act for act in ACTS if act.name in names]
     with serving(UNCHECKED, tmp_path / "run") as process:
         async with working(process) as worker:
-            watch = Watch(process)
+            watch = Watch(process.popen.pid, process.log)
             copies = worker.copies
             sockets = {"storm": "iommu0", "many-refusals": "accel0", "never-reads": "accel0"}
             paths = [process.directory / f"{sockets.get(act.name, 'control')}.sock" for act in acts]
-            acting = [asyncio.to_thread(_whatever_comes, act, path) for act, path in zip(acts, paths, strict=True)]
+            acting = [asyncio.to_thread(whatever_comes, act, path) for act, path in zip(acts, paths, strict=True)]
             await asyncio.gather(*acting)
 
             await worker.more_than(copies)
             await watch.settled()
             assert len(acts) == len(names)
-            assert Counter(process.open_fds()) == watch.fds
+            assert watch.open_fds() == watch.fds
             assert len(watch.lines()) < STORM / 10
-
-
-def _whatever_comes(act: Act, path: Path) -> None:
-    """Two acts on one socket get in each other's way: the second may be refused at the door."""
-    with suppress(EOFError, ConnectionError):
-        act.do(path)
 
 
 def test_the_table_names_each_act_once_and_says_what_it_is() -> None:

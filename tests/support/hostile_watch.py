@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -65,15 +66,28 @@ async def working(process: ServeProcess) -> AsyncIterator[Worker]:
 class Watch:
     """fds, RAM mappings, resident memory and the length of the log of a process, at the time this is made."""
 
-    def __init__(self, process: ServeProcess) -> None:
-        self._process = process
-        self.fds = Counter(process.open_fds())
-        self.maps = process.ram_maps()
+    def __init__(self, pid: int, log: Path) -> None:
+        self._pid = pid
+        self._log = log
+        self.fds = self.open_fds()
+        self.maps = self.ram_maps()
         self._resident = self._resident_nbytes()
-        self._log_nbytes = process.log.stat().st_size
+        self._log_nbytes = log.stat().st_size
+
+    def open_fds(self) -> Counter[str]:
+        """What the process has open now, by name; sockets and pipes without their numbers."""
+        found: Counter[str] = Counter()
+        for entry in os.listdir(f"/proc/{self._pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                found[os.readlink(f"/proc/{self._pid}/fd/{entry}").split("[")[0]] += 1
+        return found
+
+    def ram_maps(self) -> list[str]:
+        """Its mappings of memfds now: guests' RAM, and that of hostile peers."""
+        return [line for line in Path(f"/proc/{self._pid}/maps").read_text().splitlines() if "/memfd:" in line]
 
     def _resident_nbytes(self) -> int:
-        return int(Path(f"/proc/{self._process.popen.pid}/statm").read_text().split()[1]) * PAGE_NBYTES
+        return int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) * PAGE_NBYTES
 
     def grown_nbytes(self) -> int:
         """By how much the process is larger now."""
@@ -81,27 +95,28 @@ class Watch:
 
     def lines(self) -> list[str]:
         """What was logged since."""
-        with self._process.log.open("rb") as log:
+        with self._log.open("rb") as log:
             log.seek(self._log_nbytes)
             return log.read().decode().splitlines()
 
     async def settled(self) -> None:
-        """Wait until as many fds are open as at first: the last goodbyes may be under way. No error when not."""
+        """Wait until fds and mappings are those of the beginning (goodbyes may be under way). No error when not."""
         with suppress(TimeoutError):
-            await _until(lambda: Counter(self._process.open_fds()) == self.fds)
+            await _until(lambda: self.open_fds() == self.fds and self.ram_maps() == self.maps)
 
     async def said(self, words: str) -> None:
         """Wait until the log says so; TimeoutError when it does not."""
         await _until(lambda: any(words in line for line in self.lines()))
 
-    async def connected_again(self, name: str) -> None:
-        """Wait until somebody is served at the socket `name`: it answers, or hangs up because another is there."""
-        with Peer(self._process.directory / f"{name}.sock") as peer:
-            if name == "control":
-                peer.send(b'{"execute": "query-status"}\n')
-                await asyncio.to_thread(peer.lines, 1)
-            else:
-                await asyncio.to_thread(peer.wait_for_the_end)
+
+async def served_again(path: Path) -> None:
+    """Wait until somebody is served at `path`: a control client is answered, another one hung up on."""
+    with Peer(path) as peer:
+        if path.name == "control.sock":
+            peer.send(b'{"execute": "query-status"}\n')
+            await asyncio.to_thread(peer.lines, 1)
+        else:
+            await asyncio.to_thread(peer.wait_for_the_end)
 
 
 async def _until(condition: Callable[[], bool]) -> None:
