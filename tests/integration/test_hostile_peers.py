@@ -92,3 +92,9 @@ async def test_every_storm_at_once_leaves_the_worker_its_turns(tmp_path: Path) -
 def test_the_table_names_each_act_once_and_says_what_it_is() -> None:
     assert len({act.name for act in ACTS}) == len(ACTS)
     assert all(act.sentence for act in ACTS)
+
+
+def test_the_documentation_has_every_act() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hostile-peers.md").read_text()
+
+    assert [act.name for act in ACTS if f"`{act.name}`" not in text] == []

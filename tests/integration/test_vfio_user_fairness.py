@@ -17,6 +17,8 @@ from tests.support import vfio_scene
 from tests.support.vfio_scene import served, until
 from vdev.transports.stream import (
     FIRST_BUFFER_NBYTES,
+    MAX_QUEUED_NBYTES,
+    MAX_QUEUED_REPLIES,
     MESSAGES_PER_WAKEUP,
     NBYTES_PER_WAKEUP,
     Message,
@@ -127,6 +129,18 @@ async def test_the_largest_promise_costs_little_until_it_is_kept() -> None:
         turns.turn()
 
         assert len(turns.stream._incoming.buffer) == FIRST_BUFFER_NBYTES
+
+
+async def test_small_replies_nobody_reads_are_bounded_in_number() -> None:
+    with ExitStack() as stack:
+        turns = Turns(stack)
+        reply = wire.error_reply(wire.Header(1, 99, 16, 0, 0), 22)
+        while not turns.stream.ended.done():
+            turns.stream.send(reply)
+
+        assert "does not read" in str(turns.stream.ended.exception())
+        assert len(turns.stream._outgoing) == MAX_QUEUED_REPLIES
+        assert turns.stream._queued_nbytes < MAX_QUEUED_NBYTES
 
 
 async def test_an_eventfd_the_peer_made_blocking_and_full_does_not_hold_the_loop(tmp_path: Path) -> None:

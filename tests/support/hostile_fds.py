@@ -61,12 +61,20 @@ def a_file(flags: int) -> Iterator[int]:
 
 @contextmanager
 def huge_pages() -> Iterator[int]:
-    """A file of 2 MiB pages, which this machine may not have, sealed."""
+    """A file of more huge pages than any machine sets aside, sealed."""
     fd = os.memfd_create("hostile-huge", os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
     with _one(fd):
-        os.ftruncate(fd, 1 << 30)
+        os.ftruncate(fd, 1 << 42)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         yield fd
+
+
+def _kernel_has_huge_pages() -> bool:
+    try:
+        with huge_pages():
+            return True
+    except OSError:
+        return False
 
 
 _REFUSED, _NO_SEAL = "refused DMA_MAP", "not sealed against shrinking"
@@ -84,8 +92,9 @@ WRONG_RAM: dict[str, tuple[str, Maker, str]] = {
     "read-only": ("a file opened for reading", lambda: a_file(os.O_RDONLY), _NO_SEAL),
     "file": ("an ordinary file", lambda: a_file(os.O_RDWR), _NO_SEAL),
     "empty": ("a memfd of no bytes", lambda: memfd(0), _REFUSED),
-    "huge": ("huge pages that are not there", huge_pages, "cannot be mapped"),
 }
+if _kernel_has_huge_pages():
+    WRONG_RAM["huge"] = ("huge pages that are not there", huge_pages, "cannot be mapped")
 
 
 def as_ram(make: Maker) -> Callable[[Path], None]:

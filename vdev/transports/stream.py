@@ -21,6 +21,7 @@ from vdev.errors import PeerError
 from vdev.wire import vfio_user as wire
 
 MAX_QUEUED_NBYTES = 4 << 20  # replies a client may leave unread before its connection ends
+MAX_QUEUED_REPLIES = 4096  # likewise: each costs ten times a header's size in memory
 MESSAGES_PER_WAKEUP = 64  # then the other sockets get their turn
 NBYTES_PER_WAKEUP = 256 << 10  # likewise; more than a socket holds, so that only a peer that keeps writing meets it
 FIRST_BUFFER_NBYTES = 64 << 10  # of a body; what a header promises beyond it costs memory when it comes
@@ -235,7 +236,7 @@ class MessageStream:
         """
         if self._fd < 0 or self.ended.done():
             return
-        if self._queued_nbytes + len(data) > MAX_QUEUED_NBYTES:
+        if self._queued_nbytes + len(data) > MAX_QUEUED_NBYTES or len(self._outgoing) >= MAX_QUEUED_REPLIES:
             self.end(PeerError(f"the client does not read: {self._queued_nbytes} bytes of replies are waiting"))
             return
         self._outgoing.append((data, deadline_ns))
