@@ -96,7 +96,7 @@ def slow(path: Path) -> None:
 
 def stopped(path: Path) -> None:
     command = [sys.executable, "-c", STOPPED, str(path), VERSION[:20].hex()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as popen:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as popen:
         try:
             assert popen.stdout is not None
             popen.stdout.readline()
@@ -115,6 +115,7 @@ def duplicates(path: Path) -> None:
     with Peer(path):
         for _ in range(50):
             with contextlib.suppress(ConnectionError), Peer(path) as second:
+                second.sock.shutdown(socket.SHUT_WR)  # should it be served because the first was not, it ends, too
                 second.wait_for_the_end()
 
 

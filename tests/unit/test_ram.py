@@ -13,28 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import vfio_scene
+from tests.support.ram_scene import RamScene as Scene
 from tests.support.vfio_scene import PAGE, GuestRam, open_fds
 from vdev.errors import MemoryAccessError, MessageError
-from vdev.memory import RegionTable
-from vdev.transports.ram import MAX_FILES, MAX_MAPPED_NBYTES, ConnectionRam, RamFiles, is_shared
+from vdev.transports.ram import MAX_FILES, RamFiles, is_shared
 from vdev.wire import vfio_user as wire
 
 every_fd_is_closed = vfio_scene.every_fd_is_closed
-
-
-class Scene:
-    """A connection's view of RAM whose QEMU is this process."""
-
-    def __init__(self, files: RamFiles | None = None, pid: int | None = None) -> None:
-        self.files = RamFiles() if files is None else files
-        self.table = RegionTable()
-        self.ram = ConnectionRam(self.files, self.table, os.getpid() if pid is None else pid)
-
-    def map(self, gpa: int, nbytes: int, fd: int | None = None, offset: int = 0, flags: int = 3) -> None:
-        self.ram.map(wire.DmaMap(32, flags, offset, gpa, nbytes), fd)
-
-    def unmap(self, gpa: int, nbytes: int, flags: int = 0) -> None:
-        self.ram.unmap(wire.DmaUnmap(24, flags, gpa, nbytes))
 
 
 def test_both_sides_see_the_same_bytes() -> None:
@@ -192,66 +177,6 @@ def test_unsealed_ram_is_not_dma_able_where_seals_are_required(caplog: pytest.Lo
         assert scene.table.regions()[0].view is None
         assert "not sealed" in caplog.text
         assert "vm.unsealed_ram: allow" in caplog.text
-
-
-def test_where_seals_are_required_even_a_wrong_claim_about_an_unsealed_file_is_no_error() -> None:
-    with GuestRam(PAGE, sealed=False) as guest:
-        scene = Scene(RamFiles(require_sealed=True))
-        scene.map(0, 64 * PAGE, guest.fd)
-
-        assert scene.table.regions()[0].view is None
-
-
-def test_a_seal_against_growth_alone_is_not_enough() -> None:
-    with GuestRam(PAGE, sealed=False) as guest:
-        fcntl.fcntl(guest.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-        scene = Scene(RamFiles(require_sealed=True))
-        scene.map(0, PAGE, guest.fd)
-
-        assert scene.table.regions()[0].view is None
-
-
-def test_the_seal_is_the_inodes_and_stays() -> None:
-    with GuestRam(PAGE) as guest:
-        scene = Scene(RamFiles(require_sealed=True))
-        reopened = os.open(f"/proc/self/fd/{guest.fd}", os.O_RDWR)
-        scene.map(0, PAGE, reopened)
-        with pytest.raises(PermissionError):
-            os.ftruncate(reopened, 0)
-        with pytest.raises(PermissionError):
-            fcntl.fcntl(reopened, fcntl.F_ADD_SEALS, 0)
-        os.close(reopened)
-
-        assert scene.table.read(0, 1) == b"\0"
-
-
-def test_a_file_is_named_in_the_log_without_its_control_characters(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "ram\nERROR forged"
-    path.write_bytes(bytes(PAGE))
-    fd = os.open(path, os.O_RDWR)
-    scene = Scene(RamFiles(require_sealed=True))
-    scene.map(0, PAGE, fd)
-    os.close(fd)
-
-    assert "ram\\nERROR forged" in caplog.text
-
-
-def test_sparse_files_cannot_use_up_the_address_space(caplog: pytest.LogCaptureFixture) -> None:
-    scene = Scene()
-    for index in range(3):
-        with GuestRam(MAX_MAPPED_NBYTES // 2, mapped=False) as guest:
-            scene.map(index * PAGE, PAGE, guest.fd)
-    third = scene.table.regions()[-1].view
-    scene.unmap(0, PAGE)
-    with GuestRam(MAX_MAPPED_NBYTES // 2, mapped=False) as guest:
-        scene.map(0, PAGE, guest.fd)
-
-    assert third is None
-    assert [region.view is not None for region in scene.table.regions()] == [True, True, False]
-    assert "takes the VM past" in caplog.text
-    scene.ram.clear()
 
 
 def test_a_map_beyond_the_file_is_refused() -> None:
