@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import sys
 from pathlib import Path
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(
             level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
+        faulthandler.enable(file=sys.__stderr__ or 2)  # a line for SIGBUS: see vm.unsealed_ram
         config = with_trace(load_config(arguments.config), arguments.trace)
         return asyncio.run(
             serve(config, arguments.runtime_dir, announce=_announce, exit_with_vm=arguments.exit_with_vm)

@@ -57,7 +57,9 @@ class App:
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
             for endpoint in unit.endpoints.values():
                 endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
-        self.vm = VmContext(identity_checked=config.vm.identity == "peer")
+        self.vm = VmContext(
+            identity_checked=config.vm.identity == "peer", require_sealed=config.vm.unsealed_ram == "refuse"
+        )
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
         self.servers: dict[str, VfioUserServer | VhostUserServer] = {}

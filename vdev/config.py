@@ -62,8 +62,12 @@ def parse_config(text: str, name: str) -> Config:
 
 
 def config_warnings(config: Config) -> list[str]:
-    """What is legal and yet will surprise a stock Linux guest, one line each."""
+    """What is legal and yet will surprise a stock Linux guest, or the user, one line each."""
     warnings: list[str] = []
+    if config.vm.unsealed_ram == "allow":
+        warnings.append(
+            "vm.unsealed_ram: allow: a RAM file that shrinks while it is mapped kills this process (SIGBUS)"
+        )
     for unit in config.units:
         key = f"units[{unit.name}]"
         if parse_size(unit.granule) > GUEST_PAGE_SIZE:

@@ -78,6 +78,7 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     append: str = ""
     boot_timeout: float = 180.0
     identity: Literal["peer", "unchecked"] = "peer"
+    unsealed_ram: Literal["refuse", "allow"] = "refuse"  # allow: RAM files that may shrink and so kill vdev (hugetlbfs)
     extra_args: tuple[str, ...] = ()
 
 

@@ -264,6 +264,13 @@ def test_an_iommu_of_qemus_own_is_refused() -> None:
     assert "vm.extra_args[1]" in vm("extra_args: [-device, virtio-iommu-pci]")
 
 
+def test_ram_that_may_shrink_is_refused_unless_the_user_says_so_and_is_then_warned() -> None:
+    accepted = parse_config("vm: {unsealed_ram: allow}\nunits: [{name: iommu0}]", "x.yaml")
+
+    assert parse_config("units: [{name: iommu0}]", "x.yaml").vm.unsealed_ram == "refuse"
+    assert ["SIGBUS" in line for line in config_warnings(accepted)] == [True]
+
+
 def test_surprises_for_linux_are_warned_of() -> None:
     text = "units: [{name: iommu0, granule: 64K, domain_range: [1, 9], reserved: []}]"
     warnings = config_warnings(parse_config(text, "x.yaml"))

@@ -194,4 +194,4 @@ async def test_a_client_that_never_reads_is_ended_with_the_server(tmp_path: Path
     await writer.wait_closed()
     listener.close()
 
-    assert server._clients == set()
+    assert not server._clients

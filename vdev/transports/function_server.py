@@ -17,9 +17,11 @@ from typing import Any, Generic, TypeVar
 
 from vdev.errors import PeerError
 from vdev.events import ConnectionChanged, Trace
+from vdev.limited_log import LimitedLog
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
 from vdev.transports.ram import RamFiles
+from vdev.transports.stream import close_connection
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,8 @@ class VmContext:
 
     def __init__(self, *, identity_checked: bool = True, require_sealed: bool = False) -> None:
         self.identity = VmIdentity(checked=identity_checked)
-        self.ram = RamFiles(require_sealed=require_sealed)
+        self.limited_log = LimitedLog()
+        self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
         self._connections: set[Connection] = set()
 
     def admit(self, sock: socket.socket) -> Peer:
@@ -55,13 +58,23 @@ class VmContext:
         """Whether no process is bound and nothing is connected."""
         return self.identity.pid is None and not self._connections
 
+    def note(self, level: int, function: str, kind: str, text: str) -> None:
+        """One line about `function`, unless there were many of this `kind`: peers come and go as often as they like."""
+        self.limited_log.log(log, level, (function, kind), f"{function}: {text}")
+
     def close(self) -> None:
         """Forget the process; the servers are closed already."""
+        self.limited_log.flush(log)
         self.identity.close()
 
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
-        return {**self.identity.describe(), "connections": len(self._connections), "ram": self.ram.describe()}
+        return {
+            **self.identity.describe(),
+            "unsealed_ram": "refuse" if self.ram.require_sealed else "allow",
+            "connections": len(self._connections),
+            "ram": self.ram.describe(),
+        }
 
 
 class Connection(ABC):
@@ -84,7 +97,8 @@ class Connection(ABC):
             try:
                 await self._ended
             except PeerError as error:
-                log.warning("%s: connection of pid %d dropped: %s", self._name, self.peer.pid, error)
+                text = f"connection of pid {self.peer.pid} dropped: {error}"
+                self._vm.note(logging.WARNING, self._name, "connections dropped", text)
 
     @property
     def is_over(self) -> bool:
@@ -128,6 +142,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
         self._running: asyncio.Task[None] | None = None
         self.connection: ConnectionT | None = None
         self.trace: Trace | None = None
+        self.refused = 0  # connections
 
     @abstractmethod
     def _connect(self, sock: socket.socket, peer: Peer) -> ConnectionT:
@@ -163,7 +178,12 @@ class FunctionServer(ABC, Generic[ConnectionT]):
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
         connection = self.connection.describe() if self.connection is not None else None
-        return {"function": self.name, "path": str(self.path), "connection": connection}
+        return {
+            "function": self.name,
+            "path": str(self.path),
+            "connection": connection,
+            "refused_connections": self.refused,
+        }
 
     def _unlisten(self) -> None:
         if self._listener is not None:
@@ -178,7 +198,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
             except OSError as error:
                 if error.errno not in _SHORT_OF_RESOURCES:
                     raise
-                log.error("%s: cannot accept: %s", self.name, error.strerror)
+                self._vm.note(logging.ERROR, self.name, "accepts failed", f"cannot accept: {error.strerror}")
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             await self._admit(sock, group)
@@ -186,15 +206,16 @@ class FunctionServer(ABC, Generic[ConnectionT]):
     async def _admit(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
         """Start a connection on `sock`, or close it with a line in the log."""
         with contextlib.ExitStack() as unless_accepted:
-            unless_accepted.callback(sock.close)
+            unless_accepted.callback(close_connection, sock)
             try:
                 peer = self._vm.admit(sock)
                 await self._make_room()
             except PeerError as error:
-                log.warning("%s: connection refused: %s", self.name, error)
+                self.refused += 1
+                self._vm.note(logging.WARNING, self.name, "connections refused", f"connection refused: {error}")
                 return
             unless_accepted.pop_all()
-        log.info("%s: pid %d connected", self.name, peer.pid)
+        self._vm.note(logging.INFO, self.name, "connections begun", f"pid {peer.pid} connected")
         if self.trace is not None:
             self.trace(ConnectionChanged(self.name, peer.pid, True))
         self.connection = self._connect(sock, peer)
@@ -212,8 +233,9 @@ class FunctionServer(ABC, Generic[ConnectionT]):
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self.connection is not None:
-            log.info("%s: pid %d is gone", self.name, self.connection.peer.pid)
+            pid = self.connection.peer.pid
+            self._vm.note(logging.INFO, self.name, "connections ended", f"pid {pid} is gone")
             if self.trace is not None:
-                self.trace(ConnectionChanged(self.name, self.connection.peer.pid, False))
+                self.trace(ConnectionChanged(self.name, pid, False))
             self.connection.close()
         self.connection = self._running = None

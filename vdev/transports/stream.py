@@ -8,10 +8,12 @@ tasks keep one message at two system calls and no task switch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -19,7 +21,14 @@ from typing import Generic, Self, TypeVar
 from vdev.errors import PeerError
 
 MAX_QUEUED_NBYTES = 4 << 20  # replies a client may leave unread before its connection ends
+MAX_QUEUED_REPLIES = 4096  # likewise: each costs ten times a header's size in memory
 MESSAGES_PER_WAKEUP = 64  # then the other sockets get their turn
+NBYTES_PER_WAKEUP = 256 << 10  # likewise; more than a socket holds, so that only a peer that keeps writing meets it
+FIRST_BUFFER_NBYTES = 64 << 10  # of a body; what a header promises beyond it costs memory when it comes
+SCM_MAX_FD = 253  # fds the kernel lets a peer send at once
+# Room for all of them: what does not fit the kernel closes itself, and a peer's fd may be one that is slow to close.
+_ANCILLARY_NBYTES = socket.CMSG_SPACE(SCM_MAX_FD * 4)
+_NO_LINGER = struct.pack("ii", 0, 0)  # struct linger: off, 0 s
 _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
@@ -35,7 +44,7 @@ class Framing(Generic[HeaderT]):
     """
 
     header_nbytes: int
-    max_fds: int  # in one message; what comes beyond is closed by the kernel and the message marked truncated
+    max_fds: int  # in one message; what comes beyond is closed and the message marked truncated
     parse: Callable[[bytearray], tuple[HeaderT, int]]
     late_reply: Callable[[bytes], bytes]
 
@@ -80,7 +89,7 @@ class ReceivedFds:
     def close(self) -> None:
         """Close what nobody took."""
         for fd in self.take():
-            os.close(fd)
+            _close_foreign(fd)
 
 
 @dataclass(slots=True)
@@ -100,7 +109,8 @@ class Message(Generic[HeaderT]):
 class _Incoming(Generic[HeaderT]):
     """The message being read."""
 
-    buffer: bytearray
+    buffer: bytearray  # grows to `wanted`
+    wanted: int
     filled: int = 0
     header: HeaderT | None = None
     fds: list[int] = field(default_factory=list)
@@ -123,18 +133,25 @@ class MessageStream(Generic[HeaderT]):
     ) -> None:
         self._sock = sock
         self._framing = framing
-        self._ancillary_nbytes = socket.CMSG_SPACE(framing.max_fds * 4)
         self._sock.setblocking(False)
         self._fd = sock.fileno()
         self._on_message = on_message
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
-        self._incoming: _Incoming[HeaderT] = _Incoming(bytearray(framing.header_nbytes))
+        self._incoming = self._fresh()
         self._outgoing: deque[tuple[bytes, int | None]] = deque()
         self._sent_of_first = 0
         self._queued_nbytes = 0
         self._woken_ns = 0
+        self._turn_ns = 0  # when the present wake-up began; the one before it may have left something unread
+        self._nbytes_left = 0  # of this wake-up
+        self._was_cut = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def _fresh(self) -> _Incoming[HeaderT]:
+        """A message of which nothing has come yet."""
+        nbytes = self._framing.header_nbytes
+        return _Incoming(bytearray(nbytes), nbytes)
 
     def start(self) -> None:
         """Begin delivering messages."""
@@ -148,9 +165,9 @@ class MessageStream(Generic[HeaderT]):
         self._loop.remove_writer(self._fd)
         self._fd = -1
         ReceivedFds(self._incoming.fds).close()
-        self._incoming = _Incoming(bytearray(self._framing.header_nbytes))
+        self._incoming = self._fresh()
         self._outgoing.clear()
-        self._sock.close()
+        close_connection(self._sock)
         self.end()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -173,8 +190,11 @@ class MessageStream(Generic[HeaderT]):
             self._readable()
 
     def _readable(self) -> None:
-        # Everything read in this wake-up counts as arrived now: what waits behind a slow request ages with it.
-        self._woken_ns = self._clock_ns()
+        # Everything read in this wake-up counts as arrived now: what waits behind a slow request ages with it. What a
+        # wake-up that was cut short left unread counts as arrived when that one began.
+        now = self._clock_ns()
+        self._woken_ns, self._turn_ns = self._turn_ns if self._was_cut else now, now
+        self._was_cut, self._nbytes_left = True, NBYTES_PER_WAKEUP
         try:
             for _ in range(MESSAGES_PER_WAKEUP):
                 message = self._next_message()
@@ -196,38 +216,39 @@ class MessageStream(Generic[HeaderT]):
                 return None
             incoming.header, body_nbytes = self._framing.parse(incoming.buffer)
             incoming.arrived_ns = self._woken_ns
-            incoming.buffer = bytearray(body_nbytes)
+            incoming.wanted = body_nbytes
+            incoming.buffer = bytearray(min(body_nbytes, FIRST_BUFFER_NBYTES))
             incoming.filled = 0
         if not self._fill(incoming):
             return None
-        self._incoming = _Incoming(bytearray(self._framing.header_nbytes))
+        self._incoming = self._fresh()
         fds = ReceivedFds(incoming.fds, truncated=incoming.truncated)
         return Message(incoming.header, memoryview(incoming.buffer), fds, incoming.arrived_ns)
 
     def _fill(self, incoming: _Incoming[HeaderT]) -> bool:
-        """Read until `incoming.buffer` is full; False when it is not yet, or at the end of the stream."""
-        view = memoryview(incoming.buffer)
-        while incoming.filled < len(view):
+        """Read until all that is wanted is there; False when it is not yet, or at the end of the stream."""
+        while incoming.filled < incoming.wanted:
+            if self._nbytes_left <= 0:
+                return False
+            if incoming.filled == len(incoming.buffer):
+                incoming.buffer.extend(bytes(min(incoming.filled, incoming.wanted - incoming.filled)))
             try:
-                nbytes, ancillary, flags, _ = self._sock.recvmsg_into(
-                    [view[incoming.filled :]], self._ancillary_nbytes, _RECEIVE_FLAGS
-                )
+                with memoryview(incoming.buffer)[incoming.filled :] as room:
+                    nbytes, ancillary, flags, _ = self._sock.recvmsg_into([room], _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
             except BlockingIOError:
+                self._was_cut = False
                 return False
             except ConnectionError:
                 self.end()
                 return False
             except OSError as error:
                 raise PeerError(f"cannot receive: {error}") from error
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = len(data) - len(data) % 4
-                    incoming.fds.extend(memoryview(data)[:whole].cast("i"))
-            max_fds = self._framing.max_fds
-            incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > max_fds
-            if len(incoming.fds) > max_fds:  # spread over several reads of one message
-                ReceivedFds(incoming.fds[max_fds:]).close()
-                del incoming.fds[max_fds:]
+            self._nbytes_left -= nbytes
+            incoming.fds.extend(_fds_in(ancillary))
+            incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > self._framing.max_fds
+            if len(incoming.fds) > self._framing.max_fds:  # at once, or spread over several reads of one message
+                ReceivedFds(incoming.fds[self._framing.max_fds :]).close()
+                del incoming.fds[self._framing.max_fds :]
             if nbytes == 0:
                 if incoming.header is None and incoming.filled == 0:
                     self.end()
@@ -247,7 +268,7 @@ class MessageStream(Generic[HeaderT]):
         """
         if self._fd < 0 or self.ended.done():
             return
-        if self._queued_nbytes + len(data) > MAX_QUEUED_NBYTES:
+        if self._queued_nbytes + len(data) > MAX_QUEUED_NBYTES or len(self._outgoing) >= MAX_QUEUED_REPLIES:
             self.end(PeerError(f"the client does not read: {self._queued_nbytes} bytes of replies are waiting"))
             return
         self._outgoing.append((data, deadline_ns))
@@ -286,3 +307,40 @@ class MessageStream(Generic[HeaderT]):
                 self._outgoing.popleft()
                 self._queued_nbytes -= len(data)
                 self._sent_of_first = 0
+
+
+def _fds_in(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The fds that came with one read."""
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(data) - len(data) % 4
+            fds.extend(memoryview(data)[:whole].cast("i"))
+    return fds
+
+
+def close_connection(sock: socket.socket) -> None:
+    """Close `sock`, and first, one by one, the fds in it that nobody read: its close would close them as they are."""
+    with contextlib.suppress(OSError):  # the peer may be gone
+        sock.shutdown(socket.SHUT_RDWR)  # from here on nothing is added
+    with contextlib.suppress(OSError):
+        nbytes = 1
+        while nbytes:
+            data, ancillary, _, _ = sock.recvmsg(NBYTES_PER_WAKEUP, _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
+            ReceivedFds(_fds_in(ancillary)).close()
+            nbytes = len(data)
+    sock.close()
+
+
+def _close_foreign(fd: int) -> None:
+    """Close an fd that a peer made. The last close of a TCP socket waits as SO_LINGER says: that is switched off."""
+    if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+        os.close(fd)
+        return
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return
+    with sock, contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -86,11 +86,9 @@ class Vectors:
         old, self._eventfds[vector] = self._eventfds[vector], fd
         if old is not None:
             os.close(old)
-        if fd is not None:
-            os.set_blocking(fd, False)  # a full counter must not stop the loop
-            if vector in self._pending:
-                self._pending.discard(vector)
-                _signal(fd)
+        if fd is not None and vector in self._pending:
+            self._pending.discard(vector)
+            _signal(fd)
 
     def _check(self, request: wire.SetIrqs, data: memoryview, fds: ReceivedFds) -> None:
         kind, action = request.flags & wire.SET_DATA_MASK, request.flags & wire.SET_ACTIONS
@@ -117,6 +115,8 @@ class Vectors:
 
 
 def _signal(eventfd: int) -> None:
-    # A full counter refuses one more; QEMU has more than enough to read then.
+    # A full counter refuses one more; QEMU has more than enough to read then. It must not stop the loop instead, and
+    # QEMU shares the flag that says so: what it does with it between this line and the next stops only itself.
+    os.set_blocking(eventfd, False)
     with contextlib.suppress(BlockingIOError):
         os.eventfd_write(eventfd, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -56,7 +57,9 @@ class VfioUserConnection(Connection):
         self.ram = ConnectionRam(vm.ram, function.memory, peer.pid)
         self.vectors = Vectors(function.msix_vectors)
         self.dma = DmaMessages(self._stream.send, lambda: self.session.client_transfer_nbytes)
-        self.session = Session(function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"))
+        self.session = Session(
+            function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"), on_refusal=self._refused
+        )
         self._deadline_ns = int(deadline_s * 1e9)
 
     def _open(self, cleanup: contextlib.ExitStack) -> None:
@@ -92,6 +95,9 @@ class VfioUserConnection(Connection):
             "refused": self.session.refused,
             "dma_messages_in_flight": self.dma.in_flight,
         }
+
+    def _refused(self, text: str) -> None:
+        self._vm.note(logging.WARNING, self._name, "messages refused", f"pid {self.peer.pid}: {text}")
 
     def _on_message(self, message: Message[wire.Header]) -> None:
         if message.header.is_reply:

@@ -21,7 +21,6 @@ Protocol features, by what QEMU (10.2 to 11.1) does with them:
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,9 +33,6 @@ from vdev.wire import vhost_user as wire
 from vdev.wire.record import Record
 from vdev.wire.vhost_user import Command, ProtocolFeature
 
-log = logging.getLogger(__name__)
-
-MAX_REFUSALS_LOGGED = 16  # per connection; a front end cannot fill the log
 PROTOCOL_FEATURES = int(
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
@@ -48,9 +44,18 @@ PROTOCOL_FEATURES = int(
 
 
 class VhostSession:
-    """The state of one connection's conversation."""
+    """The state of one connection's conversation; `on_refusal` is told in words of each refused message."""
 
-    def __init__(self, carrier: VhostCarrier, memory: VhostMemory, rings: RingFds, channel: BackendChannel) -> None:
+    def __init__(
+        self,
+        carrier: VhostCarrier,
+        memory: VhostMemory,
+        rings: RingFds,
+        channel: BackendChannel,
+        *,
+        on_refusal: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._on_refusal = on_refusal
         self._carrier = carrier
         self._memory = memory
         self._rings = rings
@@ -95,10 +100,8 @@ class VhostSession:
 
     def _note_refusal(self, header: wire.Header, error: MessageError) -> None:
         self.refused += 1
-        if self.refused <= MAX_REFUSALS_LOGGED:
-            name = wire.COMMAND_NAMES.get(header.command, str(header.command))
-            silence = "; further ones are only counted" if self.refused == MAX_REFUSALS_LOGGED else ""
-            log.warning("%s: refused %s (errno %d): %s%s", self._carrier.name, name, error.errno, str(error), silence)
+        name = wire.COMMAND_NAMES.get(header.command, str(header.command))
+        self._on_refusal(f"refused {name} (errno {error.errno}): {error}")
 
     # Handlers, in the order of COMMANDS
 

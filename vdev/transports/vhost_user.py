@@ -21,10 +21,6 @@ from vdev.transports.vhost_memory import VhostMemory
 from vdev.transports.vhost_session import VhostSession
 from vdev.wire import vhost_user as wire
 
-log = logging.getLogger(__name__)
-
-MAX_LINES_A_SECOND = 10  # about the rings of one connection
-
 
 def _parse_header(buffer: bytearray) -> tuple[wire.Header, int]:
     header = wire.Header.parse(buffer)
@@ -48,15 +44,13 @@ class VhostUserConnection(Connection):
         self, sock: socket.socket, peer: Peer, carrier: VhostCarrier, vm: VmContext, clock_ns: Callable[[], int]
     ) -> None:
         self._carrier = carrier
-        self._clock_ns = clock_ns
-        self._told_second = self._told_count = 0
         self._stream = MessageStream(sock, FRAMING, self._on_message, clock_ns)
         super().__init__(carrier.name, peer, vm, self._stream.ended)
         self.ram = ConnectionRam(vm.ram, carrier.memory, peer.pid, same_as_others=True)
         self.memory = VhostMemory(self.ram)
         self.rings = RingFds(len(carrier.rings), carrier.kicked)
         self.channel = BackendChannel()
-        self.session = VhostSession(carrier, self.memory, self.rings, self.channel)
+        self.session = VhostSession(carrier, self.memory, self.rings, self.channel, on_refusal=self._refused)
 
     def _open(self, cleanup: contextlib.ExitStack) -> None:
         carrier = self._carrier
@@ -102,12 +96,10 @@ class VhostUserConnection(Connection):
 
     def _told(self, line: str) -> None:
         # A guest can make these as fast as it resets its driver; `describe` counts them all.
-        second = self._clock_ns() // 1_000_000_000
-        if second != self._told_second:
-            self._told_second, self._told_count = second, 0
-        self._told_count += 1
-        if self._told_count <= MAX_LINES_A_SECOND:
-            log.info("%s: %s", self._carrier.name, line)
+        self._vm.note(logging.INFO, self._name, "ring changes", line)
+
+    def _refused(self, text: str) -> None:
+        self._vm.note(logging.WARNING, self._name, "messages refused", f"pid {self.peer.pid}: {text}")
 
 
 class VhostUserServer(FunctionServer[VhostUserConnection]):
