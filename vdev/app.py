@@ -20,11 +20,16 @@ from vdev.control.event_log import EventLog
 from vdev.control.messages import ChangeRunState, NoArguments, QueryEvents, Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
+from vdev.control.trace_commands import trace_commands
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
+from vdev.tracing import make_trace, options_of
 from vdev.transports.fence import make_ordering
+from vdev.transports.function_server import VmContext
 from vdev.transports.listener import Listener
 from vdev.transports.scheduler import Scheduler
-from vdev.transports.vfio_user import VfioUserServer, VmContext
+from vdev.transports.vfio_user import VfioUserServer
+from vdev.transports.vhost_user import VhostUserServer
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +46,33 @@ class App:
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
-        self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self.machine = Machine(
             config,
             emit=self.events.emit,
             wake=self.scheduler.wake,
+            wake_at=self.scheduler.wake_at,
             ordering=make_ordering(),
-            vm_stopped=lambda: self.run_state.frozen,
         )
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
             for endpoint in unit.endpoints.values():
                 endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
-        self.vm = VmContext(identity_checked=config.vm.identity == "peer")
+        self.vm = VmContext(
+            identity_checked=config.vm.identity == "peer", require_sealed=config.vm.unsealed_ram == "refuse"
+        )
         self.vm.was_replaced = self._forget_run_state
+        self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
-        self.servers = {
-            name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
-            for name, function in self.machine.functions.items()
-        }
+        self.servers: dict[str, VfioUserServer | VhostUserServer] = {}
+        for name, function in self.machine.functions.items():
+            path = directory / f"{name}.sock"
+            if isinstance(function, VhostCarrier):
+                self.servers[name] = VhostUserServer(function, path, self.vm)
+            else:
+                self.servers[name] = VfioUserServer(function, path, self.vm)
+        self.trace = make_trace(config, self.machine, self.events, self.servers.values())
         self._control_listener = Listener(directory / "control.sock")
         self.control = ControlServer(self._control_listener.socket, self.commands())
 
@@ -73,6 +84,7 @@ class App:
             "query-events": Command(QueryEvents, self._events_since),
             "freeze": Command(ChangeRunState, self.run_state.freeze),
             "thaw": Command(ChangeRunState, self.run_state.thaw),
+            **trace_commands(self.trace),
         }
 
     def status(self) -> dict[str, Any]:
@@ -90,9 +102,10 @@ class App:
         """Nothing of ours changes guest memory or raises an interrupt, or all of it goes on. Accesses are answered."""
         if held:
             self.scheduler.pause()
-            self.vm.hold_interrupts(True)
-        else:
-            self.vm.hold_interrupts(False)
+        for unit in self.machine.units.values():
+            unit.freezer.set("VM stopped", held)
+        self.vm.hold_interrupts(held)
+        if not held:
             self.scheduler.resume()
 
     def _forget_run_state(self) -> None:
@@ -110,6 +123,8 @@ class App:
         """Listen, announce the sockets, serve until `stopping` is set."""
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
+        if self.config.trace is not None:
+            self.trace.start(options_of(self.config.trace))
         listening = list(self.servers.values())
         for server in listening:
             server.listen()  # before the group: from inside it a ConfigError would come out wrapped
@@ -146,6 +161,7 @@ class App:
 
     def close(self) -> None:
         """Release what outlives the loop: sockets, mappings, the pidfd."""
+        self.trace.close()
         for server in self.servers.values():
             server.close()
         self._control_listener.close()

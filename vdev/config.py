@@ -17,6 +17,7 @@ from vdev.config_schema import (
     EndpointConfig,
     Limits,
     Reserved,
+    TraceConfig,
     UnitConfig,
     VmConfig,
 )
@@ -24,8 +25,8 @@ from vdev.config_text import convert, format_bdf, parse_bdf, parse_size, parse_y
 from vdev.errors import ConfigError
 
 __all__ = [
-    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved", "UnitConfig",
-    "VmConfig", "config_warnings", "format_bdf", "load_config", "parse_bdf", "parse_config", "parse_size",
+    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved", "TraceConfig",
+    "UnitConfig", "VmConfig", "config_warnings", "format_bdf", "load_config", "parse_bdf", "parse_config", "parse_size",
 ]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096
@@ -61,8 +62,12 @@ def parse_config(text: str, name: str) -> Config:
 
 
 def config_warnings(config: Config) -> list[str]:
-    """What is legal and yet will surprise a stock Linux guest, one line each."""
+    """What is legal and yet will surprise a stock Linux guest, or the user, one line each."""
     warnings: list[str] = []
+    if config.vm.unsealed_ram == "allow":
+        warnings.append(
+            "vm.unsealed_ram: allow: a RAM file that shrinks while it is mapped kills this process (SIGBUS)"
+        )
     for unit in config.units:
         key = f"units[{unit.name}]"
         if parse_size(unit.granule) > GUEST_PAGE_SIZE:

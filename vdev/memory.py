@@ -7,8 +7,9 @@ drops its views when `generation` changes.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from typing import Protocol
 
 from vdev.errors import MemoryAccessError
 
@@ -29,6 +30,20 @@ class Region:
     @property
     def stop(self) -> int:
         return self.gpa + self.nbytes
+
+
+class Memory(Protocol):
+    """What a ring needs of the memory it lies in: a `RegionTable`, or what a device behind an IOMMU reaches."""
+
+    @property
+    def generation(self) -> int:
+        """Another number than before when views taken earlier may not be used any more."""
+
+    def find(self, gpa: int) -> Region | None:
+        """The region that contains `gpa`, for as long as `generation` stays; None where none can be promised."""
+
+    def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """See `RegionTable.slices`."""
 
 
 class RegionTable:
@@ -70,7 +85,8 @@ class RegionTable:
         stop = gpa + nbytes
         first = max(bisect_right(self._starts, gpa) - 1, 0)
         doomed: list[Region] = []
-        for region in self._regions[first:]:
+        for index in range(first, len(self._regions)):
+            region = self._regions[index]
             if region.gpa >= stop:
                 break
             if region.stop <= gpa:
@@ -79,9 +95,10 @@ class RegionTable:
                 raise MemoryAccessError(gpa, nbytes, f"would split region {region.gpa:#x}+{region.nbytes:#x}")
             doomed.append(region)
         if doomed:
-            gone = {id(region) for region in doomed}
-            self._regions = [region for region in self._regions if id(region) not in gone]
-            self._starts = [region.gpa for region in self._regions]
+            # They are neighbours; a client may hold tens of thousands of others, and rebuilding those takes long.
+            index = bisect_left(self._starts, doomed[0].gpa)
+            del self._regions[index : index + len(doomed)]
+            del self._starts[index : index + len(doomed)]
             self.generation += 1
             self._lost += [(region.gpa, region.stop) for region in doomed if region.view is not None]
             del self._lost[:-MAX_LOST]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 import stat
@@ -13,8 +15,9 @@ import pytest
 
 from tests.support import vfio_scene
 from tests.support.vfio_client import VfioClient
-from tests.support.vfio_scene import PAGE, FakeFunction, GuestRam, eventfds, open_fds, served, until
+from tests.support.vfio_scene import PAGE, FakeFunction, GuestRam, Served, eventfds, open_fds, served, until
 from vdev.errors import ConfigError, PeerError
+from vdev.limited_log import LINES
 from vdev.transports import identity
 from vdev.transports.identity import VmIdentity
 from vdev.transports.listener import Listener
@@ -151,6 +154,28 @@ async def test_a_second_connection_is_refused_and_the_first_stays(
         assert second.death == "EOF"
         assert "connected already" in caplog.text
         assert (await first.device_info()).num_regions == 9
+
+
+async def _refusals(scene: Served, count: int) -> None:
+    await until(lambda: scene.server.refused >= count)
+
+
+async def test_a_thousand_connects_make_a_handful_of_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(tmp_path) as scene:
+        first = await scene.negotiated()
+        with caplog.at_level(logging.INFO):
+            for batch in range(250):
+                with contextlib.ExitStack() as peers:
+                    for _ in range(4):  # what the backlog takes
+                        peers.enter_context(socket.socket(socket.AF_UNIX)).connect(str(scene.path))
+                    await _refusals(scene, 4 * (batch + 1))
+
+        assert scene.server.describe()["refused_connections"] == 1000
+        assert (await first.device_info()).num_regions == 9
+        assert len(caplog.records) == LINES
+        assert f"fake0: connection refused: pid {os.getpid()} is connected already" in caplog.text
+        scene.vm.close()
+        assert caplog.messages[-1] == f"fake0: {1000 - LINES} more lines like it: connections refused"
 
 
 async def test_all_functions_of_a_vm_belong_to_the_process_that_came_first(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.support import vfio_scene
 from tests.support.vfio_client import Refused
 from tests.support.vfio_scene import PAGE, FakeFunction, GuestRam, eventfds, open_fds, served, until
+from vdev.limited_log import LINES
 from vdev.wire import vfio_user as wire
 from vdev.wire.vfio_user import Command
 
@@ -125,7 +127,8 @@ async def test_refusals_are_counted_but_cannot_fill_the_log(tmp_path: Path, capl
             await client.device_info()
 
         assert scene.server.describe()["connection"]["refused"] == 100
-        assert len(caplog.records) == 16
+        assert len(caplog.records) == LINES
+        assert f"pid {os.getpid()}: refused 99 (errno 38)" in caplog.messages[0]
 
 
 async def test_what_every_client_asks_and_is_refused_does_not_show_as_trouble(

@@ -67,6 +67,7 @@ async def test_a_short_version_request_gets_a_reply_that_fits_it(tmp_path: Path,
         wire.Version(0, 0).pack() + b'{"capabilities":{"max_data_xfer_size":-1}}\0',
         wire.Version(0, 0).pack() + b"[" * 3000 + b"\0",
         wire.Version(0, 0).pack() + b"\xff\xfe\0",
+        wire.Version(0, 0).pack() + b"{}" + b" " * 8192 + b"\0",
         b"\0",
     ],
 )

@@ -32,7 +32,7 @@ class PagedDoor:
         self.stores: list[tuple[int, bytes]] = []
         self.accesses = 0
         self.slice_nbytes = 1 << 20
-        self.shut = False
+        self.frozen = False
 
     def map(self, iova: int, offset: int | None, nbytes: int, access: int = READ | WRITE) -> None:
         for at in range(0, nbytes, PAGE):

@@ -46,8 +46,8 @@ async def until_true(condition: Callable[[], bool] | Callable[[], Awaitable[bool
 class Ram(GuestRam):
     """Guest RAM at guest-physical 0."""
 
-    def __init__(self) -> None:
-        super().__init__(RAM_NBYTES)
+    def __init__(self, *, sealed: bool = True) -> None:
+        super().__init__(RAM_NBYTES, sealed=sealed)
         assert self.map is not None
         self.view = memoryview(self.map)
 

@@ -13,28 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import vfio_scene
+from tests.support.ram_scene import RamScene as Scene
 from tests.support.vfio_scene import PAGE, GuestRam, open_fds
 from vdev.errors import MemoryAccessError, MessageError
-from vdev.memory import RegionTable
-from vdev.transports.ram import MAX_FILES, ConnectionRam, RamFiles, is_shared
+from vdev.transports.ram import MAX_FILES, RamFiles, is_shared
 from vdev.wire import vfio_user as wire
 
 every_fd_is_closed = vfio_scene.every_fd_is_closed
-
-
-class Scene:
-    """A connection's view of RAM whose QEMU is this process."""
-
-    def __init__(self, files: RamFiles | None = None, pid: int | None = None) -> None:
-        self.files = RamFiles() if files is None else files
-        self.table = RegionTable()
-        self.ram = ConnectionRam(self.files, self.table, os.getpid() if pid is None else pid)
-
-    def map(self, gpa: int, nbytes: int, fd: int | None = None, offset: int = 0, flags: int = 3) -> None:
-        self.ram.map(wire.DmaMap(32, flags, offset, gpa, nbytes), fd)
-
-    def unmap(self, gpa: int, nbytes: int, flags: int = 0) -> None:
-        self.ram.unmap(wire.DmaUnmap(24, flags, gpa, nbytes))
 
 
 def test_both_sides_see_the_same_bytes() -> None:
@@ -191,6 +176,7 @@ def test_unsealed_ram_is_not_dma_able_where_seals_are_required(caplog: pytest.Lo
 
         assert scene.table.regions()[0].view is None
         assert "not sealed" in caplog.text
+        assert "vm.unsealed_ram: allow" in caplog.text
 
 
 def test_a_map_beyond_the_file_is_refused() -> None:

@@ -31,7 +31,7 @@ def rig() -> Rig:
     rig.start()
     rig.put(descriptor(Op.COPY, tag=3, flags=Flag.IRQ, src=A, dst=B, nbytes=LONG))
     rig.engine.run()
-    rig.door.shut = True
+    rig.door.frozen = True
     return rig
 
 
@@ -40,7 +40,7 @@ def test_clearing_enable_while_dma_is_held_writes_its_completion_later(rig: Rig)
     rig.write32(Register.CONTROL, IRQ)
     held = (rig.door.accesses, rig.read32(Register.STATUS), list(rig.host.vectors))
 
-    rig.door.shut = False
+    rig.door.frozen = False
     rig.run()
 
     assert held == (accesses, 0, [])
@@ -55,7 +55,7 @@ def test_a_completion_that_waits_is_void_after_a_reset_or_a_new_start(rig: Rig, 
     rig.write32(Register.CONTROL, IRQ)
     rig.write32(Register.CONTROL, control)
 
-    rig.door.shut = False
+    rig.door.frozen = False
     rig.run()
 
     assert rig.completion().status == CompletionStatus.PENDING
@@ -66,7 +66,7 @@ def test_a_completion_that_waits_is_void_when_dma_is_taken_away(rig: Rig) -> Non
     rig.write32(Register.CONTROL, IRQ)
     rig.engine.stop(ErrorCode.BUS_MASTER_OFF)
 
-    rig.door.shut = False
+    rig.door.frozen = False
     rig.run()
 
     assert rig.completion().status == CompletionStatus.PENDING

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-MAX_LINE_NBYTES = 1 << 20  # bounds what one client can make us buffer
+MAX_LINE_NBYTES = 64 << 10  # of a request; a client can make us buffer twice that
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):

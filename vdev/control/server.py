@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,12 @@ import msgspec
 
 from vdev.control.messages import MAX_LINE_NBYTES, ErrorBody, Request
 from vdev.errors import VdevError
+from vdev.limited_log import LimitedLog
+
+MAX_CLIENTS = 64
+MAX_CLIENTS_OF_ONE_PROCESS = 16
+ACCEPT_RETRY_S = 0.5  # when this process is out of fds or memory
+_SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -23,10 +31,14 @@ _decode_request = msgspec.json.Decoder(Request).decode
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the command table: the type its arguments are checked against, and what answers it."""
+    """One row of the command table: the type its arguments are checked against, and what answers it.
+
+    A command with a `stream` is the last of its connection: lines follow its answer until either side ends.
+    """
 
     arguments: type[msgspec.Struct]
     answer: Callable[[Any], object]
+    stream: Callable[[Any], AsyncGenerator[bytes, None]] | None = None
 
 
 class ControlServer:
@@ -35,62 +47,141 @@ class ControlServer:
     def __init__(self, listener: socket.socket, commands: Mapping[str, Command]) -> None:
         self._listener = listener
         self._commands = commands
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._clients: dict[asyncio.Task[None], int] = {}  # each with its process
+        self._limited_log = LimitedLog()
 
     async def start(self) -> None:
         """Accept clients from now on."""
-        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener, limit=MAX_LINE_NBYTES)
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def close(self) -> None:
         """Accept no more, and end the connected clients."""
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
         for client in self._clients:
             client.cancel()
+        self._limited_log.flush(log)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno not in _SHORT_OF_RESOURCES:
+                    raise
+                self._note(logging.ERROR, "accepts failed", f"cannot accept: {error.strerror}")
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Serve the client behind `sock` in a task of its own, or close it with a line in the log."""
+        pid, uid = _peer_of(sock)
+        own = sum(other == pid for other in self._clients.values())
+        problem = ""
+        if uid not in (0, os.geteuid()):
+            problem = f"it belongs to user {uid}, we are user {os.geteuid()}"
+        elif own >= MAX_CLIENTS_OF_ONE_PROCESS:
+            problem = f"it has {own} connections, a process may have {MAX_CLIENTS_OF_ONE_PROCESS}"
+        elif len(self._clients) >= MAX_CLIENTS:
+            problem = f"there are {len(self._clients)} clients, at most {MAX_CLIENTS} are served"
+        if problem:
+            self._note(logging.WARNING, "clients refused", f"refused a client (pid {pid}): {problem}")
+            sock.close()
+            return
         # The task is ours: one that asyncio makes logs a traceback when the loop ends under it.
-        client = asyncio.get_running_loop().create_task(self._client(reader, writer))
-        self._clients.add(client)
-        client.add_done_callback(self._clients.discard)
+        client = asyncio.get_running_loop().create_task(self._client(sock, pid))
+        self._clients[client] = pid
+        client.add_done_callback(self._clients.pop)
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _client(self, sock: socket.socket, pid: int) -> None:
         try:
-            if not _is_own_user(writer):
-                log.warning("control: refused a client of another user")
-                return
+            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_NBYTES)
+        except BaseException:
+            sock.close()
+            raise
+        try:
             while line := await reader.readline():
-                if line.strip():
-                    writer.write(self.answer(line) + b"\n")
-                    await writer.drain()
-        except (ConnectionError, ValueError) as error:
-            log.info("control: client dropped: %s", error)
+                if not line.strip():
+                    continue
+                answer, lines = self._answer(line)
+                writer.write(answer + b"\n")
+                await writer.drain()
+                if lines is not None:
+                    await _stream(lines, reader, writer)
+                    return
+                await asyncio.sleep(0)  # many lines may have come at once, and others have their turn between them
+        except (ConnectionError, ValueError, RecursionError) as error:
+            self._note(logging.INFO, "clients dropped", f"client (pid {pid}) dropped: {error}")
         finally:
             writer.close()
 
+    def _note(self, level: int, kind: str, text: str) -> None:
+        self._limited_log.log(log, level, ("control", kind), f"control: {text}")
+
     def answer(self, line: bytes) -> bytes:
         """The reply to one request line, without its newline; never raises on what the line contains."""
+        return self._answer(line)[0]
+
+    def _answer(self, line: bytes) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
+        """The reply, and what is to be streamed after it."""
+        stream = None
         try:
             request = _decode_request(line)
-        except msgspec.DecodeError as error:
-            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")})
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")}), None
         reply: dict[str, object] = {"id": request.id} if request.id is not None else {}
         command = self._commands.get(request.execute)
         if command is None:
             known = ", ".join(sorted(self._commands))
             reply["error"] = ErrorBody("CommandNotFound", f"no command '{request.execute}'; there are: {known}")
-            return _encode(reply)
+            return _encode(reply), None
         try:
             arguments = msgspec.convert(request.arguments, command.arguments)
             reply["return"] = command.answer(arguments)
+            stream = command.stream(arguments) if command.stream is not None else None
         except (msgspec.ValidationError, VdevError) as error:
             reply["error"] = ErrorBody("GenericError", f"{request.execute}: {error}")
-        return _encode(reply)
+        return _encode(reply), stream
 
 
-def _is_own_user(writer: asyncio.StreamWriter) -> bool:
-    peer = writer.get_extra_info("socket")
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", raw)
-    return uid in (0, os.geteuid())
+async def _stream(
+    lines: AsyncGenerator[bytes, None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Write what comes until it ends or the client hangs up; a client that only listens is noticed by its end alone."""
+
+    async def pump() -> None:
+        async with aclosing(lines):
+            async for chunk in lines:
+                writer.write(chunk)
+                await writer.drain()
+
+    pumping, listening = asyncio.ensure_future(pump()), asyncio.ensure_future(_hang_up(reader))
+    tasks = (pumping, listening)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not pumping.done():
+            writer.transport.abort()  # what a reader has not taken by now it never will
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+async def _hang_up(reader: asyncio.StreamReader) -> None:
+    while await reader.read(1 << 12):
+        pass  # whatever a client says while it listens is not a command any more
+
+
+def _peer_of(sock: socket.socket) -> tuple[int, int]:
+    """pid (0: not visible from here) and uid of the process that connected."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _gid = struct.unpack("3i", raw)
+    return pid, uid

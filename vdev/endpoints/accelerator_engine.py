@@ -60,6 +60,7 @@ class Engine:
         self._release = release
         self._operation: Operation | None = None
         self._aborted: Operation | None = None  # its completion could not be written while DMA was held
+        self.on_error: Callable[[ErrorCode, int], None] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -132,7 +133,7 @@ class Engine:
     def _disable(self) -> None:
         """ENABLE was cleared: an operation under way ends here, with a completion that says so."""
         operation, self._operation = self._operation, None
-        if operation is not None and self._door.shut:
+        if operation is not None and self._door.frozen:
             self._aborted = operation  # the completion is written in the first slice that may
         elif operation is not None:
             self._complete(operation.descriptor, CompletionStatus.ABORTED, operation.done)
@@ -208,6 +209,8 @@ class Engine:
 
     def _error(self, code: ErrorCode, iova: int, *, interrupt: bool = True) -> None:
         self.registers.error, self.registers.error_iova = int(code), iova
+        if self.on_error is not None:
+            self.on_error(code, iova)
         if interrupt:
             self._interrupt(VECTOR_ERROR)
 

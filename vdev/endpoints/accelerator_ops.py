@@ -27,10 +27,7 @@ NO_RESERVED = bytes(24)
 class Door(Protocol):
     """The only way to guest memory; every method raises DmaError (TranslationFault included) before touching a byte."""
 
-    @property
-    def shut(self) -> bool:
-        """Whether all DMA is held for now."""
-
+    frozen: bool  # all DMA is held for now
     slice_nbytes: int  # the most that `views` should be asked for at once: with small pages every page costs
 
     def read(self, iova: int, nbytes: int) -> bytes: ...

@@ -3,7 +3,7 @@
 Every refusal is a DmaError with a stable `reason` and nothing touched:
 
     bus-master-off       the function may not reach the bus (bus master, stopped, removed)
-    frozen               all DMA of this endpoint is held (`DmaDoor.frozen`), or the whole VM is stopped
+    frozen               all DMA of this endpoint is held: the VM is stopped, or the unit's rings are suspended
     unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
     anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vdev.errors import DmaError, MemoryAccessError, TranslationFault
+from vdev.events import DmaDone, Trace
 from vdev.memory import RegionTable
 
 READ = 1
@@ -49,11 +50,6 @@ def _nobody() -> None:
     """No one wants to hear of faults."""
 
 
-def _never() -> bool:
-    """There is no run state to follow."""
-    return False
-
-
 class DmaDoor:
     """All DMA of one endpoint."""
 
@@ -64,25 +60,16 @@ class DmaDoor:
         function: DmaFunction,
         *,
         after_fault: Callable[[], None] = _nobody,
-        vm_stopped: Callable[[], bool] = _never,
     ) -> None:
-        """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`).
-
-        `vm_stopped`: whether no memory of the VM may change now. No slice runs then; this is for register writes.
-        """
+        """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`)."""
         self.endpoint_id = endpoint_id
-        self.frozen = False  # by who holds this endpoint alone; apart from `vm_stopped`: neither undoes the other
+        self.frozen = False
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
         self.slice_nbytes = MAX_PIECES * engine.granule
+        self.trace: Trace | None = None
         self._engine = engine
         self._function = function
         self._after_fault = after_fault
-        self._vm_stopped = vm_stopped
-
-    @property
-    def shut(self) -> bool:
-        """Whether every access is refused as frozen, for whichever reason."""
-        return self.frozen or self._vm_stopped()
 
     def read(self, iova: int, nbytes: int) -> bytes:
         """A copy of [iova, iova+nbytes); DmaError as the module says."""
@@ -103,32 +90,36 @@ class DmaDoor:
         `nbytes` 0 gives []. The caller keeps `nbytes` to its slice and to `slice_nbytes`: with small pages every page
         costs. Pages that are neighbours in guest memory share a view.
         """
+        access = WRITE if write else READ
         try:
-            return self._views(iova, nbytes, WRITE if write else READ)
+            views = self._views(iova, nbytes, access)
         except DmaError as error:
             self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
+            if self.trace is not None:
+                self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, 0, error.reason))
+            if isinstance(error, TranslationFault):
+                self._engine.fault(self.endpoint_id, error, access)
+                self._after_fault()
             raise
+        if self.trace is not None:
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
+        return views
 
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
         if not self._function.dma_enabled:
-            raise DmaError("bus-master-off", iova)
-        if self.shut:
-            raise DmaError("frozen", iova)
+            raise DmaError("bus-master-off", iova, passing=True)
+        if self.frozen:
+            raise DmaError("frozen", iova, passing=True)
         if nbytes <= 0:
             return []
-        try:
-            pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
-        except TranslationFault as error:
-            self._engine.fault(self.endpoint_id, error, access)
-            self._after_fault()
-            raise
+        pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
         views: list[memoryview] = []
         slices, write = self._function.memory.slices, access == WRITE
         try:
             for gpa, length in pieces if len(pieces) == 1 else joined(pieces):
                 views += slices(gpa, length, write=write)
         except MemoryAccessError as error:
-            raise DmaError("unsupported-request", iova, str(error)) from error
+            raise DmaError("unsupported-request", iova, str(error), passing=error.lost) from error
         return views
 
 

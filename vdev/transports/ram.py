@@ -4,9 +4,10 @@ A file is mapped once, whole, however many connections name it and however often
 explicitly: views of it may live in rings; it goes when the last reference does. mmap keeps its own duplicate of
 the fd, so the caller's is closed at once.
 
-SIGBUS would kill us when a mapped file shrinks. The size is checked whenever a range is mapped; only a memfd
-sealed against shrinking (QEMU's default) rules it out afterwards, and what is not sealed is named in the log. A host
-that runs out of memory or huge pages while a page is first touched kills QEMU in the same way.
+SIGBUS kills us when a mapped file shrinks, and no check of ours can be in time: whoever has the file may truncate it
+between the check and the access. Only a memfd sealed against shrinking (QEMU's default) rules it out, and a seal
+cannot be taken off again; so what is not sealed is not used unless the user says so. A host that runs out of memory
+or huge pages while a page is first touched kills QEMU in the same way.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from vdev.errors import MemoryAccessError, MessageError, VdevError
+from vdev.limited_log import LimitedLog
 from vdev.memory import GPA_SPACE, Region, RegionTable
 from vdev.wire import vfio_user as wire
 
 log = logging.getLogger(__name__)
 
-MAX_COMPLAINTS = 64  # inodes whose trouble is logged, per VM; later ones are only counted in describe()
+MAX_COMPLAINTS = 64  # files remembered as complained of, per VM
+MAX_NAME_NCHARS = 100  # of a file, in the log
 MAX_FILES = 256  # mappings per VM, each of which keeps an fd; more RAM files than that are not DMA-able
+MAX_MAPPED_NBYTES = 1 << 43  # of a VM's files; sparse ones could use up our address space, and with it every allocation
 _KNOWN_DMA_FLAGS = sum(wire.DmaFlags)  # an int: inverting a flag enumeration drops the unknown bits
 _CURE = "use memory-backend-memfd with share=on"
+_ALLOW = "or accept with 'vm.unsealed_ram: allow' that this process dies when the file shrinks"
 
 FileKey = tuple[int, int, bool]  # st_dev, st_ino, mapped writable
 
@@ -52,11 +57,14 @@ class RamFile:
 class RamFiles:
     """All RAM files of one VM, by inode. With `require_sealed`, a file that may shrink is not used at all."""
 
-    def __init__(self, *, require_sealed: bool = False) -> None:
+    def __init__(self, *, require_sealed: bool = False, limited_log: LimitedLog | None = None) -> None:
         self.require_sealed = require_sealed
         self._files: dict[FileKey, RamFile] = {}
         self._live = 0  # mappings with a reference, those that a grown file replaced included
-        self._complained: set[tuple[int, int]] = set()
+        self._mapped_nbytes = 0  # by them
+        self._complained: set[str] = set()
+        self._main: RamFile | None = None  # what some connection has at GPA 0
+        self._limited_log = LimitedLog() if limited_log is None else limited_log
 
     def __len__(self) -> int:
         return len(self._files)
@@ -67,6 +75,9 @@ class RamFiles:
         `fd` stays the caller's. `pid` is QEMU's (0: unknown). Raises MessageError when the file is too short for
         what the client claims, UnusableRam when it must not be used for DMA.
         """
+        # Seals come first: only a memfd has them, and asking any other file anything may block (FUSE, NFS).
+        if self.require_sealed and not _seals(fd) & fcntl.F_SEAL_SHRINK:
+            raise UnusableRam(f"it is not sealed against shrinking: {_CURE}, {_ALLOW}")
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UnusableRam("the fd is not a regular file or memfd")
@@ -79,10 +90,13 @@ class RamFiles:
         if known is None or len(known.view) < stop:
             if self._live >= MAX_FILES:
                 raise UnusableRam(f"the VM has more than {MAX_FILES} RAM files")
+            if self._mapped_nbytes + status.st_size > MAX_MAPPED_NBYTES:
+                raise UnusableRam(f"a file of {status.st_size:#x} bytes takes the VM past {MAX_MAPPED_NBYTES:#x}")
             sealed, shared = self._inspect(fd, status, pid)
             view = _map_whole(fd, status.st_size, writable=writable)
             known = self._files[key] = RamFile(key, view, sealed, shared)
             self._live += 1
+            self._mapped_nbytes += status.st_size
         known.refs += 1
         return known
 
@@ -92,16 +106,31 @@ class RamFiles:
         if file.refs:
             return
         self._live -= 1
+        self._mapped_nbytes -= len(file.view)
         if self._files.get(file.key) is file:
             del self._files[file.key]
+        if self._main is file:
+            self._main = None
+
+    def is_main(self, file: RamFile) -> bool:
+        """Whether `file` is what lies at GPA 0 in this VM; the first to be asked about is."""
+        if self._main is None:
+            self._main = file
+        return self._main.key[:2] == file.key[:2]
 
     def complain(self, fd: int, level: int, text: str) -> None:
-        """Log `text` once per inode."""
-        status = os.fstat(fd)
-        inode = (status.st_dev, status.st_ino)
-        if inode not in self._complained and len(self._complained) < MAX_COMPLAINTS:
-            self._complained.add(inode)
-            log.log(level, "guest RAM (inode %d): %s", status.st_ino, text)
+        """Log `text`, normally once per file: QEMU maps one many times."""
+        name = _name_of(fd)
+        if name not in self._complained:
+            if len(self._complained) >= MAX_COMPLAINTS:
+                self._complained.clear()
+            self._complained.add(name)
+            self._limited_log.log(log, level, ("guest RAM", "unusable or unsealed"), f"guest RAM ({name}): {text}")
+
+    def complain_of_missing_fd(self) -> None:
+        """Log that main RAM has no fd."""
+        text = f"guest RAM came without a file descriptor, so no DMA can reach it: {_CURE}"
+        self._limited_log.log(log, logging.ERROR, ("guest RAM", "no descriptor"), text)
 
     def describe(self) -> list[dict[str, Any]]:
         """Plain data for queries, one entry per mapped file."""
@@ -124,8 +153,6 @@ class RamFiles:
             raise UnusableRam(f"QEMU maps it privately, so DMA would go to a copy: {_CURE}")
         sealed = bool(_seals(fd) & fcntl.F_SEAL_SHRINK)
         if not sealed:
-            if self.require_sealed:
-                raise UnusableRam(f"it is not sealed against shrinking: {_CURE}")
             self.complain(fd, logging.WARNING, f"not sealed; if the file shrinks, this process dies: {_CURE}")
         return sealed, shared
 
@@ -133,10 +160,12 @@ class RamFiles:
 class ConnectionRam:
     """What DMA_MAP and DMA_UNMAP of one connection do to its function's region table."""
 
-    def __init__(self, files: RamFiles, table: RegionTable, pid: int) -> None:
+    def __init__(self, files: RamFiles, table: RegionTable, pid: int, *, same_as_others: bool = False) -> None:
+        """`same_as_others` demands that main RAM is the file the VM's other connections have there."""
         self._files = files
         self._table = table
         self._pid = pid
+        self._same_as_others = same_as_others
         self._owners: dict[int, RamFile] = {}  # region's GPA -> the file it holds a reference to
         self._warned_fdless = False
 
@@ -220,10 +249,14 @@ class ConnectionRam:
             # Firmware, ROM and VGA memory never have an fd; memory at 0 is the machine's main RAM.
             if request.iova == 0 and not self._warned_fdless:
                 self._warned_fdless = True
-                log.error("guest RAM came without a file descriptor, so no DMA can reach it: %s", _CURE)
+                self._files.complain_of_missing_fd()
             return None
         try:
-            return self._files.acquire(fd, request.offset + request.nbytes, self._pid)
+            file = self._files.acquire(fd, request.offset + request.nbytes, self._pid)
+            if request.iova == 0 and not self._files.is_main(file) and self._same_as_others:
+                self._files.release(file)
+                raise UnusableRam("it is not the RAM that this VM's other functions have: one QEMU, one RAM backend")
+            return file
         except UnusableRam as error:
             self._files.complain(fd, logging.ERROR, f"no DMA will reach it: {error}")
             return None
@@ -262,6 +295,12 @@ def _seals(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return 0
+
+
+def _name_of(fd: int) -> str:
+    """What the log calls a file. A memfd's inode; of anything else the name, since asking it might block."""
+    name = os.readlink(f"/proc/self/fd/{fd}").encode("unicode_escape").decode()[:MAX_NAME_NCHARS]
+    return f"{name}, inode {os.fstat(fd).st_ino}" if name.startswith("/memfd:") else name
 
 
 def _map_whole(fd: int, nbytes: int, *, writable: bool) -> memoryview:

@@ -94,10 +94,8 @@ class Vectors:
         old, self._eventfds[vector] = self._eventfds[vector], fd
         if old is not None:
             os.close(old)
-        if fd is not None:
-            os.set_blocking(fd, False)  # a full counter must not stop the loop
-            if vector in self._pending and not self._held:
-                self._signal_pending(vector)
+        if vector in self._pending and not self._held:
+            self._signal_pending(vector)
 
     def _signal_pending(self, vector: int) -> None:
         fd = self._eventfds[vector]
@@ -130,6 +128,8 @@ class Vectors:
 
 
 def _signal(eventfd: int) -> None:
-    # A full counter refuses one more; QEMU has more than enough to read then.
+    # A full counter refuses one more; QEMU has more than enough to read then. It must not stop the loop instead, and
+    # QEMU shares the flag that says so: what it does with it between this line and the next stops only itself.
+    os.set_blocking(eventfd, False)
     with contextlib.suppress(BlockingIOError):
         os.eventfd_write(eventfd, 1)

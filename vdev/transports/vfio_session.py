@@ -24,7 +24,7 @@ from vdev.wire.vfio_user import Command
 
 log = logging.getLogger(__name__)
 
-MAX_REFUSALS_LOGGED = 16  # per connection; a client cannot fill the log
+MAX_VERSION_TEXT_NBYTES = 4096  # JSON takes many times its size in memory, and QEMU sends 200 bytes
 DEFAULT_TRANSFER_NBYTES = 1 << 20  # of a client that does not say
 BAR_ACCESS_NBYTES = (1, 2, 4, 8)
 CAPABILITIES = {
@@ -39,22 +39,31 @@ VERSION_TEXT = json.dumps({"capabilities": CAPABILITIES}, separators=(",", ":"))
 
 
 class Session:
-    """The state of one connection's conversation; `on_reset` is told of DEVICE_RESET before the function is."""
+    """The state of one connection's conversation.
+
+    `on_reset` is told of DEVICE_RESET before the function is, `on_refusal` in words of each refused message.
+    """
 
     def __init__(
-        self, function: Function, ram: ConnectionRam, vectors: Vectors, on_reset: Callable[[], None] = lambda: None
+        self,
+        function: Function,
+        ram: ConnectionRam,
+        vectors: Vectors,
+        on_reset: Callable[[], None] = lambda: None,
+        on_refusal: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._function = function
         self._ram = ram
         self._vectors = vectors
         self._on_reset = on_reset
+        self._on_refusal = on_refusal
         self._bar_nbytes = {bar.index: bar.nbytes for bar in function.bars}
         self._is_open = False  # VERSION was answered
         self.client_transfer_nbytes = DEFAULT_TRANSFER_NBYTES
         self.handled = 0
         self.refused = 0
 
-    def handle(self, message: Message) -> bytes | None:
+    def handle(self, message: Message[wire.Header]) -> bytes | None:
         """The reply to one request, None when it wants none; closes the fds that were not taken."""
         header = message.header
         self.handled += 1
@@ -89,10 +98,9 @@ class Session:
         row = COMMANDS.get(header.command)
         if row is not None and row.probes:
             log.debug("%s: %s", self._function.name, error)
-        elif self.refused <= MAX_REFUSALS_LOGGED:
+        else:
             name = wire.COMMAND_NAMES.get(header.command, str(header.command))
-            silence = "; further ones are only counted" if self.refused == MAX_REFUSALS_LOGGED else ""
-            log.warning("%s: refused %s (errno %d): %s%s", self._function.name, name, error.errno, error, silence)
+            self._on_refusal(f"refused {name} (errno {error.errno}): {error}")
 
     # Handlers, in the order of COMMANDS
 
@@ -246,6 +254,8 @@ def _client_transfer_nbytes(text: bytes) -> int:
     """`max_data_xfer_size` of the client's VERSION text; MessageError when the text is not what the protocol says."""
     if not text:
         return DEFAULT_TRANSFER_NBYTES
+    if len(text) > MAX_VERSION_TEXT_NBYTES:
+        raise MessageError(errno.EINVAL, f"VERSION text of {len(text)} bytes, at most {MAX_VERSION_TEXT_NBYTES} belong")
     try:
         if text[-1]:
             raise ValueError("no NUL at the end")

@@ -1,0 +1,185 @@
+"""Hostile peers at random beside a working VM: on its own sockets, on functions nobody else uses, on another VM's.
+
+VDEV_TIER=soak does it for ten minutes. The guest runs the demo's checks round after round meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from guest_tests.conftest import CONFIG
+from guest_tests.payload import __path__ as payload_path
+from guest_tests.payload.checks import chosen
+from qmp_bridge.plan import Options
+from qmp_bridge.up import RunningVm, bring_up
+from tests.support.hostile_peers import ACTS, Act, Where, whatever_comes
+from tests.support.hostile_watch import Watch, working
+from tests.support.serve_process import TWO_UNITS, ServeProcess, serving
+from vdev.config import Config, EndpointConfig, UnitConfig, load_config
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
+
+SOAK = os.environ.get("VDEV_TIER") == "soak"
+SECONDS = 600 if SOAK else 15
+SEED = 20261121
+HANDS = 2  # acts under way at a time
+MORE_ROUNDS = 2  # after the last act
+ROOM_NBYTES = 64 << 20
+LINES_A_MINUTE = 400  # a dozen kinds of trouble, eight lines each and minute, on a handful of sockets
+UNCHECKED = "vm: {identity: unchecked}\n" + TWO_UNITS
+
+# A process of its own for each round, so that the next one finds every device closed.
+PAYLOAD = b"""\
+import json, os, sys
+sys.path.insert(0, "/payload")
+from guest_payload.checks import chosen
+from guest_payload.guest import Channel, KernelLog
+from guest_payload.lab import Lab
+from guest_payload.main import run_check
+
+def one_round(names):
+    reading, writing = os.pipe()
+    if not os.fork():
+        lab = Lab(KernelLog())
+        records = [run_check(check, lab) for check in chosen(names, 1)]
+        os.write(writing, json.dumps({r["check"]: "" if r["ok"] else r["detail"][:200] for r in records}).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = json.loads(pipe.read() or b"{}")
+    os.wait()
+    return answer
+
+channel = Channel()
+names = [check.name for check in chosen([], 1)]
+channel.send({"hello": 1, "round": one_round([])})
+names.remove("driver-bound")  # its line leaves the kernel's log in the end
+channel.receive(600)
+while channel.receive(0.001) is None:
+    channel.send({"round": one_round(names)})
+channel.send({"halted": True})
+channel.receive(600)
+"""
+
+
+@dataclass
+class Soak:
+    """What is attacked, and what came of it."""
+
+    random: Random
+    targets: dict[Where, list[Path]]
+    until: float
+    done: Counter[str] = field(default_factory=Counter)
+    rounds: list[dict[str, str]] = field(default_factory=list)
+
+    async def hand(self) -> None:
+        """Act after act until the time is over; an act that is not answered as it must be fails the test."""
+        while time.monotonic() < self.until:
+            act: Act = self.random.choice(ACTS)
+            self.done[act.name] += 1
+            await asyncio.to_thread(whatever_comes, act, self.random.choice(self.targets[act.where]))
+
+
+def _with_spares(config: Config) -> Config:
+    """The same machine with a unit and an endpoint that QEMU is not told of, open to any process of ours."""
+    return msgspec.structs.replace(
+        config,
+        vm=msgspec.structs.replace(config.vm, identity="unchecked"),
+        units=(*config.units, UnitConfig(name="spare-iommu", bdf="00:1e.0")),
+        endpoints=(*config.endpoints, EndpointConfig(name="spare-accel", unit="spare-iommu", bdf="02:00.0")),
+    )
+
+
+def _targets(vm: RunningVm, other: ServeProcess) -> dict[Where, list[Path]]:
+    """Sockets by what may be done to them; the VM's own functions are connected, so that only the door is open."""
+    directory = Path(vm.control_path).parent
+    spares = [directory / "spare-iommu.sock", directory / "spare-accel.sock"]
+    deep = [*spares, other.path("iommu0"), other.path("accel0")]
+    shallow = [directory / "iommu0.sock", directory / "accel0.sock", other.path("accel1")]
+    return {
+        Where.FUNCTION: [*deep, *shallow],
+        Where.VFIO: [*deep, *shallow],
+        Where.CONTROL: [Path(vm.control_path), Path(other.ready["control"])],
+    }
+
+
+async def _next_round(messages: Any) -> dict[str, str]:
+    async with asyncio.timeout(60):
+        answer: dict[str, str] = (await anext(messages))["round"]
+    return answer
+
+
+async def _attacked(soak: Soak, vm: RunningVm, messages: Any) -> None:
+    """The guest works while the hands act, and for a few rounds more; then it stands still."""
+    async with asyncio.TaskGroup() as group:
+        hands = [group.create_task(soak.hand()) for _ in range(HANDS)]
+        await vm.send({"go": 1})
+        more = MORE_ROUNDS
+        while more:
+            soak.rounds.append(await _next_round(messages))
+            more -= all(hand.done() for hand in hands)
+    await vm.send({"halt": 1})
+    while "halted" not in (message := await anext(messages)):
+        soak.rounds.append(message["round"])
+
+
+@pytest.mark.soak(count=SECONDS, seed=SEED)
+async def test_a_vm_works_while_its_backend_is_attacked_and_nothing_is_left_open(
+    tmp_path: Path, record_property: Any
+) -> None:
+    config = load_config(CONFIG)
+    path = tmp_path / "spares.json"
+    path.write_bytes(msgspec.json.encode(_with_spares(config)))
+    files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
+    with serving(UNCHECKED, tmp_path / "other") as other:
+        async with bring_up(config, Options(config_path=path, payload_files=files)) as vm, working(other) as worker:
+            messages = vm.messages()
+            first = await _next_round(messages)
+            assert vm._backend is not None
+            watches = [
+                Watch(vm._backend.pid, vm.logs / "backend.log"),
+                Watch(other.popen.pid, other.log),
+            ]
+            copies = worker.copies
+            soak = Soak(Random(SEED), _targets(vm, other), time.monotonic() + SECONDS)
+
+            await _attacked(soak, vm, messages)
+
+            await worker.more_than(copies)
+            for watch in watches:
+                await watch.settled()
+            facts = {
+                "acts": sum(soak.done.values()),
+                "kinds_of_act": len(soak.done),
+                "rounds": len(soak.rounds),
+                "copies_of_the_other_vm": worker.copies - copies,
+                "grown_kib": [watch.grown_nbytes() >> 10 for watch in watches],
+                "log_lines": [len(watch.lines()) for watch in watches],
+                "open_fds": [watch.open_fds().total() for watch in watches],
+            }
+            for name, value in facts.items():
+                record_property(name, value)
+            await messages.aclose()
+            _judge(first, soak, watches)
+
+
+def _judge(first: dict[str, str], soak: Soak, watches: list[Watch]) -> None:
+    assert first == dict.fromkeys((check.name for check in chosen([], 1)), "")
+    assert len(soak.rounds) > MORE_ROUNDS
+    assert [found for found in soak.rounds if any(found.values()) or len(found) != len(first) - 1] == []
+    for watch in watches:
+        assert watch.open_fds() == watch.fds
+        assert watch.ram_maps() == watch.maps
+        assert watch.grown_nbytes() < ROOM_NBYTES
+        assert not [line for line in watch.lines() if "Traceback" in line or "never retrieved" in line]
+        assert len(watch.lines()) < LINES_A_MINUTE * (1 + SECONDS / 60)
