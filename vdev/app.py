@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +21,13 @@ from vdev.control.event_log import EventLog
 from vdev.control.messages import NoArguments, QueryEvents, Ready
 from vdev.control.server import Command, ControlServer
 from vdev.functions.base import Worker
+from vdev.machine import VIOT_NAME, viot_table
+from vdev.transports.access import resolve_access
 from vdev.transports.fence import make_ordering
-from vdev.transports.listener import Listener
+from vdev.transports.identity import peer_of
+from vdev.transports.listener import Listener, write_beside
 from vdev.transports.scheduler import Scheduler
+from vdev.transports.sd_notify import READY, STOPPING, notify
 from vdev.transports.vfio_user import VfioUserServer, VmContext
 
 log = logging.getLogger(__name__)
@@ -46,15 +51,18 @@ class App:
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
             for endpoint in unit.endpoints.values():
                 endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
-        self.vm = VmContext(identity_checked=config.vm.identity == "peer")
+        self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
+        self.vm = VmContext(identity_checked=config.vm.identity == "peer", access=self.access)
+        self._viot = directory / VIOT_NAME
+        self._viot_written = False
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
         self.servers = {
             name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
             for name, function in self.machine.functions.items()
         }
-        self._control_listener = Listener(directory / "control.sock")
-        self.control = ControlServer(self._control_listener.socket, self.commands())
+        self._control_listener = Listener(directory / "control.sock", self.access)
+        self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
 
     def commands(self) -> dict[str, Command]:
         """The control socket's command table."""
@@ -74,6 +82,10 @@ class App:
             "functions": {name: server.describe() for name, server in self.servers.items()},
         }
 
+    def _admits(self, sock: socket.socket) -> bool:
+        peer = peer_of(sock)
+        return self.access.admits(sock, peer.uid, peer.gid)
+
     def _events_since(self, arguments: QueryEvents) -> list[dict[str, Any]]:
         return self.events.since(arguments.since, arguments.limit, frozenset(arguments.kinds))
 
@@ -88,6 +100,8 @@ class App:
         listening = list(self.servers.values())
         for server in listening:
             server.listen()  # before the group: from inside it a ConfigError would come out wrapped
+        write_beside(self._viot, viot_table(self.config), self.access)  # for whoever starts QEMU, once we are ready
+        self._viot_written = True
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
             tasks += [group.create_task(server.serve(), name=f"serve {server.path.name}") for server in listening]
@@ -95,7 +109,9 @@ class App:
                 tasks.append(group.create_task(self._watch_vm(os.getppid()), name="watch the VM"))
             await self.control.start()
             announce(self._ready_line())
+            notify(os.environ.get("NOTIFY_SOCKET"), READY, f"STATUS=serving {self.config.vm.name}")
             await self.stopping.wait()
+            notify(os.environ.get("NOTIFY_SOCKET"), STOPPING)
             self.control.close()
             for task in tasks:
                 task.cancel()
@@ -123,6 +139,8 @@ class App:
         """Release what outlives the loop: sockets, mappings, the pidfd."""
         for server in self.servers.values():
             server.close()
+        if self._viot_written:
+            self._viot.unlink(missing_ok=True)
         self._control_listener.close()
         self.vm.close()
 

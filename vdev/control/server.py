@@ -30,11 +30,17 @@ class Command:
 
 
 class ControlServer:
-    """Serves `commands` on a listening UNIX socket (its owner's) to processes of our own user, or root."""
+    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says; by default ourselves and root."""
 
-    def __init__(self, listener: socket.socket, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        commands: Mapping[str, Command],
+        admits: Callable[[socket.socket], bool] | None = None,
+    ) -> None:
         self._listener = listener
         self._commands = commands
+        self._admits = admits or _is_own_user
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -57,7 +63,7 @@ class ControlServer:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if not _is_own_user(writer):
+            if not self._admits(writer.get_extra_info("socket")):
                 log.warning("control: refused a client of another user")
                 return
             while line := await reader.readline():
@@ -89,8 +95,7 @@ class ControlServer:
         return _encode(reply)
 
 
-def _is_own_user(writer: asyncio.StreamWriter) -> bool:
-    peer = writer.get_extra_info("socket")
+def _is_own_user(peer: socket.socket) -> bool:
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, uid, _gid = struct.unpack("3i", raw)
     return uid in (0, os.geteuid())

@@ -57,6 +57,7 @@ class RamFiles:
         self._files: dict[FileKey, RamFile] = {}
         self._live = 0  # mappings with a reference, those that a grown file replaced included
         self._complained: set[tuple[int, int]] = set()
+        self._said_unknown = False
 
     def __len__(self) -> int:
         return len(self._files)
@@ -122,6 +123,10 @@ class RamFiles:
         shared = is_shared(pid, status.st_dev, status.st_ino)
         if shared is False:
             raise UnusableRam(f"QEMU maps it privately, so DMA would go to a copy: {_CURE}")
+        if shared is None and not self._said_unknown:
+            # Another user's /proc/PID/maps is closed to us; the VM works all the same.
+            self._said_unknown = True
+            log.info("guest RAM: whether pid %d maps it shared cannot be seen from here; it must: %s", pid, _CURE)
         sealed = bool(_seals(fd) & fcntl.F_SEAL_SHRINK)
         if not sealed:
             if self.require_sealed:
