@@ -14,28 +14,10 @@ from typing import Any
 
 _ON = frozenset({"on", "yes", "true", "y"})
 # Options that take no value. After any other one, an argument that does not start with "-" is its value.
-_FLAGS = frozenset(
-    {
-        "S",
-        "s",
-        "daemonize",
-        "enable-kvm",
-        "full-screen",
-        "h",
-        "help",
-        "mem-prealloc",
-        "no-reboot",
-        "no-shutdown",
-        "no-user-config",
-        "nodefaults",
-        "nographic",
-        "only-migratable",
-        "preconfig",
-        "snapshot",
-        "usb",
-        "version",
-    }  # fmt: skip
-)
+_FLAGS = frozenset({
+    "S", "s", "daemonize", "enable-kvm", "full-screen", "h", "help", "mem-prealloc", "no-reboot", "no-shutdown",
+    "no-user-config", "nodefaults", "nographic", "only-migratable", "preconfig", "snapshot", "usb", "version",
+})  # fmt: skip
 _TEXT = frozenset({"append", "kernel", "initrd"})  # their value may start with "-"
 _BINARY = re.compile(r"(?:.*/)?qemu(?:-system-\w+|-kvm|-kvm-spice)?", re.ASCII)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.ASCII | re.DOTALL)

@@ -30,7 +30,7 @@ class Command:
 
 
 class ControlServer:
-    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says; by default ourselves and root."""
+    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says (default: us, root)."""
 
     def __init__(
         self,
