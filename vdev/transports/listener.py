@@ -35,8 +35,8 @@ class Listener:
         _remove_stale(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            os.fchmod(self.socket.fileno(), access.socket_mode)  # bind() gives the path this mode, whatever the umask
-            self.socket.bind(str(path))
+            os.fchmod(self.socket.fileno(), access.socket_mode)
+            _bind(self.socket, path)
             access.hand_over(path)
             self.socket.listen(BACKLOG)
             self.socket.setblocking(False)
@@ -58,6 +58,15 @@ class Listener:
         with contextlib.suppress(OSError):
             if os.lstat(self.path).st_ino == self._inode:
                 self.path.unlink()
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    """bind() gives the path the socket's mode less the umask: a chmod afterwards could hit what somebody put there."""
+    before = os.umask(0)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
 
 
 def make_directory(directory: Path, access: SocketAccess = OURS) -> None:
