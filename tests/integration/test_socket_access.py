@@ -199,7 +199,7 @@ def test_a_failed_change_that_is_no_question_of_rights_is_said_as_it_is(
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(access_module.os, "fchown", read_only)
+    monkeypatch.setattr(os, "fchown", read_only)
     with pytest.raises(ConfigError, match=r"sockets\.group: cannot give .* to group 4712: Read-only file system"):
         Listener(tmp_path / "run" / "s", SocketAccess(group=GROUP, directory_mode=0o750))
 
