@@ -28,7 +28,7 @@ def doctor_process(pid: int, say: Say) -> int:
     except OSError as error:
         raise ConfigError("--qemu", f"the command line of process {pid} cannot be read: {error.strerror}") from None
     argv = [os.fsdecode(word) for word in words]
-    return doctor_command(argv, _version_of(argv), f"process {pid}", say)
+    return doctor_command(argv, version_of(argv), f"process {pid}", say)
 
 
 def doctor_file(name: str, say: Say) -> int:
@@ -41,7 +41,7 @@ def doctor_file(name: str, say: Say) -> int:
     starts = list(_LIBVIRT_START.finditer(text))
     said = _VERSION.search(text[starts[-1].start() :]) if starts else None
     argv = words_of(text)
-    version = (int(said[1]), int(said[2])) if said else _version_of(argv)
+    version = (int(said[1]), int(said[2])) if said else version_of(argv)
     return doctor_command(argv, version, "standard input" if name == "-" else name, say)
 
 
@@ -93,7 +93,7 @@ def _tail(path: Path) -> bytes:
         return file.read(MAX_COMMAND_NBYTES)
 
 
-def _version_of(argv: Sequence[str]) -> tuple[int, int] | None:
+def version_of(argv: Sequence[str]) -> tuple[int, int] | None:
     """What the command's own QEMU says; None when it is not here, or belongs to somebody we should not run."""
     program = parse_command(argv).program
     through_loader = len(program) == 4 and program[1] == "--library-path"  # vdev's own QEMU is started so
