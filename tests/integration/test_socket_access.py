@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.serve_process import ONE_UNIT, serving
+from tests.support.vfio_scene import PAGE, GuestRam
 from vdev.errors import ConfigError, PeerError
 from vdev.transports import access as access_module
-from vdev.transports import identity
+from vdev.transports import identity, ram
 from vdev.transports.access import OURS, SocketAccess, peer_groups, resolve_access
 from vdev.transports.identity import VmIdentity
 from vdev.transports.listener import Listener, write_beside
@@ -229,3 +230,20 @@ def test_serve_says_wrong_input_for_a_group_that_does_not_exist(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 2
     assert "vdev: sockets.group: this host has no group 'no-such-group'" in done.stderr
+
+
+def test_ram_whose_sharing_cannot_be_seen_is_used_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(ram, "is_shared", lambda *_: None)  # as for a QEMU of another user
+    files = ram.RamFiles()
+    with GuestRam(PAGE) as one, GuestRam(PAGE) as two:
+        held = [files.acquire(guest.fd, PAGE, 4711) for guest in (one, two)]
+        described = files.describe()
+        for file in held:
+            files.release(file)
+
+    assert [file["shared"] for file in described] == ["unknown", "unknown"]
+    said = [line for line in caplog.messages if "whether pid 4711 maps it shared cannot be seen from here" in line]
+    assert len(said) == 1
