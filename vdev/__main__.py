@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from vdev.parts.doctor_qemu import doctor_file, doctor_process, report
 from vdev.qemu_args import FORMATS, launcher_arguments, memory_advice
 from vdev.qemu_options import parse_command
 from vdev.qemu_rules import check_command
+from vdev.tracing import with_trace
 
 _DOCTOR_STATUS = "exit status: 0 nothing is wrong, 1 something is missing or warned of, 2 the input cannot be read"
 
