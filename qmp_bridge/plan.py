@@ -15,7 +15,7 @@ from vdev.config_checks import check_config
 from vdev.config_schema import ATTACHMENTS, Attach
 from vdev.config_text import closest
 from vdev.errors import ConfigError, PartsError
-from vdev.machine import MachinePaths, qemu_arguments, viot_table
+from vdev.machine import MachinePaths, qemu_arguments
 from vdev.parts.accel import choose_accel
 from vdev.parts.cache import Cache
 from vdev.parts.initramfs import build_initramfs
@@ -84,21 +84,17 @@ class Plan:
     qemu: list[str]
     env: Mapping[str, str]
     paths: MachinePaths
-    viot: bytes
 
     def shown(self) -> str:
-        """All of it as one block of shell, to be pasted or saved as a script: directory, table, backend, QEMU."""
-        directory, viot, log = (shlex.quote(path) for path in (self.paths.socket_dir, self.paths.viot, self._log))
+        """All of it as one block of shell, to be pasted or saved as a script: directory, backend, QEMU."""
+        directory, log = (shlex.quote(path) for path in (self.paths.socket_dir, self._log))
         env = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        write = "import sys; sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))"
         return (
             "(set -e\n"
             f"cd {shlex.quote(str(Path.cwd()))}\n"
             f"mkdir -m 700 {directory}\n"
             f"mkdir {directory}/logs\n"
-            f"# VIOT, the ACPI table that says which IOMMU an endpoint is behind: {len(self.viot)} bytes\n"
-            f"{shlex.join([sys.executable, '-c', write, self.viot.hex()])} > {viot}\n"
-            "# the backend; QEMU can connect once it has printed a line\n"
+            "# the backend; once it has printed a line QEMU can connect, and the ACPI table it is given is there\n"
             f"{shlex.join(self.backend)} > {directory}/ready &\n"
             "backend=$!; trap 'kill $backend; wait $backend || :' EXIT; trap 'exit 1' HUP INT TERM\n"
             f"until [ -s {directory}/ready ]; do kill -0 $backend; sleep 0.1; done\n"
@@ -113,7 +109,6 @@ class Plan:
 
     def write(self, config: Config, logs: Path) -> None:
         """Write the files both commands name, and the commands themselves among the logs."""
-        Path(self.paths.viot).write_bytes(self.viot)
         (Path(self.paths.socket_dir) / CONFIG_COPY).write_bytes(msgspec.json.encode(config))
         (logs / "commands.txt").write_text(self.shown(), encoding="utf-8")
 
@@ -192,5 +187,4 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
         qemu=[*parts.qemu, *arguments],
         env=parts.env,
         paths=paths,
-        viot=viot_table(config),
     )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +24,15 @@ from vdev.control.server import Command, ControlServer
 from vdev.control.trace_commands import trace_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
+from vdev.machine import VIOT_NAME, viot_table
 from vdev.tracing import make_trace, options_of
+from vdev.transports.access import resolve_access
 from vdev.transports.fence import make_ordering
 from vdev.transports.function_server import VmContext
-from vdev.transports.listener import Listener
+from vdev.transports.identity import peer_of
+from vdev.transports.listener import Listener, write_beside
 from vdev.transports.scheduler import Scheduler
+from vdev.transports.sd_notify import READY, STOPPING, notify
 from vdev.transports.vfio_user import VfioUserServer
 from vdev.transports.vhost_user import VhostUserServer
 
@@ -58,23 +63,32 @@ class App:
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
             for endpoint in unit.endpoints.values():
                 endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
+        self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
         self.vm = VmContext(
-            identity_checked=config.vm.identity == "peer", require_sealed=config.vm.unsealed_ram == "refuse"
+            identity_checked=config.vm.identity == "peer",
+            require_sealed=config.vm.unsealed_ram == "refuse",
+            access=self.access,
         )
         self.vm.was_replaced = self._forget_run_state
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
+        self._viot = directory / VIOT_NAME
+        self._viot_written = False
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
-        self.servers: dict[str, VfioUserServer | VhostUserServer] = {}
-        for name, function in self.machine.functions.items():
-            path = directory / f"{name}.sock"
-            if isinstance(function, VhostCarrier):
-                self.servers[name] = VhostUserServer(function, path, self.vm)
-            else:
-                self.servers[name] = VfioUserServer(function, path, self.vm)
+        self.servers = self._make_servers()
         self.trace = make_trace(config, self.machine, self.events, self.servers.values())
-        self._control_listener = Listener(directory / "control.sock")
-        self.control = ControlServer(self._control_listener.socket, self.commands())
+        self._control_listener = Listener(directory / "control.sock", self.access)
+        self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
+
+    def _make_servers(self) -> dict[str, VfioUserServer | VhostUserServer]:
+        servers: dict[str, VfioUserServer | VhostUserServer] = {}
+        for name, function in self.machine.functions.items():
+            path = self.directory / f"{name}.sock"
+            if isinstance(function, VhostCarrier):
+                servers[name] = VhostUserServer(function, path, self.vm)
+            else:
+                servers[name] = VfioUserServer(function, path, self.vm)
+        return servers
 
     def commands(self) -> dict[str, Command]:
         """The control socket's command table."""
@@ -112,6 +126,10 @@ class App:
         """A stop that was the dead QEMU's must not freeze the guest of the next."""
         self.run_state.thaw(ChangeRunState("a new QEMU"))
 
+    def _admits(self, sock: socket.socket) -> bool:
+        peer = peer_of(sock)
+        return self.access.admits(sock, peer.uid, peer.gid)
+
     def _events_since(self, arguments: QueryEvents) -> list[dict[str, Any]]:
         return self.events.since(arguments.since, arguments.limit, frozenset(arguments.kinds))
 
@@ -128,6 +146,8 @@ class App:
         listening = list(self.servers.values())
         for server in listening:
             server.listen()  # before the group: from inside it a ConfigError would come out wrapped
+        write_beside(self._viot, viot_table(self.config), self.access)  # for whoever starts QEMU, once we are ready
+        self._viot_written = True
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
             tasks += [group.create_task(server.serve(), name=f"serve {server.path.name}") for server in listening]
@@ -135,7 +155,9 @@ class App:
                 tasks.append(group.create_task(self._watch_vm(os.getppid()), name="watch the VM"))
             await self.control.start()
             announce(self._ready_line())
+            notify(os.environ.get("NOTIFY_SOCKET"), READY, f"STATUS=serving {self.config.vm.name}")
             await self.stopping.wait()
+            notify(os.environ.get("NOTIFY_SOCKET"), STOPPING)
             self.control.close()
             for task in tasks:
                 task.cancel()
@@ -164,6 +186,8 @@ class App:
         self.trace.close()
         for server in self.servers.values():
             server.close()
+        if self._viot_written:
+            self._viot.unlink(missing_ok=True)
         self._control_listener.close()
         self.vm.close()
 

@@ -17,6 +17,7 @@ from vdev.config_schema import (
     EndpointConfig,
     Limits,
     Reserved,
+    SocketsConfig,
     TraceConfig,
     UnitConfig,
     VmConfig,
@@ -25,8 +26,9 @@ from vdev.config_text import convert, format_bdf, parse_bdf, parse_size, parse_y
 from vdev.errors import ConfigError
 
 __all__ = [
-    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved", "TraceConfig",
-    "UnitConfig", "VmConfig", "config_warnings", "format_bdf", "load_config", "parse_bdf", "parse_config", "parse_size",
+    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved",
+    "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "config_warnings", "format_bdf", "load_config",
+    "parse_bdf", "parse_config", "parse_size",
 ]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096
@@ -36,7 +38,8 @@ _EXAMPLES = {  # cures for values of the wrong type, by key
     "memory": "such as 512M", "granule": "such as 4K", "input_range": "such as [0, 0x7fffffffff], both inclusive",
     "domain_range": "such as [0, 0xffff], both inclusive", "extra_args": "such as [-device, virtio-rng-pci]",
     "reserved": "give a list such as - {start: 0x1000, end: 0x1fff}", "options": "such as devmem: 1M",
-    "start": "the first address", "end": "the last address, inclusive",
+    "owner": "a user, such as libvirt-qemu or 64055", "group": "a group, such as kvm or 104",
+    "mode": 'of the directory, such as "0750"', "start": "the first address", "end": "the last address, inclusive",
 }  # fmt: skip
 
 

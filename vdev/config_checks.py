@@ -31,6 +31,8 @@ MAX_PROBE_SIZE = 1 << 16
 MIN_MEMORY, MAX_MEMORY = 128 << 20, 1 << 40
 MAX_CPUS = 64
 MIN_TRACE_NBYTES, MAX_TRACE_RECORDS = 1 << 16, 1_000_000
+MAX_ID = (1 << 32) - 2  # of users and groups
+SOCKET_MODES = ("0700", "0750", "0770")
 MAX_LIMIT = 1 << 32  # more mappings than that no host can hold
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
 _TAKEN_NAMES = [
@@ -52,7 +54,9 @@ _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 
 def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
-    for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved, _check_trace):
+    for check in (
+        _check_vm, _check_sockets, _check_names, _check_units, _check_addresses, _check_reserved, _check_trace,
+    ):  # fmt: skip
         check(config)
 
 
@@ -83,6 +87,25 @@ def _check_vm(config: Config) -> None:
         _require(not cure, key, f"{argument} is decided by vdev (guest RAM must stay shared, for one)", cure)
         foreign = _IOMMU_OF_QEMU.search(argument) is not None
         _require(not foreign, key, f"{argument!r} adds QEMU's own IOMMU", "vdev is the IOMMU: leave it out")
+
+
+def _check_sockets(config: Config) -> None:
+    sockets = config.sockets
+    for key, value in (("sockets.owner", sockets.owner), ("sockets.group", sockets.group)):
+        number = value if isinstance(value, int) else None
+        _require(number is None or 0 <= number <= MAX_ID, key, f"{number} is not in 0..{MAX_ID}", "or give a name")
+        odd = isinstance(value, str) and (not value or value[0] in "0123456789+-")
+        cure = "write it as 990, without a leading zero or quotes"
+        _require(not odd, key, f"{value!r} is neither a name nor a decimal number", cure)
+    mode = sockets.mode
+    _require(
+        mode in (None, *SOCKET_MODES), "sockets.mode", f"{mode!r} is not a mode for the directory",
+        f"one of {', '.join(SOCKET_MODES)}, with its leading zero; the world never gets in",
+    )  # fmt: skip
+    grouped = sockets.group is not None
+    _require(grouped or mode in (None, "0700"), "sockets.mode", f"{mode} is for a group", "name it: sockets.group")
+    problem = f"{sockets.group!r} could not enter a directory of mode 0700"
+    _require(not grouped or mode != "0700", "sockets.group", problem, 'leave mode out, or give "0750"')
 
 
 def _check_names(config: Config) -> None:

@@ -82,6 +82,14 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     extra_args: tuple[str, ...] = ()
 
 
+class SocketsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who may reach the sockets besides our own user and root; names or numbers of this host."""
+
+    owner: int | str | None = None
+    group: int | str | None = None
+    mode: str | None = None  # of the directory: "0700", or with a group "0750" (then the default) or "0770"
+
+
 class TraceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The decoded trace from the start on (docs/trace.md); `trace: {}` records in memory."""
 
@@ -97,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A whole file."""
 
     vm: VmConfig = VmConfig()
+    sockets: SocketsConfig = SocketsConfig()
     units: tuple[UnitConfig, ...]
     endpoints: tuple[EndpointConfig, ...] = ()
     trace: TraceConfig | None = None

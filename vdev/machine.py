@@ -13,12 +13,14 @@ from struct import Struct
 
 from vdev.config import ROOT_PORT_SLOTS, SERIAL_SLOT, Config, EndpointConfig, UnitConfig, parse_bdf, parse_size
 from vdev.errors import ConfigError
+from vdev.qemu_options import quote_value as _quoted
+from vdev.qemu_rules import MESSAGE_TIMEOUT_MS
 
 CHANNEL_PORT = "org.vdev.agent"  # name of the virtio-serial port a guest payload speaks on
-MESSAGE_TIMEOUT_MS = 30_000  # QEMU's own 5 s would cut a busy backend off for good
 # What the generic vhost-user device must be told of ours: its virtio id, queues and size of configuration. Two of the
 # names have underscores in QEMU.
 VHOST_USER_DEVICE = {"virtio-id": 23, "num_vqs": 2, "vq_size": 256, "config_size": 64}
+VIOT_NAME = "viot.bin"  # in the runtime directory; the backend writes it
 DEFAULT_APPEND = (
     "console=ttyS0 panic=-1 loglevel=5 "  # panic ends QEMU (-no-reboot); warnings and worse reach the console
     "cryptomgr.notests random.trust_cpu=on "  # half a second of start-up
@@ -58,7 +60,7 @@ class MachinePaths:
             console=socket_path(directory, "console"),
             console_log=f"{directory}/logs/console.log",
             channel=socket_path(directory, "channel"),
-            viot=f"{directory}/viot.bin",
+            viot=f"{directory}/{VIOT_NAME}",
             kernel=kernel,
             initrd=initrd,
         )
@@ -102,26 +104,32 @@ def kernel_append(config: Config) -> str:
 
 
 def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]:
-    """QEMU's arguments after its own name; `accel` is "kvm" or "tcg". Raises ConfigError for a path too long.
-
-    RAM is a shared memfd: with private RAM the backend would silently see other bytes than the guest.
-    """
+    """QEMU's arguments after its own name; `accel` is "kvm" or "tcg". Raises ConfigError for a path too long."""
     vm = config.vm
-    nbytes = parse_size(vm.memory)
     arguments = ["-name", vm.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    arguments += ["-machine", "q35,memory-backend=vdev.ram", "-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
-    arguments += ["-m", f"size={nbytes >> 20}M"]
-    arguments += ["-object", _json(qom_type="memory-backend-memfd", id="vdev.ram", size=nbytes, share=True)]
+    arguments += ["-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
+    arguments += machine_arguments(config)
     arguments += _monitor(paths.qmp) + _monitor(paths.monitor)
     arguments += _chardev("console", paths.console, f",logfile={_quoted(paths.console_log)}")
     arguments += ["-serial", "chardev:vdev.console"]
     arguments += _channel(paths.channel)
-    arguments += _devices(config, paths.socket_dir)
-    arguments += ["-acpitable", f"file={_quoted(paths.viot)}"]
+    arguments += device_arguments(config, paths.socket_dir, paths.viot)
     arguments += ["-kernel", paths.kernel, "-append", kernel_append(config)]
     if paths.initrd is not None:
         arguments += ["-initrd", paths.initrd]
     return [*arguments, *vm.extra_args]
+
+
+def machine_arguments(config: Config) -> list[str]:
+    """The machine and its RAM, a shared memfd: with private RAM the backend would silently see other bytes."""
+    nbytes = parse_size(config.vm.memory)
+    ram = _json(qom_type="memory-backend-memfd", id="vdev.ram", size=nbytes, share=True)
+    return ["-machine", "q35,memory-backend=vdev.ram", "-m", f"size={nbytes >> 20}M", "-object", ram]
+
+
+def device_arguments(config: Config, socket_dir: str, viot: str) -> list[str]:
+    """Root ports, our functions, and the table that puts them behind the IOMMU. ConfigError for a path too long."""
+    return [*_devices(config, socket_dir), "-acpitable", f"file={_quoted(viot)}"]
 
 
 def _functions(config: Config) -> Iterator[UnitConfig | EndpointConfig]:
@@ -211,11 +219,6 @@ def _monitor(path: str) -> list[str]:
 
 def _chardev(name: str, path: str, more: str = "") -> list[str]:
     return ["-chardev", f"socket,id=vdev.{name},path={_quoted(path)},server=on,wait=off{more}"]
-
-
-def _quoted(path: str) -> str:
-    """A comma ends a value in QEMU's option syntax, two of them are one."""
-    return path.replace(",", ",,")
 
 
 def _json(**properties: object) -> str:

@@ -70,7 +70,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones() -> None:
-    assert "known here: vm, units, endpoints" in refusal(f"units: [{UNIT}]\nzzz: 1")
+    assert "known here: vm, sockets, units, endpoints" in refusal(f"units: [{UNIT}]\nzzz: 1")
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_path_and_value() -> None:

@@ -216,19 +216,18 @@ def test_what_is_shown_is_what_a_shell_takes(tmp_path: Path) -> None:
     plan = make_plan(config, parts, Options(config_path=Path("my config.yaml")), tmp_path)
     shown = plan.shown()
     assert f" '{Path.cwd()}/my config.yaml' --runtime-dir {tmp_path}" in shown
-    assert plan.viot.hex() in shown
     assert "\nA='b c' /q -name vm " in shown
 
 
 def test_what_is_shown_runs_as_a_script(tmp_path: Path) -> None:
     config = parse_config(TEXT, "x")
     parts = Parts(("test", "-s"), {"A": "b c"}, "", "/k", "/i", "tcg")
-    backend = ("sh", "-c", "echo ready; exec sleep 30", "it's")
+    backend = ("sh", "-c", 'shift 4; echo table > "$1/viot.bin"; echo ready; exec sleep 30', "it's")
     plan = make_plan(config, parts, Options(config_path=Path("x"), backend=backend), tmp_path / "run dir")
     plan = replace(plan, qemu=["test", "-s", plan.paths.viot])
     done = subprocess.run(["sh", "-c", plan.shown()], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
-    assert Path(plan.paths.viot).read_bytes() == plan.viot
+    assert Path(plan.paths.viot).read_text() == "table\n"  # of the backend, whose file it is
 
 
 def test_the_backends_copy_of_the_configuration_is_the_configuration(tmp_path: Path) -> None:
@@ -238,7 +237,6 @@ def test_the_backends_copy_of_the_configuration_is_the_configuration(tmp_path: P
     assert plan.backend[-3] == str(tmp_path / CONFIG_COPY)
     assert load_config(tmp_path / CONFIG_COPY) == config
     assert json.loads((tmp_path / CONFIG_COPY).read_text())["vm"]["append"] == "mine"
-    assert (tmp_path / "viot.bin").read_bytes() == plan.viot
 
 
 def test_an_overridden_attachment_reaches_qemu_and_the_backend(tmp_path: Path) -> None:

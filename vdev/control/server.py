@@ -42,14 +42,20 @@ class Command:
 
 
 class ControlServer:
-    """Serves `commands` on a listening UNIX socket (its owner's) to processes of our own user, or root."""
+    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says (default: us, root)."""
 
-    def __init__(self, listener: socket.socket, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        commands: Mapping[str, Command],
+        admits: Callable[[socket.socket], bool] | None = None,
+    ) -> None:
         self._listener = listener
         self._commands = commands
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], int] = {}  # each with its process
         self._limited_log = LimitedLog()
+        self._admits = admits or _is_own_user
 
     async def start(self) -> None:
         """Accept clients from now on."""
@@ -83,8 +89,8 @@ class ControlServer:
         pid, uid = _peer_of(sock)
         own = sum(other == pid for other in self._clients.values())
         problem = ""
-        if uid not in (0, os.geteuid()):
-            problem = f"it belongs to user {uid}, we are user {os.geteuid()}"
+        if not self._admits(sock):
+            problem = f"user {uid} may not connect"
         elif own >= MAX_CLIENTS_OF_ONE_PROCESS:
             problem = f"it has {own} connections, a process may have {MAX_CLIENTS_OF_ONE_PROCESS}"
         elif len(self._clients) >= MAX_CLIENTS:
@@ -178,6 +184,10 @@ async def _stream(
 async def _hang_up(reader: asyncio.StreamReader) -> None:
     while await reader.read(1 << 12):
         pass  # whatever a client says while it listens is not a command any more
+
+
+def _is_own_user(peer: socket.socket) -> bool:
+    return _peer_of(peer)[1] in (0, os.geteuid())
 
 
 def _peer_of(sock: socket.socket) -> tuple[int, int]:

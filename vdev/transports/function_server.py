@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from vdev.errors import PeerError
 from vdev.events import ConnectionChanged, Trace
 from vdev.limited_log import LimitedLog
+from vdev.transports.access import OURS, SocketAccess
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
 from vdev.transports.ram import RamFiles
@@ -33,8 +34,11 @@ _SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class VmContext:
     """What all functions of one VM share: its process's identity, its RAM mappings, its live connections."""
 
-    def __init__(self, *, identity_checked: bool = True, require_sealed: bool = False) -> None:
-        self.identity = VmIdentity(checked=identity_checked)
+    def __init__(
+        self, *, identity_checked: bool = True, require_sealed: bool = False, access: SocketAccess = OURS
+    ) -> None:
+        self.access = access
+        self.identity = VmIdentity(checked=identity_checked, access=access)
         self.limited_log = LimitedLog()
         self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
         self.was_replaced: Callable[[], None] = lambda: None  # set by the app: a new QEMU came after one that died
@@ -167,7 +171,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
     def listen(self) -> None:
         """Create the socket (QEMU fails at once if it is not there); ConfigError when that is not possible."""
         if self._listener is None:
-            self._listener = Listener(self.path)
+            self._listener = Listener(self.path, self._vm.access)
 
     async def serve(self) -> None:
         """Accept and serve until close() or cancellation. A bug of ours in the function ends it with that exception."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vdev.errors import PeerError
+from vdev.transports.access import OURS, SocketAccess
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,12 @@ class VmIdentity:
     """The one process all sockets of a VM must come from; the first connection binds it.
 
     `checked=False` is the override for launchers that open the sockets and for pid namespaces that hide the pid:
-    any process of our own user may then connect. The user is checked either way.
+    any process that `access` admits may then connect. That is checked either way.
     """
 
-    def __init__(self, *, checked: bool = True) -> None:
+    def __init__(self, *, checked: bool = True, access: SocketAccess = OURS) -> None:
         self.checked = checked
+        self.access = access
         self.pid: int | None = None
         self.start_time: int | None = None
         self.pidfd: int | None = None  # owned here; travels with the lease
@@ -62,8 +64,8 @@ class VmIdentity:
     def admit(self, sock: socket.socket) -> Peer:
         """The peer of `sock`, if it may be (or become) this VM; PeerError says why it may not."""
         peer = peer_of(sock)
-        if peer.uid not in (os.geteuid(), 0):
-            raise PeerError(f"pid {peer.pid} belongs to user {peer.uid}, we are user {os.geteuid()}")
+        if not self.access.admits(sock, peer.uid, peer.gid):
+            raise PeerError(f"pid {peer.pid} belongs to user {peer.uid}; may connect: {self.access.describe()}")
         if not self.checked:
             return peer
         if peer.pid == 0:

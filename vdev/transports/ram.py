@@ -65,6 +65,7 @@ class RamFiles:
         self._complained: set[str] = set()
         self._main: RamFile | None = None  # what some connection has at GPA 0
         self._limited_log = LimitedLog() if limited_log is None else limited_log
+        self._said_unknown = False
 
     def __len__(self) -> int:
         return len(self._files)
@@ -151,6 +152,10 @@ class RamFiles:
         shared = is_shared(pid, status.st_dev, status.st_ino)
         if shared is False:
             raise UnusableRam(f"QEMU maps it privately, so DMA would go to a copy: {_CURE}")
+        if shared is None and not self._said_unknown:
+            # Another user's /proc/PID/maps is closed to us; the VM works all the same.
+            self._said_unknown = True
+            log.info("guest RAM: whether pid %d maps it shared cannot be seen from here; it must: %s", pid, _CURE)
         sealed = bool(_seals(fd) & fcntl.F_SEAL_SHRINK)
         if not sealed:
             self.complain(fd, logging.WARNING, f"not sealed; if the file shrinks, this process dies: {_CURE}")
