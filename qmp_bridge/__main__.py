@@ -17,7 +17,8 @@ from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
-from vdev.config import Config, config_warnings, load_config
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from vdev.config import Config, boot_kernel, config_warnings, load_config
 from vdev.errors import ConfigError, PartsError, VdevError
 
 POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end
@@ -31,17 +32,14 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start the backend and QEMU, run the payload, take everything down")
     up.add_argument("config", type=Path, metavar="CONFIG", help="the YAML file")
     up.add_argument("--print-command", action="store_true", help="show what would run, and stop")
-    up.add_argument(
-        "--kernel", help="instead of vm.kernel: cloud, generic, cloud-backports, generic-backports or a path"
-    )
-    up.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of vm.accel")
     up.add_argument("--append", default="", metavar="WORDS", help="added to the guest kernel's command line")
     up.add_argument(
-        "--payload", default="all", metavar="NAME,...", help="checks to run in the guest (default: all); none"
+        "--payload", metavar="NAME,...", help="checks to run in the guest (default: all, with a disk that boots none)"
     )
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
+    add_vm_options(up)
     return parser
 
 
@@ -54,12 +52,11 @@ def _follow(chunk: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace, config: Config) -> Options:
+    payload = arguments.payload or ("all" if boot_kernel(config.vm) is not None else "none")
     return Options(
-        kernel=arguments.kernel,
-        accel=arguments.accel,
         append=arguments.append,
-        payload=None if arguments.payload == "none" else arguments.payload,
+        payload=None if payload == "none" else payload,
         config_path=arguments.config,
         timeout=arguments.timeout,
         logs=arguments.logs,
@@ -154,9 +151,9 @@ def _report(death: VmDied) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for a VM that failed, 2 for wrong input, 128 + a signal."""
     arguments = _parser().parse_args(argv)
-    options = _options(arguments)
     try:
-        config = load_config(arguments.config)
+        config = apply_vm_options(load_config(arguments.config), arguments)
+        options = _options(arguments, config)
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")
         with _signals_raise():
