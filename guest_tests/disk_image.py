@@ -8,11 +8,13 @@ path.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,16 @@ from vdev.parts.progress import Say, to_stderr
 
 SCRIPTS = Path(__file__).parent / "image"
 IMAGE = "disk.img"
+PAYLOAD = Path(__file__).parent / "payload"
+MAIN = b"""\
+import sys
+
+sys.path.insert(0, "/run/payload")
+from guest_payload.main import main
+
+sys.argv[1:] = []
+sys.exit(main())
+"""
 BUILD_SECONDS = 600
 NLINES_QUOTED = 6
 _PACKAGES = (
@@ -67,6 +79,22 @@ def debian_image(cache: Cache, say: Say) -> Path:
         return replace(manifest, files=digests(directory, IMAGE))
 
     return cache.get(recipe.part, make, say) / IMAGE
+
+
+def payload_disk(path: Path) -> Path:
+    """Write vdev's checks to `path` as the tar archive that the image runs when it comes on a disk of its own."""
+    with tarfile.open(path, "w") as archive:
+        main = tarfile.TarInfo("main.py")
+        main.size = len(MAIN)
+        archive.addfile(main, io.BytesIO(MAIN))
+        archive.add(PAYLOAD, "guest_payload", filter=lambda item: None if "__pycache__" in item.name else item)
+    return path
+
+
+def payload_disk_arguments(path: Path) -> list[str]:
+    """QEMU's arguments for that disk."""
+    drive = f"file={path},if=none,id=payload,format=raw,readonly=on"
+    return ["-drive", drive, "-device", "virtio-blk-pci,drive=payload,serial=vdev-payload"]
 
 
 def _recipe_digest() -> str:
