@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
-from vdev.config import Config, load_config, parse_bdf
+from vdev.config import Config, load_config, override_vm, parse_bdf
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "first-light.yaml"
@@ -53,9 +54,12 @@ class GuestRun:
         return data
 
 
-def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL) -> GuestRun:
-    """Boot the configuration at `path`. A guest that does not come to `done` fails the test, with all that is known."""
-    config = load_config(path)
+def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL, changes: Mapping[str, object] | None = None) -> GuestRun:
+    """Boot the configuration at `path`, with `changes` to its `vm`.
+
+    A guest that does not come to `done` fails the test, with all that is known.
+    """
+    config = override_vm(load_config(path), changes or {})
     run = asyncio.run(boot(config, Options(kernel=kernel, config_path=path), lambda message, faults: None))
     if run.done is None:
         pytest.fail("\n".join(report.failure(run)), pytrace=False)

@@ -80,6 +80,8 @@ async def _converse(vm: RunningVm) -> None:
             _say(f"guest: {narrate(message)}")
             failed = failed or (narrate(message).strip() if message.get("ok") is False else "")
             done = message
+    if reason := done.get("reason"):
+        raise vm.died(f"the guest cannot run the payload: {reason}")
     if done.get("checks", 1) == 0:
         raise vm.died(f"no check of the payload is called {vm.options.payload} (`--payload all` runs every one)")
     if done.get("ok") is not True:

@@ -31,6 +31,7 @@ from vdev.machine import expected_functions
 TAIL_LINES = 40
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
 DRAIN_SECONDS = 2.0  # for what the guest said just before QEMU went
+_SILENT = "and the console said nothing: has its kernel CONFIG_SERIAL_8250_CONSOLE built in, its disk a boot loader?"
 NOTICE_SECONDS = 1.0  # between QEMU's hanging up on QMP and its end
 
 
@@ -156,6 +157,8 @@ class RunningVm:
         notes = [self._qmp.shutdown_reason] if self._qmp and self._qmp.shutdown_reason else []
         if self.channel.verdict is None and self.options.payload is not None:
             notes.append("before the guest's payload was done")
+        if verdict := self.console.verdict():
+            return f"the guest cannot run the payload: {verdict}"
         if panic := self.console.panic():
             return f"the guest died of a {panic} ({', '.join(notes)})"
         return death_of_qemu(qemu, self.logs / "qemu.stderr", ", ".join(notes))
@@ -170,7 +173,7 @@ class RunningVm:
                 async with asyncio.timeout(boot):
                     await self.channel.greeted.wait()
             except TimeoutError:
-                cure = "vm.boot_timeout sets the limit"
+                cure = "vm.boot_timeout sets the limit" if self.console_tail(1) else _SILENT
                 raise self.died(f"the guest's payload did not report within {boot:.0f} s ({cure})") from None
         if self.options.timeout is not None:
             await asyncio.sleep(max(started + self.options.timeout - clock(), 0))

@@ -117,7 +117,18 @@ def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]
     vm = config.vm
     nbytes = parse_size(vm.memory)
     arguments = ["-name", vm.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    arguments += ["-machine", "q35,memory-backend=vdev.ram", "-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
+    # Without graphics SeaBIOS speaks on the serial port, and so does a boot loader that knows only the BIOS.
+    graphics = ",graphics=off" if paths.kernel is None else ""
+    arguments += [
+        "-machine",
+        f"q35,memory-backend=vdev.ram{graphics}",
+        "-accel",
+        accel,
+        "-cpu",
+        "max",
+        "-smp",
+        str(vm.cpus),
+    ]
     arguments += ["-m", f"size={nbytes >> 20}M"]
     arguments += ["-object", _json(qom_type="memory-backend-memfd", id="vdev.ram", size=nbytes, share=True)]
     arguments += _monitor(paths.qmp) + _monitor(paths.monitor)
