@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from guest_tests.report import Run
 from qmp_bridge.plan import Options
 from vdev.config import load_config
 from vdev.parts.cache import Cache
+from vdev.parts.cpio import CpioWriter
 from vdev.parts.kernel import TREE_IMAGE, Kernel, find_kernel
 from vdev.parts.modules import read_module
 from vdev.parts.progress import to_stderr
+from vdev.parts.userland import ARCHIVE, guest_userland
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -71,6 +75,23 @@ def test_an_image_without_modules_and_channel_says_on_the_console_what_it_lacks(
     assert not run.ok
     assert f"the guest cannot run the payload: kernel {packaged.version} lacks what the payload needs" in run.cause
     assert {"vfio_pci", "virtio_console", "virtio_iommu"} <= set(run.cause.replace(",", " ").split())
+
+
+def test_an_initrd_of_ones_own_is_followed_to_its_end(packaged: Kernel, tmp_path: Path) -> None:
+    """The command is that of docs/bring-your-own.md."""
+    initrd = tmp_path / "my.cpio"
+    with initrd.open("wb") as file, (guest_userland(Cache(), to_stderr) / ARCHIVE).open("rb") as userland:
+        shutil.copyfileobj(userland, file)
+        overlay = CpioWriter(file)
+        overlay.file("init", b"#!/bin/busybox sh\necho an init of my own\n/bin/busybox poweroff -f\n", 0o755)
+        overlay.close()
+    command = [sys.executable, "-m", "qmp_bridge", "up", str(CONFIG), "--initrd", str(initrd), "--payload", "none"]
+    command += ["--kernel", str(packaged.image), "--timeout", "120", "--logs", str(tmp_path)]
+
+    done = subprocess.run(command, cwd=CONFIG.parent.parent, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "an init of my own" in done.stdout
 
 
 def test_a_kernel_that_lacks_only_the_driver_says_so_on_the_channel(packaged: Kernel, tmp_path: Path) -> None:

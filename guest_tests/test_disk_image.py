@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import subprocess
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from guest_tests.boot import boot
 from guest_tests.conftest import CONFIG
 from guest_tests.disk_image import debian_image, payload_disk, payload_disk_arguments, why_not
 from guest_tests.payload.checks import chosen
+from qmp_bridge.plan import Options
+from vdev.config import load_config, override_vm
 from vdev.parts.cache import Cache
 from vdev.parts.progress import to_stderr
 
@@ -49,6 +53,16 @@ def test_a_debian_disk_booted_by_uefi_passes_every_check(image: Path, tmp_path: 
     assert f"guest: done, {count} of {count} checks passed" in done.stderr
     assert "login:" in done.stdout or "multi-user.target" in done.stdout  # it was Debian's own init
     assert (image.stat().st_mtime_ns, image.stat().st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def test_a_disk_with_nothing_to_boot_ends_the_vm_at_once(tmp_path: Path) -> None:
+    disk = tmp_path / "empty.img"
+    disk.write_bytes(bytes(1 << 20))
+    config = override_vm(load_config(CONFIG), {"disk": str(disk)})
+
+    run = asyncio.run(boot(config, Options(config_path=CONFIG, payload=None, logs=tmp_path), lambda *_: None))
+
+    assert run.cause.startswith(f"the firmware finds nothing to boot on {disk}")
 
 
 class Terminal:

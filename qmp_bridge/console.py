@@ -13,6 +13,7 @@ LINE_CHARACTERS = 4096  # a line without end is cut here
 RETRY_SECONDS = 0.01
 PANIC = "Kernel panic - not syncing"
 VERDICT = "vdev-init: cannot run the payload: "  # of our initramfs (vdev/parts/initramfs.py)
+NOTHING_BOOTS = "No bootable device."  # SeaBIOS, before it stops for good
 # What a panic of a kernel of one's own most often means.
 _PANIC_CURES = {
     "Unable to mount root fs": "it found no initrd: CONFIG_BLK_DEV_INITRD must be built in; "
@@ -31,6 +32,7 @@ class Console:
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._partial = ""
         self._writer: asyncio.StreamWriter | None = None
+        self.nothing_boots = asyncio.Event()  # the firmware has given up
 
     def tail(self, count: int) -> list[str]:
         """The last `count` lines, oldest first, with the unfinished one."""
@@ -71,6 +73,8 @@ class Console:
             self._follow(chunk)
         text = self._partial + chunk.decode(errors="replace").replace("\r", "")
         *lines, self._partial = text.split("\n")
+        if NOTHING_BOOTS in text:
+            self.nothing_boots.set()
         self._lines.extend(line[:LINE_CHARACTERS] for line in lines)
         self._partial = self._partial[:LINE_CHARACTERS]
 

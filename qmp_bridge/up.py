@@ -24,7 +24,7 @@ from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import Options, Plan, find_parts, make_plan
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.run_directory import RunDirectory
-from vdev.config import Config
+from vdev.config import Config, boot_kernel
 from vdev.errors import ConfigError
 from vdev.machine import expected_functions
 
@@ -102,6 +102,8 @@ class RunningVm:
         name, log = self.config.vm.name, self.logs / "qmp.log"
         self.qmp = self._qmp = await connect_monitor(name, self.plan.paths.qmp, log, CONNECT_SECONDS)
         self._watch(tasks, self._watch_clock())
+        if boot_kernel(self.config.vm) is None:
+            self._watch(tasks, self._watch_firmware())
         await check_topology(self.qmp, expected_functions(self.config))
 
     def release(self) -> None:
@@ -162,6 +164,12 @@ class RunningVm:
         if panic := self.console.panic():
             return f"the guest died of a {panic} ({', '.join(notes)})"
         return death_of_qemu(qemu, self.logs / "qemu.stderr", ", ".join(notes))
+
+    async def _watch_firmware(self) -> None:
+        """Raise VmDied when a BIOS stops for want of something to boot: nothing would ever happen."""
+        await self.console.nothing_boots.wait()
+        cure = "vm.firmware: ovmf boots disks made for UEFI only"
+        raise self.died(f"the firmware finds nothing to boot on {self.config.vm.disk} ({cure})")
 
     async def _watch_clock(self) -> None:
         """Raise VmDied when the guest has not said hello in time, or has lived too long."""
