@@ -61,7 +61,7 @@ def debian_image(cache: Cache, say: Say) -> Path:
 
     :raise PartsError: the packages cannot be had, or the image cannot be made of them here.
     """
-    recipe = Recipe(f"debian-image/{_recipe_digest()}", GUEST_ARCH, STABLE, _PACKAGES, "linux-image-")
+    recipe = Recipe(image_part(), GUEST_ARCH, STABLE, _PACKAGES, "linux-image-")
 
     def make(directory: Path) -> Manifest:
         if problem := why_not():
@@ -97,11 +97,12 @@ def payload_disk_arguments(path: Path) -> list[str]:
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=payload,serial=vdev-payload"]
 
 
-def _recipe_digest() -> str:
+def image_part() -> str:
+    """The name of the image in the cache of parts: another recipe is another part."""
     digest = hashlib.sha256(" ".join((STABLE, *_PACKAGES)).encode())
     for name in ("outside.sh", "inside.sh"):
         digest.update((SCRIPTS / name).read_bytes())
-    return digest.hexdigest()[:12]
+    return f"debian-image/{digest.hexdigest()[:12]}"
 
 
 def _run(command: list[str], log: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from guest_tests.boot import boot
 from guest_tests.conftest import CONFIG
-from guest_tests.disk_image import debian_image, payload_disk, payload_disk_arguments, why_not
+from guest_tests.disk_image import debian_image, image_part, payload_disk, payload_disk_arguments, why_not
 from guest_tests.payload.checks import chosen
 from qmp_bridge.plan import Options
 from vdev.config import load_config, override_vm
@@ -33,7 +33,7 @@ ACCELERATOR = "0000:01:00.0"
 @pytest.fixture(scope="module")
 def image() -> Path:
     cache = Cache()
-    if not list((cache.root / "debian-image").glob("*/*/disk.img")) and (problem := why_not()):
+    if cache.current(image_part()) is None and (problem := why_not()):
         pytest.skip(f"no disk image can be made here without root: {problem}")
     return debian_image(cache, to_stderr)
 
