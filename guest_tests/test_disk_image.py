@@ -25,7 +25,7 @@ from vdev.parts.progress import to_stderr
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
-BOOT_S = 150.0  # a boot takes half a minute emulated; other tests may want the same processors
+BOOT_S = 300.0  # a boot takes half a minute emulated; other tests may want the same processors
 PCI = "/sys/bus/pci"
 ACCELERATOR = "0000:01:00.0"
 
