@@ -21,10 +21,11 @@ from guest_tests.report import Painter, Run
 from qmp_bridge.plan import Options, find_parts
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
 from vdev.config import boot_kernel, load_config
+from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, VdevError
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "first-light.yaml"
-ENVIRONMENT = ("kernel", "initrd", "memory", "cpus")  # options that make passes on, in capitals
+ENVIRONMENT = ("attach", "kernel", "initrd", "memory", "cpus")  # options that make passes on, in capitals
 INTRODUCTION = """\
 A stock Linux guest boots on an unmodified QEMU. Its IOMMU and the accelerator behind it are Python: the vdev process
 on this machine. Inside the guest the stock virtio_iommu driver and VFIO decide what the accelerator may reach.
@@ -65,6 +66,10 @@ def command_line(module: str, about: str, keys: Sequence[str] = ENVIRONMENT) -> 
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the VM (default: %(default)s)"
     )
+    parser.add_argument("--attach", choices=ATTACHMENTS, help="how the IOMMU reaches QEMU, instead of the config's")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write vdev's decoded trace there (read it with `vdev trace FILE`)"
+    )
     add_vm_options(parser, {key: value for key in keys if (value := os.environ.get(key.upper()))})
     return parser
 
@@ -75,7 +80,12 @@ def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
     config = apply_vm_options(load_config(arguments.config), arguments)
     if boot_kernel(config.vm) is None:
         raise ConfigError("vm.kernel", "the demo needs a kernel of QEMU's loading", "use make shell for a disk")
-    options = Options(config_path=arguments.config.absolute(), say=screen.say)
+    options = Options(
+        attach=arguments.attach,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
+        config_path=arguments.config.absolute(),
+        say=screen.say,
+    )
     # Before the event loop starts: this may download for minutes, and Ctrl-C must end it at once.
     options = replace(options, parts=find_parts(config, options))
     screen.say("starting vdev and QEMU")

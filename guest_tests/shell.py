@@ -118,7 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; exit status 0, 1 for a failure, 2 for a wrong configuration."""
     keys = (*ENVIRONMENT, "disk", "firmware")
     arguments = command_line("guest_tests.shell", __doc__ or "", keys).parse_args(argv)
-    options = Options(config_path=arguments.config.absolute(), payload=None, follow=write, say=say)
+    options = Options(
+        attach=arguments.attach,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
+        config_path=arguments.config.absolute(),
+        payload=None,
+        follow=write,
+        say=say,
+    )
     try:
         config = apply_vm_options(load_config(arguments.config), arguments)
         if boot_kernel(config.vm) is not None:

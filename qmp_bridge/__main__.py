@@ -19,6 +19,7 @@ from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
 from vdev.config import Config, boot_kernel, config_warnings, load_config
+from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
 POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end
@@ -32,12 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start the backend and QEMU, run the payload, take everything down")
     up.add_argument("config", type=Path, metavar="CONFIG", help="the YAML file")
     up.add_argument("--print-command", action="store_true", help="show what would run, and stop")
+    up.add_argument("--attach", choices=ATTACHMENTS, help="instead of every unit's attach")
     up.add_argument("--append", default="", metavar="WORDS", help="added to the guest kernel's command line")
     up.add_argument(
         "--payload", metavar="NAME,...", help="checks to run in the guest (default: all, with a disk that boots none)"
     )
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
+    up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     add_vm_options(up)
     return parser
@@ -55,10 +58,12 @@ def _follow(chunk: bytes) -> None:
 def _options(arguments: argparse.Namespace, config: Config) -> Options:
     payload = arguments.payload or ("all" if boot_kernel(config.vm) is not None else "none")
     return Options(
+        attach=arguments.attach,
         append=arguments.append,
         payload=None if payload == "none" else payload,
         config_path=arguments.config,
         timeout=arguments.timeout,
+        trace=arguments.trace,
         logs=arguments.logs,
         follow=None if arguments.quiet else _follow,
         say=_say,

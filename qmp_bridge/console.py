@@ -18,7 +18,8 @@ NOTHING_BOOTS = "No bootable device."  # SeaBIOS, before it stops for good
 _PANIC_CURES = {
     "Unable to mount root fs": "it found no initrd: CONFIG_BLK_DEV_INITRD must be built in; "
     "with vm.initrd: none, the driver of the root disk, too",
-    "No working init found": "it cannot run /init: CONFIG_BINFMT_ELF and CONFIG_BINFMT_SCRIPT must be built in",
+    "No working init found": "it has no initrd or cannot run /init: CONFIG_BLK_DEV_INITRD, CONFIG_BINFMT_ELF and "
+    "CONFIG_BINFMT_SCRIPT must be built in",
     "Requested init": "it cannot run that init: CONFIG_BINFMT_ELF and CONFIG_BINFMT_SCRIPT must be built in",
 }
 _CHUNK = 1 << 16

@@ -21,6 +21,7 @@ from vdev.config_schema import (
     EndpointConfig,
     Limits,
     Reserved,
+    TraceConfig,
     UnitConfig,
     VmConfig,
 )
@@ -29,8 +30,8 @@ from vdev.errors import ConfigError
 
 __all__ = [
     "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved",
-    "UnitConfig", "VmConfig", "boot_kernel", "config_warnings", "format_bdf", "load_config", "override_vm",
-    "parse_bdf", "parse_config", "parse_size",
+    "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel", "config_warnings", "format_bdf", "load_config",
+    "override_vm", "parse_bdf", "parse_config", "parse_size",
 ]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096
