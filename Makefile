@@ -17,8 +17,8 @@ setup: ## make .venv with the pinned dependencies
 parts: setup ## fetch QEMU, the default guest kernel and the guest's userland into the cache
 	@$(RUN) -m vdev.parts fetch
 
-demo: setup ## boot a stock guest and watch the IOMMU work
-	@$(RUN) -m guest_tests.demo
+demo: setup ## boot a stock guest and watch the IOMMU work (TRACE=FILE keeps the decoded trace)
+	@$(RUN) -m guest_tests.demo $(if $(TRACE),--trace $(TRACE))
 
 shell: setup ## boot a stock guest and stay at its shell
 	@$(RUN) -m guest_tests.shell

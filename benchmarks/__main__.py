@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.support.driver import DriverRing
 from vdev.control.event_log import EventLog
+from vdev.control.trace import Handle, Surroundings, Trace, TraceOptions
+from vdev.control.trace_records import Decoder, UnitName
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event
@@ -27,6 +31,8 @@ ROUNDS = 5
 PAGE = 4096
 ENDPOINT = 0x100
 COPY_NBYTES = 1 << 20
+EVENT_LOG_ROW = "the same with the event log, trace off"
+Timed = Callable[[Handle], Handle]
 RW = wire.MAP_F_READ | wire.MAP_F_WRITE
 
 
@@ -80,8 +86,9 @@ def _map_unmap(engine: Engine) -> Callable[[int], None]:
     return run
 
 
-def _ring(emit: Callable[[Event], None] | None = None) -> Callable[[int], None]:
+def _ring(emit: Callable[[Event], None] | None = None, timed: Timed = lambda handle: handle) -> Callable[[int], None]:
     engine, ordering = _engine(emit=emit), make_ordering()
+    handle = timed(engine.handle)
     buffer = memoryview(bytearray(1 << 20))
     memory = RegionTable()
     memory.add(Region(0, len(buffer), buffer))
@@ -98,9 +105,30 @@ def _ring(emit: Callable[[Event], None] | None = None) -> Callable[[int], None]:
                 driver.add([requests[number % 2]], [4], indirect=True)
             driver.publish()
             while (chain := queue.pop()) is not None:
-                queue.push(chain, chain.write(engine.handle(chain.read(65536), chain.writable_nbytes)))
+                queue.push(chain, chain.write(handle(chain.read(65536), chain.writable_nbytes)))
             queue.publish()
             driver.reap()
+
+    return run
+
+
+def _traced_ring(scratch: Path | None) -> Callable[[int], None]:
+    """The ring with the event log and a trace that is on; with `scratch`, writing all its lines, too."""
+    log, decoder = EventLog(time.monotonic), Decoder("bench", [UnitName("bench", 0x80, 10)], [])
+    waiting: list[Callable[[], None]] = []
+    around = Surroundings(
+        lambda on: None, lambda: {("bench", 1): (ENDPOINT,)}, time.monotonic_ns, lambda _, call: waiting.append(call)
+    )
+    trace = Trace(decoder, decoder.header("0", "", 0), around)
+    trace.start(TraceOptions(file=str(scratch / "trace") if scratch else None))
+    log.trace = trace.emit
+    ring = _ring(log.emit, trace.timed)
+
+    def run(count: int) -> None:
+        for _ in range(count // 64):
+            ring(64)
+            while waiting:
+                waiting.pop()()
 
     return run
 
@@ -162,18 +190,28 @@ def _fence() -> Callable[[int], None]:
 
 def main() -> int:
     """Measure every row ROUNDS times, interleaved, and print the table."""
-    rows = [
+    with tempfile.TemporaryDirectory() as scratch:
+        return _measure(_rows(Path(scratch)))
+
+
+def _rows(scratch: Path) -> list[Row]:
+    return [
         Row("dict set and delete", "", 200_000, _dict_update()),
         Row("memcpy 1 MiB", "", 200, _memcpy()),
         Row("full fence", "dict set and delete", 50_000, _fence()),
         Row("engine map+unmap, empty domain", "dict set and delete", 20_000, _map_unmap(_engine())),
         Row("engine map+unmap, 100k live", "dict set and delete", 20_000, _map_unmap(_engine(100_000))),
         Row("ring+engine, one request in a batch of 64", "dict set and delete", 12_800, _ring()),
-        Row("the same with the event log", "dict set and delete", 12_800, _ring(EventLog(time.monotonic).emit)),
+        Row(EVENT_LOG_ROW, "dict set and delete", 12_800, _ring(EventLog(time.monotonic).emit)),
+        Row("the same, trace in memory", EVENT_LOG_ROW, 12_800, _traced_ring(None)),
+        Row("the same, trace to a file", EVENT_LOG_ROW, 12_800, _traced_ring(scratch)),
         Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, _dma(paged=False)),
         Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, _dma(paged=True)),
         Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, _dma(paged=True, scattered=True)),
     ]
+
+
+def _measure(rows: list[Row]) -> int:
     for number in range(ROUNDS):
         print(f"round {number + 1}/{ROUNDS}", file=sys.stderr, flush=True)
         for row in rows:

@@ -7,9 +7,11 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
-from guest_tests.report import NCONSOLE_SHOWN, NEVENTS_SHOWN, Evidence, Run, faults_of
+from guest_tests.iommu_counts import counts_of
+from guest_tests.report import NCONSOLE_SHOWN, NEVENTS_SHOWN, NTRACE_SHOWN, Evidence, Run, faults_of
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
@@ -22,6 +24,7 @@ CONTROL_TIMEOUT_S = 10.0
 CONTROL_LINE_NBYTES = 16 << 20
 NEVENTS_KEPT = 1000
 NCONSOLE_KEPT = 200
+NTRACE_KEPT = 10_000  # all that the backend keeps in memory
 
 Listener = Callable[[dict[str, Any], list[dict[str, Any]]], None]  # a message, and the faults vdev recorded before it
 
@@ -88,6 +91,8 @@ async def boot(config: Config, options: Options, listen: Listener, silence_s: fl
     """
     run = Run()
     started = time.monotonic()
+    if options.trace is None:
+        options = replace(options, trace="logs")  # a failure must not be run again to be understood
     try:
         async with bring_up(config, options) as vm:
             options.say("the guest boots: some ten seconds without KVM")
@@ -123,6 +128,7 @@ async def follow(vm: Vm, run: Run, boot_timeout_s: float, listen: Listener, sile
                 run.iommu = await control.execute("query-iommu")
             finally:
                 run.events = await control.execute("query-events", since=0, limit=NEVENTS_KEPT)
+                run.trace = await newest_records(control, NTRACE_KEPT)
     except VdevError as error:
         run.cause = run.cause or str(error)
     finally:
@@ -138,6 +144,7 @@ async def _collect(
     faults = _FaultCursor(control)
     messages = vm.messages()
     wait_s = boot_timeout_s
+    before: Any = []  # query-iommu when the check began
     while run.done is None:
         message = await _next(messages, wait_s, run)
         wait_s = silence_s
@@ -146,14 +153,23 @@ async def _collect(
             run.hello = message
         elif "starting" in message:
             await faults.take()
+            before = await control.execute("query-iommu")
+            await control.execute("trace-note", text=f"guest: {message['title']} ...")
         elif "check" in message:
             seen = await faults.take()
+            verdict = "ok" if message["ok"] else "FAILED"
+            await control.execute("trace-note", text=f"guest: {verdict}, {message['detail']}")
             run.records.append(message)
             run.faults[message["check"]] = seen
+            if (watched := message.get("data", {}).get("counted_endpoint")) is not None:
+                counts = counts_of(watched, before, await control.execute("query-iommu"))
+                run.counts[message["check"]] = counts
+                message["counted"] = counts.line()
             if not message["ok"]:
                 # Now, because by the time of `done` later checks have buried it.
                 events = await control.execute("query-events", since=0, limit=NEVENTS_SHOWN)
-                run.evidence[message["check"]] = Evidence(events, vm.console_tail(NCONSOLE_SHOWN))
+                trace = await newest_records(control, NTRACE_SHOWN)
+                run.evidence[message["check"]] = Evidence(events, vm.console_tail(NCONSOLE_SHOWN), trace)
         elif "done" in message:
             run.done = message
         listen(message, seen)
@@ -168,6 +184,12 @@ async def _next(messages: AsyncIterator[dict[str, Any]], wait_s: float, run: Run
         raise GuestSilent(f"the guest said nothing for {wait_s:.0f} s; its last word was about: {last}") from None
     except StopAsyncIteration:
         raise GuestSilent(f"the guest went away before it was done; its last word was about: {last}") from None
+
+
+async def newest_records(control: Control, count: int) -> list[dict[str, Any]]:
+    """The trace's newest `count` records, oldest first."""
+    answer = await control.execute("query-trace", last=count)
+    return list(answer["newest"])
 
 
 class _FaultCursor:

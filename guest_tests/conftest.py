@@ -15,7 +15,8 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
-from vdev.config import Config, load_config, parse_bdf
+from vdev.config import Config, EndpointConfig, load_config, parse_bdf
+from vdev.config_schema import ATTACHMENTS, Attach
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "first-light.yaml"
@@ -36,15 +37,20 @@ class GuestRun:
         """The number at the IOMMU of the accelerator the checks use: its address, from the configuration."""
         return min(self.units_by_endpoint)
 
+    def endpoints(self, model: str) -> list[EndpointConfig]:
+        """Those of one model, by rising address."""
+        found = [endpoint for endpoint in self.config.endpoints if endpoint.model == model]
+        return sorted(found, key=lambda endpoint: parse_bdf(endpoint.bdf))
+
     @property
     def units_by_endpoint(self) -> dict[int, str]:
-        """Endpoint number -> the unit in front of it."""
-        return {parse_bdf(endpoint.bdf): endpoint.unit for endpoint in self.config.endpoints}
+        """Number of an accelerator -> the unit in front of it."""
+        return {parse_bdf(endpoint.bdf): endpoint.unit for endpoint in self.endpoints("accelerator")}
 
     @property
     def checks(self) -> list[str]:
         """The checks that make sense on this machine."""
-        return [check.name for check in chosen([], len(self.config.endpoints))]
+        return [check.name for check in chosen([], len(self.endpoints("accelerator")), len(self.endpoints("rng")))]
 
     def data(self, check: str) -> dict[str, Any]:
         """The facts one check found."""
@@ -53,16 +59,26 @@ class GuestRun:
         return data
 
 
-def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL) -> GuestRun:
+def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL, attach: Attach | None = None) -> GuestRun:
     """Boot the configuration at `path`. A guest that does not come to `done` fails the test, with all that is known."""
     config = load_config(path)
-    run = asyncio.run(boot(config, Options(kernel=kernel, config_path=path), lambda message, faults: None))
+    options = Options(kernel=kernel, attach=attach, config_path=path)
+    run = asyncio.run(boot(config, options, lambda message, faults: None))
     if run.done is None:
         pytest.fail("\n".join(report.failure(run)), pytrace=False)
     return GuestRun(config, run)
 
 
-@pytest.fixture(scope="session", params=dict.fromkeys(KERNELS))
+def _machine_id(machine: tuple[str, Attach]) -> str:
+    kernel, attach = machine
+    return attach if kernel == DEFAULT_KERNEL else f"{attach}, {kernel}"
+
+
+@pytest.fixture(
+    scope="session",
+    params=[(kernel, attach) for kernel in dict.fromkeys(KERNELS) for attach in ATTACHMENTS],
+    ids=_machine_id,
+)
 def first_light(request: pytest.FixtureRequest) -> GuestRun:
-    """The demo's machine, once per kernel."""
-    return boot_guest(CONFIG, request.param)
+    """The demo's machine, once per kernel and attachment."""
+    return boot_guest(CONFIG, *request.param)

@@ -20,6 +20,7 @@ from guest_tests.boot import boot
 from guest_tests.report import Painter, Run
 from qmp_bridge.plan import Options, find_parts
 from vdev.config import load_config
+from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, VdevError
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "first-light.yaml"
@@ -58,7 +59,7 @@ class Screen:
 
 
 def command_line(module: str, about: str) -> argparse.ArgumentParser:
-    """The options demo and shell share; KERNEL in the environment is the default of --kernel."""
+    """The options demo and shell share; KERNEL and ATTACH in the environment are defaults of --kernel and --attach."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.splitlines()[0])
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the VM (default: %(default)s)"
@@ -67,6 +68,15 @@ def command_line(module: str, about: str) -> argparse.ArgumentParser:
         "--kernel",
         default=os.environ.get("KERNEL") or None,
         help="cloud, generic, cloud-backports, generic-backports, or a path (default: $KERNEL, else the config's)",
+    )
+    parser.add_argument(
+        "--attach",
+        choices=ATTACHMENTS,
+        default=os.environ.get("ATTACH") or None,
+        help="how the IOMMU reaches QEMU (default: $ATTACH, else the config's)",
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write vdev's decoded trace there (read it with `vdev trace FILE`)"
     )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="how QEMU runs the guest")
     return parser
@@ -77,7 +87,12 @@ def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
     started = time.monotonic()
     config = load_config(arguments.config)
     options = Options(
-        kernel=arguments.kernel, accel=arguments.accel, config_path=arguments.config.absolute(), say=screen.say
+        kernel=arguments.kernel,
+        accel=arguments.accel,
+        attach=arguments.attach,
+        trace=arguments.trace and str(Path(arguments.trace).absolute()),
+        config_path=arguments.config.absolute(),
+        say=screen.say,
     )
     # Before the event loop starts: this may download for minutes, and Ctrl-C must end it at once.
     options = replace(options, parts=find_parts(config, options))

@@ -6,21 +6,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from guest_tests.iommu_counts import Counts
 from vdev.config_text import format_bdf
+from vdev.control.trace_text import line
 
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
 DIM, RED, GREEN, BOLD = "2", "31", "32", "1"
 MAX_QUOTED_LINES = 3
 NCONSOLE_SHOWN = 40
 NEVENTS_SHOWN = 50
+NTRACE_SHOWN = 50
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was there to see at one moment, oldest first: vdev's last events, the console's last lines."""
+    """What was there to see at one moment, oldest first: vdev's events and trace, the console's last lines."""
 
     events: list[dict[str, Any]]
     console: list[str]
+    trace: list[dict[str, Any]]
 
 
 @dataclass(repr=False)  # too long for where pytest shows it
@@ -30,11 +34,13 @@ class Run:
     hello: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # check name -> what vdev recorded meanwhile
+    counts: dict[str, Counts] = field(default_factory=dict)  # check name -> mappings of the endpoint it uses
     evidence: dict[str, Evidence] = field(default_factory=dict)  # of each check that failed, taken when it did
     done: dict[str, Any] | None = None
     iommu: Any = None  # answer of query-iommu after `done`, the guest still alive
     events: list[dict[str, Any]] = field(default_factory=list)  # vdev's events at the end, newest last
     console: list[str] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)  # its newest records at the end
     cause: str = ""  # why the run ended without `done`
     seconds: float = 0.0
     logs: str = ""
@@ -76,6 +82,8 @@ def finished(record: dict[str, Any], faults: Iterable[dict[str, Any]], painter: 
     said = [kernel] if isinstance(kernel, str) else kernel[:MAX_QUOTED_LINES]
     lines += [painter.paint(f"      guest kernel: {line}", DIM) for line in said]
     lines += [painter.paint(f"      vdev:         {describe_fault(fault)}", DIM) for fault in faults]
+    if "counted" in record:
+        lines.append(painter.paint(f"      vdev:         {record['counted']}", DIM))
     return lines
 
 
@@ -125,12 +133,12 @@ def check_failure(run: Run, check: str) -> list[str]:
 
 
 def _evidence(run: Run, check: str | None) -> list[str]:
-    """Faults, vdev's last events and the console's last lines, of `check` if it failed, else of the run's end."""
-    seen = run.evidence.get(check or "", Evidence(run.events, run.console))
+    """Faults, the trace's and the console's last lines, of `check` if it failed, else of the run's end."""
+    seen = run.evidence.get(check or "", Evidence(run.events, run.console, run.trace))
     faults = run.faults.get(check or "", []) or faults_of(seen.events)
     lines = ["", "refused by vdev:", *(f"  | {describe_fault(fault)}" for fault in faults)]
-    lines += ["", "vdev's last events:", *(f"  | {event_line(event)}" for event in seen.events[-NEVENTS_SHOWN:])]
-    lines += ["", "the guest's console, last lines:", *(f"  | {line}" for line in seen.console[-NCONSOLE_SHOWN:])]
+    lines += ["", "vdev's trace, last lines:", *(f"  | {line(record)}" for record in seen.trace[-NTRACE_SHOWN:])]
+    lines += ["", "the guest's console, last lines:", *(f"  | {text}" for text in seen.console[-NCONSOLE_SHOWN:])]
     return [*lines, "", f"logs: {run.logs}"] if run.logs else lines
 
 

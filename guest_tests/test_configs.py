@@ -10,7 +10,7 @@ from guest_tests.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-EXAMPLES = ["two-units", "strict-byte-granule"]
+EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user"]
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
 
@@ -22,6 +22,16 @@ def two_units() -> GuestRun:
 @pytest.fixture(scope="module")
 def strict_byte_granule() -> GuestRun:
     return boot_guest(CONFIGS / "strict-byte-granule.yaml")
+
+
+@pytest.fixture(scope="module")
+def vhost_user() -> GuestRun:
+    return boot_guest(CONFIGS / "vhost-user.yaml")
+
+
+@pytest.fixture(scope="module")
+def two_attachments() -> GuestRun:
+    return boot_guest(CONFIGS / "two-attachments.yaml")
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -46,9 +56,9 @@ def test_every_check_passes_in_the_guest(example: GuestRun) -> None:
 def test_the_stock_driver_holds_every_unit(example: GuestRun) -> None:
     log = example.data("driver-bound")["kernel"]
 
-    for unit in example.config.units:
-        nbits = unit.input_range[1].bit_length()
-        assert sum(f"input address: {nbits} bits" in line for line in log) == 1
+    wanted = [f"input address: {unit.input_range[1].bit_length()} bits" for unit in example.config.units]
+    for words in wanted:
+        assert sum(words in line for line in log) == wanted.count(words)
     assert len(example.data("driver-bound")["devices"]) == len(example.config.units)
 
 
@@ -73,18 +83,23 @@ def test_every_unit_did_its_endpoints_work_and_keeps_no_mapping(example: GuestRu
     units = {unit["unit"]: unit for unit in example.run.iommu}
 
     assert set(counts.values()) == {0}
-    assert list(units) == [unit.name for unit in example.config.units]
+    assert {name: unit["attach"] for name, unit in units.items()} == {
+        unit.name: unit.attach for unit in example.config.units
+    }
     for unit in units.values():
         assert unit["counters"]["requests"]["MAP"] > 0
         assert unit["counters"]["refused"] == {}
         assert all(function["completed"] == 0 for function in unit["functions"].values()), "reset when given back"
 
 
-def test_accelerators_of_two_units_share_addresses_and_nothing_else(two_units: GuestRun) -> None:
-    refusals = two_units.data("several")["refusals"]
-    recorded = two_units.run.faults["several"]
+@pytest.mark.parametrize("name", ["two_units", "two_attachments"])
+def test_accelerators_of_two_units_share_addresses_and_nothing_else(name: str, request: pytest.FixtureRequest) -> None:
+    booted: GuestRun = request.getfixturevalue(name)
+    refusals = booted.data("several")["refusals"]
+    recorded = booted.run.faults["several"]
 
-    assert {refusal["endpoint"] for refusal in refusals} == set(two_units.units_by_endpoint)
+    assert len({booted.units_by_endpoint[refusal["endpoint"]] for refusal in refusals}) == 2
+    assert {refusal["endpoint"] for refusal in refusals} == set(booted.units_by_endpoint)
     assert len({refusal["iova"] for refusal in refusals}) == 1
     assert [(fault["endpoint"], fault["iova"]) for fault in recorded] == [
         (refusal["endpoint"], refusal["iova"]) for refusal in refusals

@@ -13,6 +13,7 @@ from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import load_config
+from vdev.config_schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
@@ -46,9 +47,14 @@ async def _reset(vm: RunningVm) -> None:
     await vm.qmp.execute("system_reset")
 
 
-async def test_after_a_system_reset_the_driver_binds_again_and_dma_works() -> None:
+def _options(attach: Attach) -> Options:
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
-    async with bring_up(load_config(CONFIG), Options(config_path=CONFIG, payload_files=files)) as vm:
+    return Options(config_path=CONFIG, attach=attach, payload_files=files)
+
+
+@pytest.mark.parametrize("attach", ATTACHMENTS)
+async def test_after_a_system_reset_the_driver_binds_again_and_dma_works(attach: Attach) -> None:
+    async with bring_up(load_config(CONFIG), _options(attach)) as vm:
         messages = vm.messages()
         first, before = await _boot_once(messages)
         async with Control.connected(vm.control_path) as control:

@@ -18,6 +18,7 @@ from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import Config, config_warnings, load_config
+from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
 POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end
@@ -35,12 +36,14 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel", help="instead of vm.kernel: cloud, generic, cloud-backports, generic-backports or a path"
     )
     up.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of vm.accel")
+    up.add_argument("--attach", choices=ATTACHMENTS, help="instead of every unit's attach")
     up.add_argument("--append", default="", metavar="WORDS", help="added to the guest kernel's command line")
     up.add_argument(
         "--payload", default="all", metavar="NAME,...", help="checks to run in the guest (default: all); none"
     )
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
+    up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     return parser
 
@@ -58,10 +61,12 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         kernel=arguments.kernel,
         accel=arguments.accel,
+        attach=arguments.attach,
         append=arguments.append,
         payload=None if arguments.payload == "none" else arguments.payload,
         config_path=arguments.config,
         timeout=arguments.timeout,
+        trace=arguments.trace,
         logs=arguments.logs,
         follow=None if arguments.quiet else _follow,
         say=_say,

@@ -11,7 +11,10 @@ from pathlib import Path
 import msgspec
 
 from vdev.config import KERNEL_NAMES, Config
-from vdev.errors import PartsError
+from vdev.config_checks import check_config
+from vdev.config_schema import ATTACHMENTS, Attach
+from vdev.config_text import closest
+from vdev.errors import ConfigError, PartsError
 from vdev.machine import MachinePaths, qemu_arguments, viot_table
 from vdev.parts.accel import choose_accel
 from vdev.parts.cache import Cache
@@ -20,8 +23,9 @@ from vdev.parts.kernel import find_kernel
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
 
-MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "vfio_pci", "vfio_iommu_type1")
+MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "virtio_rng?", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
+TRACE_LOG = "trace.jsonl"
 CONFIG_COPY = "config.json"  # JSON is YAML, too
 _EXIT_WITH_PARENT = 11  # the first major version of QEMU whose -run-with knows it
 
@@ -56,12 +60,15 @@ class Options:
 
     kernel: str | None = None  # instead of vm.kernel
     accel: str | None = None  # instead of vm.accel
+    attach: Attach | None = None  # instead of every unit's attach
     append: str = ""  # after vm.append
     payload: str | None = "all"  # checks to run, with commas between; None: the guest need say nothing
     payload_files: Mapping[str, Path | bytes] | None = None  # another payload: paths below /payload, main.py among them
     modules: tuple[str, ...] = MODULES
-    config_path: Path | None = None  # the file the configuration came from; None: the backend is given a copy
+    # The file the configuration came from. Without it, or where options override it, the backend is given a copy.
+    config_path: Path | None = None
     timeout: float | None = None  # seconds the VM may live; None: as long as it likes
+    trace: str | None = None  # vdev serve --trace: a file, or memory; "logs": trace.jsonl among the logs
     logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
     follow: Callable[[bytes], None] | None = None  # is given all console output
     say: Callable[[str], None] = quiet  # is given progress, a line at a time
@@ -111,6 +118,19 @@ class Plan:
         (logs / "commands.txt").write_text(self.shown(), encoding="utf-8")
 
 
+def overridden(config: Config, options: Options) -> Config:
+    """`config` with what `options` say instead of it and the backend must know, too. Raises ConfigError."""
+    if options.attach is None:
+        return config
+    attach = options.attach
+    if attach not in ATTACHMENTS:  # it may come from the environment
+        raise ConfigError("attach", f"{attach!r} is not a way to attach a unit", closest(attach, list(ATTACHMENTS)))
+    units = tuple(msgspec.structs.replace(unit, attach=attach) for unit in config.units)
+    config = msgspec.structs.replace(config, units=units)
+    check_config(config)
+    return config
+
+
 def find_parts(config: Config, options: Options) -> Parts:
     """The parts for `config`, found, fetched or built. Blocks, for minutes when it downloads. Raises PartsError."""
     vm, say, cache = config.vm, options.say, Cache()
@@ -147,6 +167,7 @@ def _check_paths(kernel: str, initrd: str | None) -> None:
 
 def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -> Plan:
     """The commands for a VM in `directory`. Pure. Raises ConfigError when the directory's name is too long."""
+    config = overridden(config, options)
     words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
     vm = msgspec.structs.replace(config.vm, append=" ".join(word for word in words if word))
     paths = MachinePaths.in_directory(str(directory), parts.kernel, parts.initrd)
@@ -154,9 +175,20 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
     major = parts.version.partition(".")[0]
     if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:
         arguments += ["-run-with", "exit-with-parent=on"]  # when we are killed without a chance to clean up
-    config_path = options.config_path.absolute() if options.config_path else directory / CONFIG_COPY
+    config_path = directory / CONFIG_COPY
+    if options.config_path is not None and options.attach is None:
+        config_path = options.config_path.absolute()
+    trace = str(directory / "logs" / TRACE_LOG) if options.trace == "logs" else options.trace
     return Plan(
-        backend=[*options.backend, "serve", "--exit-with-vm", str(config_path), "--runtime-dir", str(directory)],
+        backend=[
+            *options.backend,
+            "serve",
+            "--exit-with-vm",
+            str(config_path),
+            "--runtime-dir",
+            str(directory),
+            *(["--trace", trace] if trace else []),
+        ],
         qemu=[*parts.qemu, *arguments],
         env=parts.env,
         paths=paths,

@@ -21,7 +21,7 @@ from qmp_bridge.child import Child
 from qmp_bridge.console import Console, connect
 from qmp_bridge.errors import VmDied
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
-from qmp_bridge.plan import Options, Plan, find_parts, make_plan
+from qmp_bridge.plan import Options, Plan, find_parts, make_plan, overridden
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.run_directory import RunDirectory
 from vdev.config import Config
@@ -186,6 +186,7 @@ async def bring_up(config: Config, options: Options) -> AsyncIterator[RunningVm]
     Looking for parts blocks the event loop: call `find_parts` beforehand where something else runs in it.
     Enter and leave the block in the same task.
     """
+    config = overridden(config, options)
     parts = options.parts or find_parts(config, options)
     run = RunDirectory()
     try:

@@ -12,8 +12,10 @@ from pathlib import Path
 from vdev import __version__
 from vdev.app import serve
 from vdev.config import load_config
+from vdev.control import trace_cli
 from vdev.errors import ConfigError, PartsError, VdevError
 from vdev.parts.doctor import doctor
+from vdev.tracing import with_trace
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="stop when the VM's process has ended (launchers that may be killed)",
     )
+    serving.add_argument("--trace", metavar="FILE", help="record the decoded trace; the word memory: in memory only")
+    tracing = commands.add_parser("trace", help="show a running VM's decoded trace, or one from a file")
+    trace_cli.add_arguments(tracing)
     commands.add_parser("doctor", help="print what was found, what is missing and what to do")
     return parser
 
@@ -47,11 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "doctor":
             return doctor(_say)
+        if arguments.command == "trace":
+            return trace_cli.run(arguments)
         logging.basicConfig(
             level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         )
         faulthandler.enable(file=sys.__stderr__ or 2)  # a line for SIGBUS: see vm.unsealed_ram
-        config = load_config(arguments.config)
+        config = with_trace(load_config(arguments.config), arguments.trace)
         return asyncio.run(
             serve(config, arguments.runtime_dir, announce=_announce, exit_with_vm=arguments.exit_with_vm)
         )

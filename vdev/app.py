@@ -19,11 +19,16 @@ from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
 from vdev.control.messages import NoArguments, QueryEvents, Ready
 from vdev.control.server import Command, ControlServer
+from vdev.control.trace_commands import trace_commands
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
+from vdev.tracing import make_trace, options_of
 from vdev.transports.fence import make_ordering
+from vdev.transports.function_server import VmContext
 from vdev.transports.listener import Listener
 from vdev.transports.scheduler import Scheduler
-from vdev.transports.vfio_user import VfioUserServer, VmContext
+from vdev.transports.vfio_user import VfioUserServer
+from vdev.transports.vhost_user import VhostUserServer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,13 @@ class App:
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
-        self.machine = Machine(config, emit=self.events.emit, wake=self.scheduler.wake, ordering=make_ordering())
+        self.machine = Machine(
+            config,
+            emit=self.events.emit,
+            wake=self.scheduler.wake,
+            wake_at=self.scheduler.wake_at,
+            ordering=make_ordering(),
+        )
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
@@ -51,10 +62,14 @@ class App:
         )
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
-        self.servers = {
-            name: VfioUserServer(function, directory / f"{name}.sock", self.vm)
-            for name, function in self.machine.functions.items()
-        }
+        self.servers: dict[str, VfioUserServer | VhostUserServer] = {}
+        for name, function in self.machine.functions.items():
+            path = directory / f"{name}.sock"
+            if isinstance(function, VhostCarrier):
+                self.servers[name] = VhostUserServer(function, path, self.vm)
+            else:
+                self.servers[name] = VfioUserServer(function, path, self.vm)
+        self.trace = make_trace(config, self.machine, self.events, self.servers.values())
         self._control_listener = Listener(directory / "control.sock")
         self.control = ControlServer(self._control_listener.socket, self.commands())
 
@@ -64,6 +79,7 @@ class App:
             "query-status": Command(NoArguments, lambda _: self.status()),
             "query-iommu": Command(NoArguments, lambda _: [unit.describe() for unit in self.machine.units.values()]),
             "query-events": Command(QueryEvents, self._events_since),
+            **trace_commands(self.trace),
         }
 
     def status(self) -> dict[str, Any]:
@@ -87,6 +103,8 @@ class App:
         """Listen, announce the sockets, serve until `stopping` is set."""
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
+        if self.config.trace is not None:
+            self.trace.start(options_of(self.config.trace))
         listening = list(self.servers.values())
         for server in listening:
             server.listen()  # before the group: from inside it a ConfigError would come out wrapped
@@ -123,6 +141,7 @@ class App:
 
     def close(self) -> None:
         """Release what outlives the loop: sockets, mappings, the pidfd."""
+        self.trace.close()
         for server in self.servers.values():
             server.close()
         self._control_listener.close()

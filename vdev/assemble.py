@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from vdev.backends.entropy import open_entropy
 from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
 from vdev.config_text import parse_bdf, parse_size
-from vdev.endpoints.base import Endpoint, OptionValue
+from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
+from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
+from vdev.functions.freezer import Freezer
+from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
 from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.engine import Engine
@@ -23,6 +28,7 @@ from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
 
 ADDRESS_SPACE = 1 << 64
+Handle = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
 
 
 @dataclass(slots=True)
@@ -32,21 +38,28 @@ class Unit:
     config: UnitConfig
     engine: Engine
     device: ViommuDevice
-    function: VirtioPciFunction
+    function: VirtioPciFunction | VhostCarrier
+    freezer: Freezer  # of all its endpoints
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     doors: dict[str, DmaDoor] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """State for queries: plain data."""
+        engine = self.engine.describe()
+        spaces = {
+            space["id"]: {"domain": space["domain"], "mappings": space["mappings"]} for space in engine["endpoints"]
+        }
         return {
             "bdf": self.config.bdf,
-            **self.engine.describe(),
+            "attach": self.config.attach,
+            **engine,
             "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
             "ring-errors": self.device.ring_errors,
             "functions": {
                 name: {
                     "endpoint": self.doors[name].endpoint_id,
+                    **spaces[self.doors[name].endpoint_id],
                     "refused": dict(self.doors[name].refused),
                     **endpoint.describe(),
                 }
@@ -64,22 +77,44 @@ class Machine:
         *,
         emit: Callable[[Event], None],
         wake: Callable[[Worker], None],
+        wake_at: Callable[[Worker, int], None],
         ordering: Ordering,
     ) -> None:
         """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint)."""
         self.units: dict[str, Unit] = {}
         self._wake = wake
+        self._wake_at = wake_at
         self._ordering = ordering
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
+        for function in self.functions.values():
+            if not isinstance(function, VhostCarrier):
+                function.was_device_reset = self._function_was_reset
 
     @property
-    def functions(self) -> dict[str, VirtioPciFunction | Endpoint]:
-        """Every PCI function by its name, units first."""
+    def functions(self) -> dict[str, VirtioPciFunction | VhostCarrier | Endpoint]:
+        """Every function by its name, units first."""
         units = {name: unit.function for name, unit in self.units.items()}
         endpoints = {name: endpoint for unit in self.units.values() for name, endpoint in unit.endpoints.items()}
         return {**units, **endpoints}
+
+    def trace_to(self, trace: Trace | None, timed: Callable[[Handle], Handle]) -> None:
+        """Let every function tell `trace` what happens; `timed` wraps what answers requests. None ends it."""
+        for function in self.functions.values():
+            function.trace = trace
+        for unit in self.units.values():
+            unit.device.handle = unit.engine.handle if trace is None else timed(unit.engine.handle)
+            for door in unit.doors.values():
+                door.trace = trace
+
+    def attachments(self) -> dict[tuple[str, int], tuple[int, ...]]:
+        """The endpoints in each domain: (unit, domain) -> endpoint ids."""
+        return {
+            (name, domain["id"]): tuple(domain["endpoints"])
+            for name, unit in self.units.items()
+            for domain in unit.engine.describe()["domains"]
+        }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
         engine = Engine(_unit_settings(config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit)
@@ -90,10 +125,26 @@ class Machine:
                 endpoint.quiesce()
 
         device = ViommuDevice(engine, wake=self._wake, quiesce=quiesce, window=PollWindow())
-        unit = Unit(config, engine, device, viommu_function(device, self._ordering), endpoints)
+        freezer = Freezer(lambda: [endpoint.freeze for endpoint in endpoints.values()])
+        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, endpoints)
         for endpoint in behind:
             endpoints[endpoint.name] = self._build_endpoint(unit, endpoint)
         return unit
+
+    def _carry(self, config: UnitConfig, device: ViommuDevice, freezer: Freezer) -> VirtioPciFunction | VhostCarrier:
+        """The transport `config` asks for, connected to `device`."""
+        if config.attach == "vfio-user":
+            return viommu_function(device, self._ordering)
+        freeze = partial(freezer.set, "rings suspended")
+        carrier = VhostCarrier(config.name, device, self._ordering, system_reset=device.system_reset, freeze=freeze)
+        device.connect(carrier)
+        return carrier
+
+    def _function_was_reset(self) -> None:
+        """DEVICE_RESET of a PCI function: units over vhost-user see a machine reset in no other way."""
+        for unit in self.units.values():
+            if isinstance(unit.function, VhostCarrier):
+                unit.function.function_was_reset()
 
     def _build_endpoint(self, unit: Unit, config: EndpointConfig) -> Endpoint:
         model = MODELS.get(config.model)
@@ -107,7 +158,8 @@ class Machine:
             return door
 
         options: dict[str, OptionValue] = dict(config.options)
-        return model(config.name, open_door, self._wake, options, self._ordering)
+        bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
+        return model(config.name, bay, options)
 
 
 def _unit_settings(config: UnitConfig) -> UnitSettings:

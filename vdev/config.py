@@ -17,6 +17,7 @@ from vdev.config_schema import (
     EndpointConfig,
     Limits,
     Reserved,
+    TraceConfig,
     UnitConfig,
     VmConfig,
 )
@@ -24,8 +25,8 @@ from vdev.config_text import convert, format_bdf, parse_bdf, parse_size, parse_y
 from vdev.errors import ConfigError
 
 __all__ = [
-    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved", "UnitConfig",
-    "VmConfig", "config_warnings", "format_bdf", "load_config", "parse_bdf", "parse_config", "parse_size",
+    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved", "TraceConfig",
+    "UnitConfig", "VmConfig", "config_warnings", "format_bdf", "load_config", "parse_bdf", "parse_config", "parse_size",
 ]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096

@@ -21,6 +21,7 @@ from vdev.config_schema import (
     UnitConfig,
 )
 from vdev.config_text import closest, format_bdf, item_key, parse_bdf, parse_size
+from vdev.control.trace_filter import Filter
 from vdev.errors import ConfigError
 
 MAX_ROOT_PORTS = len(ROOT_PORT_SLOTS) * 8
@@ -29,6 +30,7 @@ PROBE_FIXED_NBYTES = 72 + 4  # of a PROBE request without its properties
 MAX_PROBE_SIZE = 1 << 16
 MIN_MEMORY, MAX_MEMORY = 128 << 20, 1 << 40
 MAX_CPUS = 64
+MIN_TRACE_NBYTES, MAX_TRACE_RECORDS = 1 << 16, 1_000_000
 MAX_LIMIT = 1 << 32  # more mappings than that no host can hold
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
 _TAKEN_NAMES = ["channel", "console", "control", "monitor", "qmp"]  # sockets beside those of the functions
@@ -43,7 +45,7 @@ _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 
 def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
-    for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved):
+    for check in (_check_vm, _check_names, _check_units, _check_addresses, _check_reserved, _check_trace):
         check(config)
 
 
@@ -206,3 +208,25 @@ def _check_regions(regions: list[tuple[Reserved, str]], key: str) -> None:
     for (one, other), (two, where) in pairwise(sorted(regions, key=lambda pair: pair[0].start)):
         problem = f"{two.start:#x}..{two.end:#x} overlaps {other}, which is {one.start:#x}..{one.end:#x}"
         _require(two.start > one.end, where, problem, "make them apart")
+
+
+def _check_trace(config: Config) -> None:
+    trace = config.trace
+    if trace is None:
+        return
+    nbytes = parse_size(trace.max_bytes, "trace.max_bytes")
+    _require(
+        nbytes >= MIN_TRACE_NBYTES, "trace.max_bytes", f"{trace.max_bytes} is too small for a trace", "32M is usual"
+    )
+    _require(
+        1 <= trace.records <= MAX_TRACE_RECORDS, "trace.records",
+        f"{trace.records} is not in 1..{MAX_TRACE_RECORDS}", "10000 is usual",
+    )  # fmt: skip
+    names = {
+        "units": [{"name": unit.name, "bdf": unit.bdf} for unit in config.units],
+        "endpoints": [{"name": endpoint.name, "bdf": endpoint.bdf} for endpoint in config.endpoints],
+    }
+    try:
+        Filter(names, trace.endpoints, trace.types, trace.statuses)
+    except ConfigError as error:
+        raise ConfigError(f"trace.{error.key}", error.problem, error.cure) from None

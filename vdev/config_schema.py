@@ -7,7 +7,7 @@ endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -15,6 +15,8 @@ SERIAL_SLOT = 0x01
 ROOT_PORT_SLOTS = range(0x02, 0x10)
 FREE_SLOTS = range(0x10, 0x1F)
 KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
+Attach = Literal["vfio-user", "vhost-user"]
+ATTACHMENTS: tuple[Attach, ...] = get_args(Attach)
 
 
 class Reserved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +42,7 @@ class UnitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     name: str
     bdf: str = "00:10.0"
-    attach: Literal["vfio-user"] = "vfio-user"
+    attach: Attach = "vfio-user"  # docs/attachments.md says what they differ in
     mode: Literal["compat", "strict"] = "compat"
     granule: int | str = "4K"  # lowest set bit of page_size_mask; 1 is legal
     input_range: tuple[int, int] = (0, (1 << 39) - 1)  # inclusive
@@ -80,9 +82,21 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     extra_args: tuple[str, ...] = ()
 
 
+class TraceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The decoded trace from the start on (docs/trace.md); `trace: {}` records in memory."""
+
+    file: str | None = None  # JSON lines; relative to where `vdev serve` was started
+    max_bytes: int | str = "32M"  # of FILE and FILE.1 together
+    records: int = 10_000  # kept in memory
+    endpoints: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole file."""
 
     vm: VmConfig = VmConfig()
     units: tuple[UnitConfig, ...]
     endpoints: tuple[EndpointConfig, ...] = ()
+    trace: TraceConfig | None = None

@@ -66,11 +66,15 @@ class MemoryAccessError(VdevError):
 
 
 class DmaError(VdevError):
-    """One DMA access of an endpoint was refused. `reason` is a short stable word for registers, counters and logs."""
+    """One DMA access of an endpoint was refused. `reason` is a short stable word for registers, counters and logs.
 
-    def __init__(self, reason: str, iova: int, detail: str = "") -> None:
+    `passing` says that nobody did anything wrong: the same access may succeed later.
+    """
+
+    def __init__(self, reason: str, iova: int, detail: str = "", *, passing: bool = False) -> None:
         self.reason = reason
         self.iova = iova
+        self.passing = passing
         super().__init__(f"DMA at IOVA {iova:#x}: {reason}" + (f", {detail}" if detail else ""))
 
 

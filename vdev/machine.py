@@ -16,6 +16,9 @@ from vdev.errors import ConfigError
 
 CHANNEL_PORT = "org.vdev.agent"  # name of the virtio-serial port a guest payload speaks on
 MESSAGE_TIMEOUT_MS = 30_000  # QEMU's own 5 s would cut a busy backend off for good
+# What the generic vhost-user device must be told of ours: its virtio id, queues and size of configuration. Two of the
+# names have underscores in QEMU.
+VHOST_USER_DEVICE = {"virtio-id": 23, "num_vqs": 2, "vq_size": 256, "config_size": 64}
 DEFAULT_APPEND = (
     "console=ttyS0 panic=-1 loglevel=5 "  # panic ends QEMU (-no-reboot); warnings and worse reach the console
     "cryptomgr.notests random.trust_cpu=on "  # half a second of start-up
@@ -127,22 +130,51 @@ def _functions(config: Config) -> Iterator[UnitConfig | EndpointConfig]:
 
 
 def _devices(config: Config, socket_dir: str) -> Iterable[str]:
-    """Root ports by rising address, since firmware numbers the buses behind them in that order; then our functions."""
+    """Root ports by rising address, since firmware numbers the buses behind them in that order; then our functions.
+
+    Units over vhost-user come last: QEMU resets the last first, and the backend must see such a unit stop before the
+    endpoints are reset, or it cannot tell a machine reset from a stopped VM.
+    """
     count = sum(parse_bdf(endpoint.bdf) >> 8 != 0 for endpoint in config.endpoints)
     for bus in range(1, count + 1):
         yield from ("-device", _root_port(bus, count))
+    last = [unit for unit in config.units if unit.attach == "vhost-user"]
     for item in _functions(config):
-        bdf = parse_bdf(item.bdf)
-        bus = bdf >> 8
-        yield "-device"
-        yield _json(
-            driver="vfio-user-pci",
-            id=item.name,
-            bus=f"vdev.port{bus}" if bus else "pcie.0",
-            addr=f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}",
-            socket={"type": "unix", "path": socket_path(socket_dir, item.name)},
-            x_msg_timeout=MESSAGE_TIMEOUT_MS,
-        )
+        if item not in last:
+            yield from ("-device", _vfio_user_function(item, socket_dir))
+    for unit in last:
+        path = _quoted(socket_path(socket_dir, unit.name))
+        yield from ("-chardev", f"socket,id=vdev.{unit.name},path={path}")
+        yield from ("-device", _vhost_user_unit(unit))
+
+
+def _vfio_user_function(item: UnitConfig | EndpointConfig, socket_dir: str) -> str:
+    bus = parse_bdf(item.bdf) >> 8
+    return _json(
+        driver="vfio-user-pci",
+        id=item.name,
+        bus=f"vdev.port{bus}" if bus else "pcie.0",
+        addr=_slot_and_function(item),
+        socket={"type": "unix", "path": socket_path(socket_dir, item.name)},
+        x_msg_timeout=MESSAGE_TIMEOUT_MS,
+    )
+
+
+def _vhost_user_unit(unit: UnitConfig) -> str:
+    properties: dict[str, object] = {
+        "driver": "vhost-user-test-device-pci",
+        "id": unit.name,
+        "bus": "pcie.0",
+        "addr": _slot_and_function(unit),
+        "chardev": f"vdev.{unit.name}",
+        **VHOST_USER_DEVICE,
+    }
+    return json.dumps(properties)
+
+
+def _slot_and_function(item: UnitConfig | EndpointConfig) -> str:
+    bdf = parse_bdf(item.bdf)
+    return f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}"
 
 
 def _root_port(bus: int, count: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from typing import Protocol
 
 from vdev.errors import MemoryAccessError
 
@@ -29,6 +30,20 @@ class Region:
     @property
     def stop(self) -> int:
         return self.gpa + self.nbytes
+
+
+class Memory(Protocol):
+    """What a ring needs of the memory it lies in: a `RegionTable`, or what a device behind an IOMMU reaches."""
+
+    @property
+    def generation(self) -> int:
+        """Another number than before when views taken earlier may not be used any more."""
+
+    def find(self, gpa: int) -> Region | None:
+        """The region that contains `gpa`, for as long as `generation` stays; None where none can be promised."""
+
+    def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """See `RegionTable.slices`."""
 
 
 class RegionTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import checks_device, checks_dma, checks_open, checks_refused, checks_several
+from . import checks_device, checks_dma, checks_hwrng, checks_open, checks_refused, checks_several
 from .lab import Finding, Lab
 
 
@@ -18,6 +18,7 @@ class Check:
     run: Callable[[Lab], Finding]
     refusal: bool = False  # the IOMMU must refuse an access here, and guest kernel and vdev must both report it
     naccelerators: int = 1  # a machine with fewer has nothing to check here
+    nrngs: int = 0  # likewise
 
 
 CHECKS = (
@@ -64,10 +65,17 @@ CHECKS = (
         checks_several.each_reaches_its_own_memory,
         naccelerators=2,
     ),
+    Check(
+        "hwrng",
+        "The kernel's own driver draws random bytes through the IOMMU",
+        checks_hwrng.kernel_draws_random_bytes,
+        nrngs=1,
+    ),
     Check("gives-back", "The guest gives everything back", checks_open.gives_everything_back),
 )
 
 
-def chosen(wanted: Sequence[str], naccelerators: int) -> list[Check]:
-    """The checks named, or all if none is, that make sense with so many accelerators."""
-    return [check for check in CHECKS if check.naccelerators <= naccelerators and (not wanted or check.name in wanted)]
+def chosen(wanted: Sequence[str], naccelerators: int, nrngs: int = 0) -> list[Check]:
+    """The checks named, or all if none is, that make sense with so many accelerators and virtio-rng devices."""
+    possible = [check for check in CHECKS if check.naccelerators <= naccelerators and check.nrngs <= nrngs]
+    return [check for check in possible if not wanted or check.name in wanted]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from . import checks_hwrng
 from .accel import DEVICE_ID, VENDOR_ID, AcceleratorTimeout
 from .checks import Check, chosen
 from .guest import Channel, KernelLog, find_pci
@@ -54,7 +55,9 @@ def run_all(channel: Channel, lab: Lab, checks: Sequence[Check]) -> bool:
 
 def main() -> int:
     """Run the checks named on the command line, or all; exit status 0 if every one passed."""
-    checks = chosen(sys.argv[1:], max(1, len(find_pci(VENDOR_ID, DEVICE_ID))))  # without any, the checks say so
+    naccelerators = max(1, len(find_pci(VENDOR_ID, DEVICE_ID)))  # without any, the checks say so
+    nrngs = len(find_pci(checks_hwrng.VENDOR_ID, checks_hwrng.DEVICE_ID))
+    checks = chosen(sys.argv[1:], naccelerators, nrngs)
     channel = Channel()
     log = KernelLog()
     channel.send(

@@ -16,6 +16,7 @@ from vdev import app as app_module
 from vdev.app import App
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.functions.base import Progress, Worker
+from vdev.functions.virtio_pci import VirtioPciFunction
 
 CONFIG = Config(units=(UnitConfig(name="iommu0"),), endpoints=(EndpointConfig(name="accel0"),))
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()"
@@ -80,6 +81,7 @@ async def test_a_crashed_unit_runs_again_after_the_driver_reset_it(
         app.scheduler.wake(unit.device)
         await until(lambda: bool(app.crashed))
 
+        assert isinstance(unit.function, VirtioPciFunction)
         unit.function.bar_write(0, 0x14, b"\0")  # device_status = 0
 
         assert app.scheduler.describe()["crashed"] == []

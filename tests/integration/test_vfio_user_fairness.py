@@ -24,6 +24,7 @@ from vdev.transports.stream import (
     Message,
     MessageStream,
 )
+from vdev.transports.vfio_user import FRAMING
 from vdev.wire import vfio_user as wire
 from vdev.wire.vfio_user import Command
 
@@ -40,10 +41,10 @@ class Turns:
         self.there.setblocking(False)
         self.now = 0
         self.arrived: list[int] = []
-        self.stream = MessageStream(self.here, self._take, lambda: self.now)
+        self.stream = MessageStream(self.here, FRAMING, self._take, lambda: self.now)
         stack.callback(self.stream.close)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message[wire.Header]) -> None:
         message.fds.close()
         self.arrived.append(message.arrived_ns)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
+from tests.support.bay import bay
 from tests.support.driver import DriverRing
 from tests.support.virtio_pci import RUNNING, PciDriver
 from vdev.endpoints.accelerator import Accelerator
@@ -56,7 +57,7 @@ class HostileGuest:
             self.engine, wake=lambda worker: None, quiesce=lambda: self.accelerator.quiesce(), window=PollWindow()
         )
         self.function = viommu_function(self.unit, NoOrdering())
-        self.accelerator = Accelerator("accel", self._door, lambda worker: None, {"devmem": 4096}, NoOrdering())
+        self.accelerator = Accelerator("accel", bay(self._door), {"devmem": 4096})
         self.ram = memoryview(bytearray(RAM_NBYTES))
         self.functions = (self.function, self.accelerator)
         for function in self.functions:

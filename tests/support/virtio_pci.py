@@ -88,13 +88,18 @@ class PciDriver:
             self.write(offset + 4, 4, gpa >> 32)
         self.write(QUEUE_ENABLE, 2, 1)
 
-    def start(self, features: int, *, event_idx: bool = False, queues: int = 2, size: int = 16) -> list[DriverRing]:
-        """Bring the device up with `queues` rings; vector 0 is the configuration's, 1 + index each queue's."""
+    def start(
+        self, features: int, *, event_idx: bool = False, queues: int = 2, size: int = 16, base: int = RAM_GPA
+    ) -> list[DriverRing]:
+        """Bring the device up with `queues` rings; vector 0 is the configuration's, 1 + index each queue's.
+
+        `base` is where the device finds the RAM: an IOVA for one behind an IOMMU.
+        """
         self.negotiate(features)
         self.write(CONFIG_VECTOR, 2, 0)
         self.rings, offset = [], 0
         for index in range(queues):
-            ring = DriverRing(self.ram, size, base_gpa=RAM_GPA, offset=offset, slot_nbytes=1024, event_idx=event_idx)
+            ring = DriverRing(self.ram, size, base_gpa=base, offset=offset, slot_nbytes=1024, event_idx=event_idx)
             self.add_queue(index, ring)
             self.rings.append(ring)
             offset = ring.stop

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.support.accelerator import Rig, descriptor
+from tests.support.bay import bay
 from vdev.endpoints.accelerator import Accelerator
 from vdev.endpoints.accelerator_engine import SLICE_NBYTES
 from vdev.endpoints.table import MODELS
@@ -15,7 +16,6 @@ from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
-from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci
 from vdev.wire.accelerator import (
     ID_VALUE,
@@ -60,7 +60,7 @@ class Bench:
         self.woken: list[Worker] = []
         self.vectors: list[int] = []
         self.ram = bytearray(RAM_NBYTES)
-        self.function = Accelerator("accel0", self._open_door, self.woken.append, options or {}, NoOrdering())
+        self.function = Accelerator("accel0", bay(self._open_door, self.woken.append), options or {})
         self.function.memory.add(Region(0, RAM_NBYTES, memoryview(self.ram)))
         self.function.raise_vector = self.vectors.append
         self.command(pci.Command.MEMORY | pci.Command.BUS_MASTER)

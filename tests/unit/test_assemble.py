@@ -6,8 +6,11 @@ import pytest
 
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, Limits, Reserved, UnitConfig
+from vdev.endpoints.rng import Rng
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
+from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.events import Event, FaultRaised
 from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci, viommu
@@ -28,10 +31,16 @@ class Built:
     def __init__(self, config: Config) -> None:
         self.events: list[Event] = []
         self.woken: list[str] = []
-        self.machine = Machine(config, emit=self.events.append, wake=self._wake, ordering=NoOrdering())
+        self.alarms: list[tuple[str, int]] = []
+        self.machine = Machine(
+            config, emit=self.events.append, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering()
+        )
 
     def _wake(self, worker: Worker) -> None:
         self.woken.append(worker.name)
+
+    def _wake_at(self, worker: Worker, when_ns: int) -> None:
+        self.alarms.append((worker.name, when_ns))
 
 
 def one(unit: UnitConfig, *endpoints: EndpointConfig) -> Built:
@@ -164,3 +173,67 @@ def test_an_unknown_model_names_the_known_ones() -> None:
 def test_a_wrong_option_names_the_endpoint_and_the_key() -> None:
     with pytest.raises(ConfigError, match=r"endpoints\[accel0\]\.options\.devmen.*devmem"):
         one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0", options={"devmen": "1M"}))
+
+
+def test_an_endpoint_shows_its_domain_and_the_mappings_in_it() -> None:
+    unit = Built(BEHIND_TWO).machine.units["iommu0"]
+    requests = [
+        viommu.Attach(viommu.T_ATTACH, bytes(3), 5, 0x100).pack(),
+        viommu.Map(viommu.T_MAP, bytes(3), 5, 0x1000, 0x1FFF, 0, viommu.MAP_F_READ).pack(),
+    ]
+    for request in requests:
+        assert unit.engine.handle(request, 4) == viommu.TAILS[viommu.S_OK]
+
+    functions = unit.describe()["functions"]
+
+    assert (functions["accel0"]["domain"], functions["accel0"]["mappings"]) == (5, 1)
+    assert (functions["accel2"]["domain"], functions["accel2"]["mappings"]) == (None, 0)
+
+
+def test_an_rng_is_built_with_its_options_and_asks_the_machine_for_time() -> None:
+    options: dict[str, int | str | bool] = {"source": "seed:3", "max_bytes": 64}
+    built = one(UnitConfig(name="iommu0"), EndpointConfig(name="rng0", model="rng", options=options))
+    function = built.machine.units["iommu0"].endpoints["rng0"]
+    assert isinstance(function, Rng)
+
+    function.wake_device_at(77)
+    function.wake_device(function)
+
+    assert built.alarms == [("rng0", 77)]
+    assert built.woken == ["rng0"]
+    assert not function.describe()["driver-ok"]
+
+
+def test_a_unit_is_carried_as_its_configuration_says() -> None:
+    built = Built(
+        Config(units=(UnitConfig(name="iommu0", attach="vhost-user"), UnitConfig(name="iommu1", bdf="00:11.0")))
+    )
+
+    assert isinstance(built.machine.units["iommu0"].function, VhostCarrier)
+    assert isinstance(built.machine.units["iommu1"].function, VirtioPciFunction)
+
+
+def test_dma_is_held_until_its_last_holder_lets_go() -> None:
+    unit = one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0")).machine.units["iommu0"]
+    door, states = unit.doors["accel0"], []
+
+    for holder, held in (("a", True), ("b", True), ("a", False), ("b", False)):
+        unit.freezer.set(holder, held)
+        states.append(door.frozen)
+
+    assert states == [True, True, True, False]
+
+
+def test_only_the_reset_qemu_asks_for_counts_as_the_machines() -> None:
+    seen: list[str] = []
+    unit = one(UnitConfig(name="iommu0"), EndpointConfig(name="accel0")).machine.units["iommu0"]
+    endpoint = unit.endpoints["accel0"]
+    endpoint.was_device_reset = lambda: seen.append("device reset")
+    pcie = endpoint.config_read(0x34, 1)[0]
+
+    endpoint.config_write(pcie + 8, (1 << 15).to_bytes(2, "little"))  # FLR
+    endpoint.disconnected()
+    before = list(seen)
+    endpoint.reset()
+
+    assert (before, seen) == ([], ["device reset"])

@@ -277,3 +277,28 @@ def test_surprises_for_linux_are_warned_of() -> None:
     assert [line.partition(":")[0] for line in warnings] == [
         "units[iommu0].granule", "units[iommu0].domain_range", "units[iommu0].reserved",
     ]  # fmt: skip
+
+
+TRACED = "units: [{name: iommu0}]\nendpoints: [{name: accel0}]\ntrace: "
+
+
+def test_the_trace_is_off_unless_asked_for_and_in_memory_without_a_file() -> None:
+    assert parse_config("units: [{name: iommu0}]", "x.yaml").trace is None
+    trace = parse_config(TRACED + "{}", "x.yaml").trace
+    assert trace is not None
+    assert (trace.file, trace.records) == (None, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{max_bytes: 4K}", "trace.max_bytes: 4K is too small for a trace"),
+        ("{records: 0}", "trace.records: 0 is not in 1..1000000"),
+        ("{endpoints: [accel1]}", "trace.endpoints: there is no 'accel1' (known: iommu0 (00:10.0), accel0 (01:00.0))"),
+        ("{types: [MAPS]}", "trace.types: there is no 'MAPS' (known: ATTACH"),
+        ("{statuses: ['!GOOD']}", "trace.statuses: there is no '!GOOD' (known: OK"),
+        ("{fil: x}", "trace.fil: there is no such key"),
+    ],
+)
+def test_a_wrong_trace_is_refused_with_what_is_known(text: str, words: str) -> None:
+    assert f"x.yaml: {words}" in refusal(TRACED + text)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,56 @@ def test_a_storm_of_events_is_kept_but_not_all_logged(caplog: pytest.LogCaptureF
 
 def test_a_fault_names_the_endpoint_by_its_bdf() -> None:
     assert "endpoint=01:00.0" in describe(FaultRaised("iommu0", 0x100, "no-write", 2, 0x2000))
+
+
+async def _streaming(path: Path, lines: list[bytes], ended: asyncio.Event) -> tuple[ControlServer, socket.socket]:
+    """A server whose one command streams `lines` and then waits for ever; `ended` is set when that is over."""
+
+    async def stream(arguments: object) -> AsyncGenerator[bytes, None]:
+        try:
+            for line in lines:
+                yield line
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    server = ControlServer(listener, {"follow": Command(NoArguments, lambda _: "begins", stream=stream)})
+    await server.start()
+    return server, listener
+
+
+async def test_a_stream_follows_its_answer_and_ends_with_its_client(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+    server, listener = await _streaming(tmp_path / "c", [b"one\n", b"two\n"], ended)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
+    writer.write(b'{"execute": "follow"}\n')
+
+    assert [await reader.readline() for _ in range(3)] == [b'{"return":"begins"}\n', b"one\n", b"two\n"]
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        await ended.wait()
+        await asyncio.gather(*server._clients, return_exceptions=True)
+    server.close()
+    listener.close()
+
+
+async def test_a_client_that_never_reads_is_ended_with_the_server(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+    server, listener = await _streaming(tmp_path / "c", [b"x" * (1 << 20)] * 64, ended)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "c"), limit=1024)
+    writer.write(b'{"execute": "follow"}\n')
+    assert await reader.read(1) == b"{"  # it is streaming now, and nobody reads on
+
+    server.close()
+    async with asyncio.timeout(5):
+        await ended.wait()
+        await asyncio.gather(*server._clients, return_exceptions=True)
+    writer.close()
+    await writer.wait_closed()
+    listener.close()
+
+    assert not server._clients

@@ -14,6 +14,9 @@ import pytest
 from guest_tests import report
 from guest_tests.boot import Control, ControlError, Listener, follow, mapping_counts
 from guest_tests.report import Painter, Run
+from tests.support.trace import DECODER
+from vdev.control.trace_records import Entry
+from vdev.iommu.events import FaultRaised
 
 PLAIN = Painter(False)
 FAULT = {
@@ -27,6 +30,7 @@ FAULT = {
     "access": 2,
     "iova": 0x20000000,
 }
+TRACED = DECODER.record(Entry(7, 12_500_000_000, FaultRaised("iommu0", 0x100, "not-mapped", 2, 0x20000000)))
 HELLO = {"hello": 1, "kernel": "6.12", "checks": ["copy"]}
 COPY = {"check": "copy", "ok": True, "title": "A copy", "detail": "copied", "ms": 3.5, "data": {}}
 DONE = {"done": True, "ok": True}
@@ -65,14 +69,15 @@ def test_a_run_without_done_is_not_ok() -> None:
     assert Run(done=DONE).ok
 
 
-def test_a_failure_shows_cause_console_and_events() -> None:
-    run = Run(console=["Kernel panic"], events=[FAULT], cause="the guest went away", logs="some/where")
+def test_a_failure_shows_cause_console_faults_and_trace() -> None:
+    run = Run(console=["Kernel panic"], events=[FAULT], trace=[TRACED], cause="the guest went away", logs="some/where")
 
     text = "\n".join(report.failure(run))
 
     assert "cause: the guest went away" in text
     assert "  | Kernel panic" in text
-    assert "iova=0x20000000" in text
+    assert "  | iommu0 refused a write of endpoint 01:00.0 at 0x20000000: not-mapped" in text
+    assert "  |    12.500000  iommu0    FAULT    01:00.0 (accel0) write 0x0020000000" in text
     assert "some/where" in text
 
 
@@ -129,6 +134,8 @@ async def _control(path: Path, *, broken: bool = False) -> AsyncIterator[list[di
             answer: dict[str, Any] = {"return": {"iommu0": {"mappings": 0}}}
             if request["execute"] == "query-events":
                 answer = {"return": [FAULT] if request["arguments"]["since"] <= FAULT["seq"] else []}
+            if request["execute"] == "query-trace":
+                answer = {"return": {"newest": [TRACED]}}
             if broken:
                 answer = {"error": {"class": "GenericError", "desc": "no such luck"}}
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -166,6 +173,7 @@ async def test_a_guest_that_says_done_makes_a_complete_run(tmp_path: Path) -> No
     assert [message for message, _ in heard] == [HELLO, COPY, {**COPY, "check": "later"}, DONE]
     assert run.faults == {"copy": [FAULT], "later": []}
     assert run.events == [FAULT]
+    assert run.trace == [TRACED]
     assert mapping_counts(run.iommu) == {"/iommu0/mappings": 0}
     assert run.console == ["last words"]
     assert vm.sent == [{"bye": 1}]
@@ -173,10 +181,12 @@ async def test_a_guest_that_says_done_makes_a_complete_run(tmp_path: Path) -> No
 
 async def test_faults_before_a_check_are_not_counted_as_its_own(tmp_path: Path) -> None:
     vm = _FakeVm(tmp_path / "c", [HELLO, {"starting": "copy", "title": "A copy"}, COPY, DONE])
-    async with _control(Path(vm.control_path)):
+    async with _control(Path(vm.control_path)) as requests:
         run = await _followed(vm)
 
     assert run.faults == {"copy": []}
+    notes = [request["arguments"]["text"] for request in requests if request["execute"] == "trace-note"]
+    assert notes == ["guest: A copy ...", "guest: ok, copied"]
 
 
 @pytest.mark.parametrize("script", [[], [HELLO], [HELLO, COPY]], ids=["no-hello", "after-hello", "after-a-check"])

@@ -13,11 +13,14 @@ from guest_tests import report, test_configs, test_first_light
 from guest_tests.boot import follow
 from guest_tests.conftest import GuestRun
 from guest_tests.payload.checks import CHECKS
-from guest_tests.report import Run
+from guest_tests.report import NTRACE_SHOWN, Run
+from tests.support.trace import TraceRig
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.control.event_log import EventLog
 from vdev.control.messages import QueryEvents
 from vdev.control.server import Command, ControlServer
+from vdev.control.trace import Trace, TraceOptions
+from vdev.control.trace_commands import trace_commands
 from vdev.iommu.events import FaultRaised, RequestHandled
 from vdev.transports.listener import Listener
 from vdev.wire import viommu
@@ -57,12 +60,13 @@ class _Guest:
 
 
 @asynccontextmanager
-async def _control(path: Path, log: EventLog) -> AsyncIterator[None]:
-    """vdev's own control server over `log`."""
+async def _control(path: Path, log: EventLog, trace: Trace) -> AsyncIterator[None]:
+    """vdev's own control server over `log` and `trace`."""
     listener = Listener(path)
     commands = {
         "query-events": Command(QueryEvents, lambda given: log.since(given.since, given.limit, frozenset(given.kinds))),
         "query-iommu": Command(QueryEvents, lambda given: []),
+        **trace_commands(trace),
     }
     server = ControlServer(listener.socket, commands)
     await server.start()
@@ -77,8 +81,12 @@ async def _control(path: Path, log: EventLog) -> AsyncIterator[None]:
 async def failed(tmp_path: Path) -> GuestRun:
     """A run whose copy failed, followed over a real control socket."""
     run, log = Run(logs="logs/kept"), EventLog(lambda: 12.5)
+    rig = TraceRig()
+    rig.now_ns += 12_500_000_000
+    rig.trace.start(TraceOptions())
+    log.trace = rig.trace.emit
     path = tmp_path / "run" / "control.sock"
-    async with _control(path, log):
+    async with _control(path, log, rig.trace):
         await follow(_Guest(path, log), run, 5.0, lambda message, faults: None)
     return GuestRun(CONFIG, run)
 
@@ -89,9 +97,10 @@ def _explains(text: str) -> None:
     # the fault, as vdev recorded it
     assert "iommu0 refused a write of endpoint 01:00.0 at 0x20000000: not-mapped" in text
     # the last requests, in vdev's words, as they were when the check failed
-    assert "12.500 iommu0 MAP domain=1 virt_start=0x20000000 virt_end=0x20000fff" in text
-    assert "-> INVAL (overlaps a mapping)" in text
-    assert "12.500 FaultRaised unit=iommu0 endpoint=01:00.0 reason=not-mapped access=2 iova=0x20000000" in text
+    assert f"NOTE     guest: {COPY.title} ..." in text
+    assert "12.500000  iommu0    MAP      domain 1 0x0020000000..0x0020000fff    4K -> 0x0000000000 r--  INVAL" in text
+    assert "overlaps a mapping" in text
+    assert "12.500000  iommu0    FAULT    01:00.0 (accel0) write 0x0020000000" in text
     assert "UNMAP" not in text
     # the console's tail, likewise
     assert "page fault from EP 256 at 0x20000000 [W]" in text
@@ -124,7 +133,7 @@ def test_a_run_that_ended_early_shows_what_was_there_at_its_end(failed: GuestRun
 
     assert "cause: the guest said nothing for 60 s" in text
     assert "chatter 999" in text
-    assert "iommu0 UNMAP domain=1" in text
+    assert text.count("iommu0    UNMAP    domain 1") == NTRACE_SHOWN - 1  # and the last check's verdict
 
 
 def test_evidence_is_kept_of_failed_checks_only(failed: GuestRun) -> None:

@@ -158,3 +158,20 @@ def test_a_comma_in_a_path_does_not_end_an_option(config: Config) -> None:
 def test_a_socket_path_that_cannot_be_bound_is_refused() -> None:
     with pytest.raises(ConfigError, match="107 bytes"):
         socket_path("/" + "x" * 100, "iommu0")
+
+
+def test_a_unit_over_vhost_user_is_qemus_generic_device_and_comes_after_everything() -> None:
+    config = parse_config(
+        "units: [{name: one, attach: vhost-user}, {name: two, bdf: '00:11.0'}]\nendpoints: [{name: accel0, unit: one}]",
+        "x",
+    )
+    argv = qemu_arguments(config, MachinePaths.in_directory("/run/a,b", "k", None), "tcg")
+
+    (unit,) = devices(argv, "vhost-user-test-device-pci")
+    assert (unit["id"], unit["bus"], unit["addr"], unit["chardev"]) == ("one", "pcie.0", "10.0", "vdev.one")
+    assert (unit["virtio-id"], unit["num_vqs"], unit["vq_size"], unit["config_size"]) == (23, 2, 256, 64)
+    assert "socket,id=vdev.one,path=/run/a,,b/one.sock" in argv
+    ids = [json.loads(value)["id"] for name, value in pairwise(argv) if name == "-device" and '"id"' in value]
+    assert ids[-1] == "one"
+    assert [function["id"] for function in devices(argv, "vfio-user-pci")] == ["two", "accel0"]
+    assert set(expected_functions(config)) == {"one", "two", "accel0"}

@@ -17,7 +17,7 @@ from guest_tests.payload.checks import CHECKS, Check
 from guest_tests.payload.lab import CheckFailed, Finding, Lab, endpoint_id
 from tests.support.fake_vfio import FakeLog, fake_lab
 
-NEED_A_KERNEL = {"driver-bound", "own-group", "opens-through-vfio", "several", "gives-back"}
+NEED_A_KERNEL = {"driver-bound", "own-group", "opens-through-vfio", "several", "hwrng", "gives-back"}
 BY_NAME = {check.name: check for check in CHECKS}
 
 

@@ -18,7 +18,7 @@ from qmp_bridge.channel import MAX_LINE_NBYTES, Channel, parse_message
 from qmp_bridge.console import LINE_CHARACTERS, TAIL_LINES, Console
 from qmp_bridge.errors import VmDied
 from qmp_bridge.narrate import narrate
-from qmp_bridge.plan import CONFIG_COPY, Options, Parts, make_plan
+from qmp_bridge.plan import CONFIG_COPY, Options, Parts, make_plan, overridden
 from qmp_bridge.run_directory import RunDirectory, runtime_base
 from qmp_bridge.up import the_cause
 from vdev.config import load_config, parse_config
@@ -241,6 +241,24 @@ def test_the_backends_copy_of_the_configuration_is_the_configuration(tmp_path: P
     assert (tmp_path / "viot.bin").read_bytes() == plan.viot
 
 
+def test_an_overridden_attachment_reaches_qemu_and_the_backend(tmp_path: Path) -> None:
+    options = Options(config_path=Path("my config.yaml"), attach="vhost-user")
+    config = overridden(parse_config(TEXT, "x"), options)
+    plan = make_plan(config, Parts(("/q",), {}, "11", "/k", None, "tcg"), options, tmp_path)
+    plan.write(config, tmp_path)
+
+    assert any("vhost-user-test-device-pci" in argument for argument in plan.qemu)
+    assert plan.backend[-3] == str(tmp_path / CONFIG_COPY)
+    assert {unit.attach for unit in load_config(tmp_path / CONFIG_COPY).units} == {"vhost-user"}
+
+
+def test_an_attachment_nobody_knows_is_the_users_error() -> None:
+    options = Options(attach="vhost-usr")  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match="did you mean vhost-user"):
+        overridden(parse_config(TEXT, "x"), options)
+
+
 def test_a_run_directory_is_private_and_goes_with_everything(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.path.stat().st_mode & 0o777 == 0o700
@@ -286,3 +304,14 @@ def test_a_single_error_comes_out_of_its_group() -> None:
 def test_several_errors_stay_together() -> None:
     group = BaseExceptionGroup("", [ValueError(), OSError()])
     assert the_cause(group) is group
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [(None, []), ("memory", ["--trace", "memory"]), ("logs", ["--trace", "/run/v/logs/trace.jsonl"])],
+)
+def test_the_backend_traces_where_it_is_told_to(trace: str | None, words: list[str]) -> None:
+    parts = Parts(("/q",), {}, "11", "/k", None, "tcg")
+    plan = make_plan(parse_config(TEXT, "x"), parts, Options(trace=trace), Path("/run/v"))
+
+    assert plan.backend[plan.backend.index("/run/v") + 1 :] == words

@@ -150,3 +150,124 @@ async def test_a_forgiven_worker_runs_again() -> None:
         await passes()
 
     assert trace == ["a", "a"]
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class Alarmed(Scripted):
+    """Tells the test when it ran, and at what time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, [], [])
+        self.ran = asyncio.Event()
+        self.times: list[int] = []
+
+    def run_slice(self, now_ns: int) -> Progress:
+        self.times.append(now_ns)
+        self.ran.set()
+        return super().run_slice(now_ns)
+
+
+async def test_a_worker_runs_at_its_time_and_not_before() -> None:
+    clock = Clock()
+    scheduler = Scheduler(clock_ns=clock)
+    sleeper, other = Alarmed("sleeper"), Alarmed("other")
+
+    async with running(scheduler):
+        scheduler.wake_at(sleeper, 50)
+        scheduler.wake(other)
+        await passes()
+        early = list(sleeper.times)
+        clock.now_ns = 50
+        await sleeper.ran.wait()
+        await passes()
+
+    assert early == []
+    assert sleeper.times == [50]
+    assert scheduler.describe()["timers"] == []
+
+
+async def test_a_sleeping_scheduler_notices_an_earlier_time() -> None:
+    scheduler = Scheduler()
+    late, soon = Alarmed("late"), Alarmed("soon")
+
+    async with running(scheduler):
+        scheduler.wake_at(late, time.monotonic_ns() + 3600 * 10**9)
+        await passes()
+        scheduler.wake_at(soon, time.monotonic_ns() + 1)
+        await soon.ran.wait()
+
+    assert late.times == []
+    assert scheduler.describe()["timers"] == ["late"]
+
+
+async def test_the_last_time_a_worker_gave_counts() -> None:
+    clock = Clock()
+    scheduler = Scheduler(clock_ns=clock)
+    worker = Alarmed("a")
+    scheduler.wake_at(worker, 10)
+    scheduler.wake_at(worker, 30)
+
+    async with running(scheduler):
+        clock.now_ns = 20
+        await passes()
+        early = list(worker.times)
+        clock.now_ns = 30
+        await worker.ran.wait()
+
+    assert early == []
+    assert worker.times == [30]
+
+
+async def test_a_reset_forgets_the_time() -> None:
+    clock = Clock()
+    scheduler = Scheduler(clock_ns=clock)
+    worker, other = Alarmed("a"), Alarmed("b")
+    scheduler.wake_at(worker, 10)
+    scheduler.wake_at(other, 20)
+
+    async with running(scheduler):
+        scheduler.forgive(worker)
+        clock.now_ns = 20
+        await other.ran.wait()
+
+    assert worker.times == []
+
+
+async def test_a_time_in_the_past_is_now() -> None:
+    clock = Clock()
+    clock.now_ns = 100
+    scheduler = Scheduler(clock_ns=clock)
+    worker = Alarmed("a")
+
+    async with running(scheduler):
+        scheduler.wake_at(worker, 10)
+        await worker.ran.wait()
+
+    assert worker.times == [100]
+
+
+async def test_a_crashed_worker_is_not_woken_by_its_time() -> None:
+    clock = Clock()
+    scheduler = Scheduler(clock_ns=clock)
+    trace: list[str] = []
+    worker = Scripted("bad", [broken], trace)
+
+    async with running(scheduler):
+        scheduler.wake_at(worker, 10)
+        scheduler.wake(worker)
+        await passes()
+        clock.now_ns = 10
+        scheduler.wake(Alarmed("other"))
+        await passes()
+
+    assert trace == ["bad"]
+    assert scheduler.describe()["timers"] == []

@@ -79,13 +79,13 @@ def test_kicks_are_not_asked_for_while_polling_and_are_again_when_idle(event_idx
 def test_a_request_that_slips_in_before_notifications_are_back_is_served(event_idx: bool) -> None:
     rig = ViommuRig(event_idx=event_idx)
     rig.ask(ATTACH)
-    rearm = rig.device._requests.rearm  # type: ignore[union-attr]
+    rearm = rig.device.queue(0).rearm  # type: ignore[union-attr]
 
     def submit_then_rearm() -> bool:
         assert not rig.requests.submit([MAP], [4])
         return rearm()
 
-    rig.device._requests.rearm = submit_then_rearm  # type: ignore[union-attr, method-assign]
+    rig.device.queue(0).rearm = submit_then_rearm  # type: ignore[union-attr, method-assign]
     rig.now += LATER
     progress = rig.run()
     rig.run()
@@ -95,7 +95,7 @@ def test_a_request_that_slips_in_before_notifications_are_back_is_served(event_i
 
 
 def test_a_whole_batch_is_busy(rig: ViommuRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vdev.functions.viommu.BATCH_REQUESTS", 2)
+    monkeypatch.setattr("vdev.functions.virtio_device.BATCH_CHAINS", 2)
     for request in (ATTACH, MAP, MAP):
         rig.requests.submit([request], [4])
 
@@ -106,7 +106,7 @@ def test_a_whole_batch_is_busy(rig: ViommuRig, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_batch_is_bounded_by_bytes_too(rig: ViommuRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vdev.functions.viommu.BATCH_NBYTES", 32)
+    rig.device.batch_nbytes = 32
     for request in (ATTACH, MAP, MAP):
         rig.requests.submit([request], [4])
 

@@ -10,7 +10,7 @@ from tests.support import hostile
 from tests.support import virtio_pci as regs
 from tests.support.viommu import ATTACH, LATER, MAP, OK, ViommuRig
 from vdev.functions.base import Progress
-from vdev.functions.viommu import BATCH_SEGMENTS
+from vdev.functions.virtio_device import BATCH_SEGMENTS
 from vdev.iommu.domains import SWEEP_BLOCKS
 from vdev.iommu.engine import Engine
 from vdev.iommu.intervals import BLOCK_MAX

@@ -33,12 +33,15 @@ class EventLog:
         self._next = 0
         self._second = 0.0  # when the present second of logging began
         self._logged = 0  # events of this second, the unlogged ones included
+        self.trace: Callable[[object], None] | None = None
 
     def emit(self, event: object) -> None:
         """Keep `event`; log it unless its kind is quiet or too many came this second."""
         now = self._clock()
         self._history.append((self._next, now, event))
         self._next += 1
+        if self.trace is not None:
+            self.trace(event)
         if type(event).__name__ not in self._quiet:
             self._log(now, event)
 

@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,14 @@ _decode_request = msgspec.json.Decoder(Request).decode
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the command table: the type its arguments are checked against, and what answers it."""
+    """One row of the command table: the type its arguments are checked against, and what answers it.
+
+    A command with a `stream` is the last of its connection: lines follow its answer until either side ends.
+    """
 
     arguments: type[msgspec.Struct]
     answer: Callable[[Any], object]
+    stream: Callable[[Any], AsyncGenerator[bytes, None]] | None = None
 
 
 class ControlServer:
@@ -101,10 +106,15 @@ class ControlServer:
             raise
         try:
             while line := await reader.readline():
-                if line.strip():
-                    writer.write(self.answer(line) + b"\n")
-                    await writer.drain()
-                    await asyncio.sleep(0)  # many lines may have come at once, and others have their turn between them
+                if not line.strip():
+                    continue
+                answer, lines = self._answer(line)
+                writer.write(answer + b"\n")
+                await writer.drain()
+                if lines is not None:
+                    await _stream(lines, reader, writer)
+                    return
+                await asyncio.sleep(0)  # many lines may have come at once, and others have their turn between them
         except (ConnectionError, ValueError, RecursionError) as error:
             self._note(logging.INFO, "clients dropped", f"client (pid {pid}) dropped: {error}")
         finally:
@@ -115,22 +125,59 @@ class ControlServer:
 
     def answer(self, line: bytes) -> bytes:
         """The reply to one request line, without its newline; never raises on what the line contains."""
+        return self._answer(line)[0]
+
+    def _answer(self, line: bytes) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
+        """The reply, and what is to be streamed after it."""
+        stream = None
         try:
             request = _decode_request(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")})
+            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")}), None
         reply: dict[str, object] = {"id": request.id} if request.id is not None else {}
         command = self._commands.get(request.execute)
         if command is None:
             known = ", ".join(sorted(self._commands))
             reply["error"] = ErrorBody("CommandNotFound", f"no command '{request.execute}'; there are: {known}")
-            return _encode(reply)
+            return _encode(reply), None
         try:
             arguments = msgspec.convert(request.arguments, command.arguments)
             reply["return"] = command.answer(arguments)
+            stream = command.stream(arguments) if command.stream is not None else None
         except (msgspec.ValidationError, VdevError) as error:
             reply["error"] = ErrorBody("GenericError", f"{request.execute}: {error}")
-        return _encode(reply)
+        return _encode(reply), stream
+
+
+async def _stream(
+    lines: AsyncGenerator[bytes, None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Write what comes until it ends or the client hangs up; a client that only listens is noticed by its end alone."""
+
+    async def pump() -> None:
+        async with aclosing(lines):
+            async for chunk in lines:
+                writer.write(chunk)
+                await writer.drain()
+
+    pumping, listening = asyncio.ensure_future(pump()), asyncio.ensure_future(_hang_up(reader))
+    tasks = (pumping, listening)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not pumping.done():
+            writer.transport.abort()  # what a reader has not taken by now it never will
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+async def _hang_up(reader: asyncio.StreamReader) -> None:
+    while await reader.read(1 << 12):
+        pass  # whatever a client says while it listens is not a command any more
 
 
 def _peer_of(sock: socket.socket) -> tuple[int, int]:

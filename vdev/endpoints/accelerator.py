@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from vdev.endpoints.accelerator_engine import Engine
-from vdev.endpoints.base import OpenDoor, Options, OptionValue, Wake
+from vdev.endpoints.base import Bay, Options, OptionValue
+from vdev.events import DeviceError, RegisterWritten, flag_words
 from vdev.functions.base import Progress
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
 from vdev.pci.config_space import Capability, Identity
 from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout
-from vdev.virtio.ordering import Ordering
 from vdev.wire import pci
-from vdev.wire.accelerator import ErrorCode
+from vdev.wire.accelerator import Control, ErrorCode, Register
 
 VENDOR_ID = 0x1234
 DEVICE_ID = 0x7664
@@ -44,15 +44,8 @@ class Accelerator(PciFunction):
         "pri": "whether there is a PRI capability; needs ats (default: as ats)",
     }
 
-    def __init__(
-        self,
-        name: str,
-        open_door: OpenDoor,
-        wake: Wake,
-        options: Mapping[str, OptionValue],
-        ordering: Ordering,
-    ) -> None:
-        """`ordering` is the host's fence for completions. Raises ConfigError for a wrong option."""
+    def __init__(self, name: str, bay: Bay, options: Mapping[str, OptionValue]) -> None:
+        """Raises ConfigError for a wrong option."""
         read = Options(name, options, self.option_help)
         devmem_nbytes = read.power_of_two_nbytes("devmem", DEVMEM_DEFAULT, DEVMEM_MIN, DEVMEM_MAX)
         self._pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
@@ -68,9 +61,10 @@ class Accelerator(PciFunction):
             extended=_extended_capabilities(read, self._pasid_bits),
         )
         self._devmem = memoryview(bytearray(devmem_nbytes))
-        self._wake = wake
-        self._door = open_door(self)
-        self._engine = Engine(self, self._door, self._devmem, ordering.release)
+        self._wake = bay.wake
+        self._door = bay.open_door(self)
+        self._engine = Engine(self, self._door, self._devmem, bay.ordering.release)
+        self._engine.on_error = self._error_raised
 
     @property
     def pasid_stop(self) -> int:
@@ -126,9 +120,15 @@ class Accelerator(PciFunction):
         if bar == DEVMEM_BAR:
             self._devmem[offset : offset + len(data)] = data
         elif bar == REGISTER_BAR:
+            if self.trace is not None:
+                self.trace(_register_written(self.name, offset, data))
             self._engine.write(offset, data)
             if self._engine.has_work:
                 self._wake(self)
+
+    def _error_raised(self, code: ErrorCode, iova: int) -> None:
+        if self.trace is not None:
+            self.trace(DeviceError(self.name, code.name, iova))
 
     def on_reset(self) -> None:
         """Registers to power-on values; device memory too, so that no later owner reads what an earlier one left."""
@@ -144,6 +144,13 @@ class Accelerator(PciFunction):
     def on_quiesce(self) -> None:
         """The IOMMU is about to be reset and old IOVAs mean nothing any more; ENABLE starts the engine again."""
         self._engine.stop(ErrorCode.STOPPED)
+
+
+def _register_written(function: str, offset: int, data: bytes) -> RegisterWritten:
+    value = int.from_bytes(data, "little")
+    base = max((register for register in Register if register <= offset), default=Register.ID)
+    name = base.name + (f"+{offset - base:#x}" if offset != base else "")
+    return RegisterWritten(function, name, value, flag_words(Control(value)) if base is Register.CONTROL else "")
 
 
 def _extended_capabilities(read: Options, pasid_bits: int) -> tuple[Capability, ...]:

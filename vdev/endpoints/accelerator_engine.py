@@ -59,6 +59,7 @@ class Engine:
         self._devmem = devmem
         self._release = release
         self._operation: Operation | None = None
+        self.on_error: Callable[[ErrorCode, int], None] | None = None
 
     @property
     def has_work(self) -> bool:
@@ -198,6 +199,8 @@ class Engine:
 
     def _error(self, code: ErrorCode, iova: int, *, interrupt: bool = True) -> None:
         self.registers.error, self.registers.error_iova = int(code), iova
+        if self.on_error is not None:
+            self.on_error(code, iova)
         if interrupt:
             self._interrupt(VECTOR_ERROR)
 

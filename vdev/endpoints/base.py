@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from vdev.errors import ConfigError
+from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.pci.base import PciFunction
@@ -14,7 +16,21 @@ from vdev.virtio.ordering import Ordering
 
 OpenDoor = Callable[[PciFunction], DmaDoor]  # the app knows the unit and the endpoint id; the model asks once
 Wake = Callable[[Worker], None]
+WakeAt = Callable[[Worker, int], None]  # at a time of the clock `run_slice` is given, in ns; the last one counts
+Entropy = Callable[[int], bytes]  # so many random bytes
 OptionValue = int | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bay:
+    """What a model may use of the machine around it: the place it is plugged into."""
+
+    open_door: OpenDoor
+    wake: Wake
+    wake_at: WakeAt  # a reset of the function forgets the time
+    ordering: Ordering  # the host's fence
+    entropy: Callable[[int | None], Entropy]  # opens a source: the host's generator (None) or that of a seed
+
 
 _SUFFIXES = {"K": 10, "M": 20, "G": 30}
 
@@ -23,6 +39,8 @@ class Endpoint(Function, Worker, Protocol):
     """A `PciFunction` that runs in slices."""
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
+    was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
+    trace: Trace | None  # set while somebody traces
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""
@@ -41,15 +59,8 @@ class EndpointModel(Protocol):
     def option_help(self) -> Mapping[str, str]:
         """Option key -> one line about it."""
 
-    def __call__(
-        self,
-        name: str,
-        open_door: OpenDoor,
-        wake: Wake,
-        options: Mapping[str, OptionValue],
-        ordering: Ordering,
-    ) -> Endpoint:
-        """Build the endpoint; `ordering` is the host's fence. ConfigError for options it does not know or take."""
+    def __call__(self, name: str, bay: Bay, options: Mapping[str, OptionValue]) -> Endpoint:
+        """Build the endpoint. ConfigError for options it does not know or take."""
 
 
 class Options:
@@ -66,6 +77,13 @@ class Options:
     def error(self, key: str, problem: str, cure: str = "") -> ConfigError:
         """A ConfigError about option `key`, to be raised by the caller."""
         return ConfigError(f"endpoints[{self._name}].options.{key}", problem, cure)
+
+    def text(self, key: str, default: str) -> str:
+        """The option as a word."""
+        value = self._given.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, f"{value!r} is not a word")
+        return value
 
     def boolean(self, key: str, default: bool) -> bool:
         """The option as true or false."""

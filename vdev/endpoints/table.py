@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from vdev.endpoints.accelerator import Accelerator
 from vdev.endpoints.base import EndpointModel
+from vdev.endpoints.rng import Rng
 
 MODELS: dict[str, EndpointModel] = {
     "accelerator": Accelerator,
+    "rng": Rng,
 }

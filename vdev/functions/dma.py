@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vdev.errors import DmaError, MemoryAccessError, TranslationFault
+from vdev.events import DmaDone, Trace
 from vdev.memory import RegionTable
 
 READ = 1
@@ -65,6 +66,7 @@ class DmaDoor:
         self.frozen = False
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
         self.slice_nbytes = MAX_PIECES * engine.granule
+        self.trace: Trace | None = None
         self._engine = engine
         self._function = function
         self._after_fault = after_fault
@@ -88,32 +90,36 @@ class DmaDoor:
         `nbytes` 0 gives []. The caller keeps `nbytes` to its slice and to `slice_nbytes`: with small pages every page
         costs. Pages that are neighbours in guest memory share a view.
         """
+        access = WRITE if write else READ
         try:
-            return self._views(iova, nbytes, WRITE if write else READ)
+            views = self._views(iova, nbytes, access)
         except DmaError as error:
             self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
+            if self.trace is not None:
+                self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, 0, error.reason))
+            if isinstance(error, TranslationFault):
+                self._engine.fault(self.endpoint_id, error, access)
+                self._after_fault()
             raise
+        if self.trace is not None:
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
+        return views
 
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
         if not self._function.dma_enabled:
-            raise DmaError("bus-master-off", iova)
+            raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
-            raise DmaError("frozen", iova)
+            raise DmaError("frozen", iova, passing=True)
         if nbytes <= 0:
             return []
-        try:
-            pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
-        except TranslationFault as error:
-            self._engine.fault(self.endpoint_id, error, access)
-            self._after_fault()
-            raise
+        pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
         views: list[memoryview] = []
         slices, write = self._function.memory.slices, access == WRITE
         try:
             for gpa, length in pieces if len(pieces) == 1 else joined(pieces):
                 views += slices(gpa, length, write=write)
         except MemoryAccessError as error:
-            raise DmaError("unsupported-request", iova, str(error)) from error
+            raise DmaError("unsupported-request", iova, str(error), passing=error.lost) from error
         return views
 
 

@@ -1,7 +1,6 @@
 """The virtio-iommu device: rings in, `iommu.engine.Engine` in the middle, rings out.
 
-One slice takes a bounded batch of requests with notifications suppressed and publishes once. After work it asks to be
-polled for the window's time, then re-enables notifications, looks again, and goes idle until it is woken.
+Requests are served as `virtio_device.QueueDevice` has it, faults go out beside them into buffers of the event queue.
 
 A reset first quiesces: bypass must not come back while an endpoint still runs on old IOVAs.
 """
@@ -12,21 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vdev.functions.base import NoTransport, Progress, VirtioTransport, Worker
+from vdev.functions.base import Progress, Worker
+from vdev.functions.virtio_device import BATCH_SEGMENTS, RING_FEATURES, QueueDevice
 from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
 from vdev.iommu.engine import Engine
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
-from vdev.virtio.queue import Chain, Queue, RingError, RingOutOfReach
+from vdev.virtio.queue import Chain, Queue, RingOutOfReach
 from vdev.wire import viommu as wire
-from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 
 QUEUE_SIZES = (256, 256)
-RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
-# What one slice does at most, so that other sockets are served: milliseconds at tens of microseconds a request.
-BATCH_REQUESTS = 256
-BATCH_NBYTES = 1 << 20
-BATCH_SEGMENTS = 8192  # a chain of 1024 empty buffers costs as much as a hundred requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +35,13 @@ class Reply:
 Hold = Callable[[Reply], bool]
 
 
-def _never(reply: Reply) -> bool:
-    """No reply is held."""
-    return False
-
-
-class ViommuDevice:
+class ViommuDevice(QueueDevice):
     """A virtio-iommu unit as a `VirtioDevice` and a `Worker`."""
 
     device_id = wire.DEVICE_ID
     queue_sizes: tuple[int, ...] = QUEUE_SIZES
     config_nbytes = wire.CONFIG_NBYTES
+    served = (wire.REQUEST_QUEUE,)
 
     def __init__(
         self,
@@ -60,31 +50,20 @@ class ViommuDevice:
         wake: Callable[[Worker], None],
         quiesce: Callable[[], None],
         window: PollWindow,
-        hold: Hold = _never,
+        hold: Hold | None = None,
         ring_features: int = RING_FEATURES,
     ) -> None:
         """`quiesce` stops all DMA of the unit's endpoints before it returns. `hold` may keep a reply (True): its owner
         gives it back to `complete` later; how many it keeps is its to bound. `ring_features` includes VERSION_1."""
-        self.name = engine.settings.name
-        self.offered_features = ring_features | engine.offered_features
+        features = ring_features | engine.offered_features
+        super().__init__(engine.settings.name, offered_features=features, wake=wake, window=window)
         self.dropped_faults = 0  # buffers too small for them
         self.oversized_requests = 0
-        self.ring_errors = 0
-        self.kicks = 0  # doorbells the guest had to ring: few for many requests when polling works
         self._engine = engine
-        self._wake = wake
+        self.handle: Callable[[bytes | memoryview, int], bytes] = engine.handle  # a trace puts a timed one in its place
         self._quiesce = quiesce
-        self._window = window
         self._hold = hold
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
-        self._transport: VirtioTransport = NoTransport()
-        self._requests: Queue | None = None
-        self._events: Queue | None = None
-        self._armed = False  # the driver kicks for the next request
-
-    def connect(self, transport: VirtioTransport) -> None:
-        """The function that carries this device; once, before anything else."""
-        self._transport = transport
 
     # VirtioDevice
 
@@ -101,23 +80,7 @@ class ViommuDevice:
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         """Serve the rings from now on."""
         self._engine.set_features(accepted_features & self._engine.offered_features)
-        self._requests, self._events = queues[wire.REQUEST_QUEUE], queues[wire.EVENT_QUEUE]
-        self._armed = False
-        self._wake(self)
-
-    def memory_changed(self) -> None:
-        """What was out of reach may be back."""
-        self._wake(self)
-
-    def queue_notified(self, index: int) -> None:
-        """Requests, or buffers for faults that wait."""
-        self.kicks += 1
-        self._wake(self)
-
-    def suspend(self) -> None:
-        """The rings are gone for now; domains, mappings and waiting faults stay."""
-        self._requests = self._events = None
-        self._armed = False
+        super().driver_ok(accepted_features, queues)
 
     def reset(self) -> None:
         """Virtio reset or FLR: endpoints become unattached, bypass keeps its value (D6, D9)."""
@@ -140,78 +103,25 @@ class ViommuDevice:
     def run_slice(self, now_ns: int) -> Progress:
         """A batch of requests and of faults, a part of the sweeping up; IDLE leaves notifications enabled."""
         unfinished = self._engine.sweep()
-        ring = self._requests
-        if ring is not None and self._transport.dma_enabled:
-            try:
-                progress = self._work(ring, now_ns)
-            except RingOutOfReach:
-                # A reset would hang a stock driver for good, and QEMU gives memory back that it only re-arranges.
-                # `memory_changed` wakes us; until then there is nothing that a doorbell could change.
-                progress = Progress.IDLE
-            except RingError:
-                self._break()
-                progress = Progress.IDLE
-            if progress is not Progress.IDLE:
-                return progress
-        return Progress.BUSY if unfinished else Progress.IDLE
-
-    def _work(self, ring: Queue, now_ns: int) -> Progress:
-        handled = self._serve(ring)
-        more_faults = self._deliver_faults()
-        if handled:
-            self._window.on_work(now_ns)
-            return Progress.BUSY if handled >= BATCH_REQUESTS else Progress.POLL
-        if more_faults:
-            return Progress.BUSY
-        if self._armed:
-            return Progress.IDLE
-        if self._window.should_poll(now_ns):
-            return Progress.POLL
-        if ring.rearm():
-            return Progress.BUSY
-        self._armed = True
-        return Progress.IDLE
+        progress = super().run_slice(now_ns)
+        return Progress.BUSY if unfinished and progress is Progress.IDLE else progress
 
     def complete(self, reply: Reply) -> bool:
         """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach for now."""
-        if reply.ring is not self._requests or not self._transport.dma_enabled:
-            return False
-        try:
-            self._push(reply)
-            self._publish(reply.ring, wire.REQUEST_QUEUE)
-        except RingOutOfReach:
-            return False
-        except RingError:
-            self._break()
-            return False
-        return True
+        return self.finish(reply.ring, reply.chain, wire.REQUEST_QUEUE, reply.answer)
 
     # the request ring
 
-    def _serve(self, ring: Queue) -> int:
-        """Answer up to a batch; the number taken. What was answered is published even when the ring breaks."""
-        handled, nbytes, nsegments = 0, 0, 0
-        try:
-            while handled < BATCH_REQUESTS and nbytes < BATCH_NBYTES and nsegments < BATCH_SEGMENTS:
-                chain = ring.pop()
-                if chain is None:
-                    break
-                handled += 1
-                nbytes += chain.readable_nbytes + chain.writable_nbytes
-                nsegments += chain.nsegments
-                if handled == 1:
-                    self._armed = False
-                    ring.suppress()
-                reply = Reply(ring, chain, self._answer(chain))
-                if not self._hold(reply):
-                    self._push(reply)
-        finally:
-            self._publish(ring, wire.REQUEST_QUEUE)
-        return handled
+    def take(self, ring: Queue, chain: Chain, index: int) -> bool:
+        """Answer a request; the answer waits where `hold` wants it to."""
+        answer = self._answer(chain)
+        if self._hold is None or not self._hold(Reply(ring, chain, answer)):
+            ring.push(chain, chain.write(answer))
+        return True
 
     def _answer(self, chain: Chain) -> bytes:
         if chain.readable_nbytes <= self._max_request_nbytes:
-            return self._engine.handle(chain.read(self._max_request_nbytes), chain.writable_nbytes)
+            return self.handle(chain.read(self._max_request_nbytes), chain.writable_nbytes)
         self.oversized_requests += 1
         if chain.writable_nbytes < wire.TAIL_NBYTES:
             return b""
@@ -220,18 +130,18 @@ class ViommuDevice:
         before_tail = min(room, self._engine.settings.probe_size) if is_probe else 0
         return bytes(before_tail) + wire.TAILS[wire.S_INVAL]
 
-    def _push(self, reply: Reply) -> None:
-        reply.ring.push(reply.chain, reply.chain.write(reply.answer))
-
     # the event ring
 
-    def _deliver_faults(self) -> bool:
+    def work_beside(self, now_ns: int) -> bool:
         """Pending faults into the buffers the driver has posted; without buffers they wait in the engine's deque.
 
         True when there is more to deliver now; a ring out of reach is left for later, requests do not wait for it.
         """
-        ring, pending = self._events, self._engine.pending_faults
-        if ring is None or not pending:
+        pending = self._engine.pending_faults
+        if not pending:
+            return False
+        ring = self.queue(wire.EVENT_QUEUE)
+        if ring is None:
             return False
         try:
             return self._fill_buffers(ring, pending)
@@ -258,22 +168,12 @@ class ViommuDevice:
                 else:
                     ring.push(chain, chain.write(record))
         finally:
-            self._publish(ring, wire.EVENT_QUEUE)
+            self.publish(ring, wire.EVENT_QUEUE)
         return bool(pending)
-
-    def _publish(self, ring: Queue, index: int) -> None:
-        if ring.publish():
-            self._transport.interrupt_queue(index)
 
     def _stop(self) -> None:
         self._quiesce()
         self.suspend()
-
-    def _break(self) -> None:
-        """The driver broke a ring: nothing is served until it resets the device."""
-        self.ring_errors += 1
-        self._requests = self._events = None
-        self._transport.needs_reset()
 
 
 def viommu_function(device: ViommuDevice, ordering: Ordering) -> VirtioPciFunction:

@@ -40,12 +40,22 @@ class CommonConfig:
     """struct virtio_pci_common_cfg of one function, and what the driver wrote into it."""
 
     def __init__(
-        self, device: VirtioDevice, vectors: int, *, start: Callable[[], None], reset: Callable[[], None]
+        self,
+        device: VirtioDevice,
+        vectors: int,
+        *,
+        start: Callable[[], None],
+        reset: Callable[[], None],
+        required_features: int = 0,
     ) -> None:
-        """`start` is called when DRIVER_OK has been set, `reset` when the driver wrote status 0 (it calls `clear`)."""
+        """`start` is called when DRIVER_OK has been set, `reset` when the driver wrote status 0 (it calls `clear`).
+        FEATURES_OK is refused without VERSION_1 and `required_features`."""
         self._device = device
+        # A modern device has no legacy to fall back to.
+        self._required = wire.F_VERSION_1 | required_features
         self._vectors = vectors
         self._start = start
+        self.written: Callable[[str, int], None] | None = None  # told of every register a driver wrote
         self._reset = reset
         self.generation = 0  # never goes back: a driver may compare across a reset
         self.clear()
@@ -67,6 +77,11 @@ class CommonConfig:
     def read(self, offset: int, nbytes: int) -> bytes:
         """Any width; short at the end of the structure."""
         return self._record().pack()[offset : offset + nbytes]
+
+    @property
+    def selected_queue(self) -> int:
+        """Number of the queue the queue registers show."""
+        return self._queue_select
 
     def _selected(self) -> QueueRegisters:
         """The selected queue; one of size 0 where there is none."""
@@ -108,7 +123,10 @@ class CommonConfig:
             value = bytearray(getattr(self._record(), name).to_bytes(nbytes, "little"))
             for at in range(max(start, offset), min(start + nbytes, stop)):
                 value[at - start] = data[at - offset]
-            _SETTERS[name](self, int.from_bytes(value, "little"))
+            number = int.from_bytes(value, "little")
+            _SETTERS[name](self, number)
+            if self.written is not None:
+                self.written(name, number)
 
     def _set_device_feature_select(self, value: int) -> None:
         self._device_feature_select = value
@@ -165,10 +183,9 @@ class CommonConfig:
                 self._start()
 
     def _features_fit(self) -> bool:
-        """Only offered features, and VERSION_1 among them: a modern device has no legacy to fall back to."""
-        return not self._driver_features & ~self._device.offered_features and bool(
-            self._driver_features & wire.F_VERSION_1
-        )
+        """Only offered features, and all required ones among them."""
+        given = self._driver_features
+        return not given & ~self._device.offered_features and not self._required & ~given
 
 
 _SETTERS: dict[str, Callable[[CommonConfig, int], None]] = {

@@ -7,8 +7,12 @@ BAR 2 (4 KiB): MSI-X table and PBA.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from vdev.events import FunctionReset
 from vdev.functions.virtio_common import CommonConfig, QueueRegisters
+from vdev.functions.virtio_words import common_written, config_written, notified
+from vdev.memory import Memory
 from vdev.pci import capabilities
 from vdev.pci.base import PciFunction
 from vdev.pci.config_space import Capability, Identity
@@ -16,7 +20,7 @@ from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout
 from vdev.virtio.device import VirtioDevice
 from vdev.virtio.ordering import Ordering
-from vdev.virtio.queue import Queue, RingError
+from vdev.virtio.queue import DEFAULT_MAX_CHAIN_NBYTES, Queue, RingError
 from vdev.wire import virtio_pci as wire
 from vdev.wire.virtio_pci import CfgType, Status
 
@@ -33,6 +37,19 @@ MSIX_NBYTES = 0x1000
 CLASS_IOMMU = 0x080600  # PCI Code and ID Assignment: base system peripheral, IOMMU
 
 
+@dataclass(frozen=True, slots=True)
+class RingPlace:
+    """The memory the addresses of rings and buffers mean, and the most bytes of one chain."""
+
+    memory: Memory
+    max_chain_nbytes: int = DEFAULT_MAX_CHAIN_NBYTES
+
+
+def _guest_physical(function: PciFunction) -> RingPlace:
+    """Right for what no IOMMU stands in front of."""
+    return RingPlace(function.memory)
+
+
 class VirtioPciFunction(PciFunction):
     """One virtio device as a modern PCI function. Implements `VirtioTransport` for it."""
 
@@ -45,8 +62,11 @@ class VirtioPciFunction(PciFunction):
         class_code: int,
         system_reset: Callable[[], None] | None = None,
         extended: tuple[Capability, ...] = (),
+        required_features: int = 0,
+        rings: Callable[[PciFunction], RingPlace] = _guest_physical,
     ) -> None:
-        """`system_reset` takes the place of `device.reset` when the whole machine was reset."""
+        """`system_reset` takes the place of `device.reset` when the whole machine was reset. FEATURES_OK is refused
+        without `required_features`. `rings` is called once, at the end."""
         if device.config_nbytes > DEVICE_MAX_NBYTES or len(device.queue_sizes) * NOTIFY_MULTIPLIER > NOTIFY_MAX_NBYTES:
             raise ValueError("device configuration or queues do not fit their regions")
         device_id = wire.DEVICE_ID_BASE + device.device_id
@@ -56,7 +76,10 @@ class VirtioPciFunction(PciFunction):
         self._system_reset = system_reset or device.reset
         self._isr = 0
         self._rings: tuple[Queue | None, ...] = ()
-        self._common = CommonConfig(device, msix.vectors, start=self._start, reset=self._driver_reset)
+        self._common = CommonConfig(
+            device, msix.vectors, start=self._start, reset=self._driver_reset, required_features=required_features,
+        )  # fmt: skip
+        self._common.written = self._common_written
         super().__init__(
             name,
             Identity(wire.VENDOR_VIRTIO, device_id, class_code, wire.REVISION_MODERN, wire.VENDOR_VIRTIO, device_id),
@@ -66,6 +89,7 @@ class VirtioPciFunction(PciFunction):
             extended=extended,
         )
         self._window = self.standard_offsets[-1]  # the configuration access capability
+        self._place = rings(self)
 
     @property
     def status(self) -> Status:
@@ -145,6 +169,10 @@ class VirtioPciFunction(PciFunction):
             self._common.write(offset, data)
         elif DEVICE_OFFSET <= offset < DEVICE_OFFSET + self._device.config_nbytes:
             self._device.config_write(offset - DEVICE_OFFSET, data, self._common.accepted_features)
+            if self.trace is not None:
+                at = offset - DEVICE_OFFSET
+                now = self._device.config_read(at, len(data))
+                self.trace(config_written(self.name, self._device.device_id, at, data, now))
         elif NOTIFY_OFFSET <= offset < NOTIFY_OFFSET + NOTIFY_MULTIPLIER * len(self._device.queue_sizes):
             self._notify((offset - NOTIFY_OFFSET) // NOTIFY_MULTIPLIER)
 
@@ -194,7 +222,7 @@ class VirtioPciFunction(PciFunction):
             return None
         features = self._common.accepted_features
         return Queue(
-            self.memory,
+            self._place.memory,
             queue.size,
             queue.desc,
             queue.driver,
@@ -202,10 +230,18 @@ class VirtioPciFunction(PciFunction):
             event_idx=bool(features & wire.F_EVENT_IDX),
             indirect=bool(features & wire.F_INDIRECT_DESC),
             ordering=self._ordering,
+            max_chain_nbytes=self._place.max_chain_nbytes,
         )
+
+    def _common_written(self, register: str, value: int) -> None:
+        if self.trace is not None:
+            for event in common_written(self.name, self._device.device_id, self._common, register, value):
+                self.trace(event)
 
     def _driver_reset(self) -> None:
         """Status 0 was written."""
+        if self.trace is not None:
+            self.trace(FunctionReset(self.name, "virtio"))
         self.on_reset()
         self.was_reset()
 
@@ -217,6 +253,8 @@ class VirtioPciFunction(PciFunction):
         self._common.clear()
 
     def _notify(self, index: int) -> None:
+        if self.trace is not None:
+            self.trace(notified(self.name, self._device.device_id, index))
         if index < len(self._rings) and self._rings[index] is not None:
             self._device.queue_notified(index)
 
@@ -225,11 +263,13 @@ def _structures(device: VirtioDevice) -> tuple[Capability, ...]:
     """The vendor capabilities that tell where the structures are; the configuration access window is the last."""
     notify = NOTIFY_MULTIPLIER.to_bytes(4, "little")
     address_mask = bytes([0, 0, 0xFF, 0, 0, 0]) + b"\xff" * 12  # from cap_len on: bar, offset, length and the data
+    # Only devices with a configuration have that structure; Linux refuses one of no length.
+    config = [_structure(CfgType.DEVICE, DEVICE_OFFSET, device.config_nbytes)] if device.config_nbytes else []
     return (
         _structure(CfgType.COMMON, COMMON_OFFSET, COMMON_NBYTES),
         _structure(CfgType.NOTIFY, NOTIFY_OFFSET, NOTIFY_MULTIPLIER * len(device.queue_sizes), notify),
         _structure(CfgType.ISR, ISR_OFFSET, ISR_NBYTES),
-        _structure(CfgType.DEVICE, DEVICE_OFFSET, device.config_nbytes),
+        *config,
         _structure(CfgType.PCI, 0, 0, bytes(4), address_mask),
     )
 

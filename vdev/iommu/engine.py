@@ -302,7 +302,12 @@ class Engine:
             ],
             "mappings": table.nmappings,
             "endpoints": [
-                {"id": e.id, "name": e.name, "domain": None if e.domain is None else e.domain.id}
+                {
+                    "id": e.id,
+                    "name": e.name,
+                    "domain": None if e.domain is None else e.domain.id,
+                    "mappings": 0 if e.domain is None else len(e.domain.mappings),  # those of its domain
+                }
                 for e in table.endpoints.values()
             ],
             "pending_faults": len(self._faults.pending),

@@ -89,9 +89,11 @@ def host_mirror(host: Host | None = None) -> Mirror:
 
 
 class PrivateApt:
-    """One private apt root for packages of one architecture."""
+    """One private apt root for packages of one architecture, from `suites` of the mirror."""
 
-    def __init__(self, root: Path, arch: str, mirror: Mirror, say: Say) -> None:
+    def __init__(
+        self, root: Path, arch: str, mirror: Mirror, say: Say, suites: Sequence[str] = (STABLE, BACKPORTS)
+    ) -> None:
         self._root = root
         self._say = say
         self._config = root / "apt.conf"
@@ -102,7 +104,7 @@ class PrivateApt:
         (root / "dpkg" / "status").write_text("")
         self._config.write_text(_CONFIG.format(root=root, arch=arch))
         source = (
-            f"Types: deb\nURIs: {mirror.uri}\nSuites: {STABLE} {BACKPORTS}\n"
+            f"Types: deb\nURIs: {mirror.uri}\nSuites: {' '.join(suites)}\n"
             f"Components: main\nSigned-By: {mirror.signed_by}\n"
         )
         path = root / "etc/sources.list.d/vdev.sources"

@@ -7,13 +7,25 @@ function not stopped. QEMU itself gates BAR accesses by memory enable, so `memor
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntFlag
+from functools import partial
 
+from vdev.events import FunctionReset, InterruptRaised, RegisterWritten, Trace, flag_words
 from vdev.memory import RegionTable
 from vdev.pci import capabilities
 from vdev.pci.config_space import Capability, ConfigSpace, Identity
 from vdev.pci.function import Bar
 from vdev.pci.msix import MsixLayout, PendingBits
 from vdev.wire import pci
+
+# Control registers in extended capabilities whose changes are traced: capability, offset, name, flags.
+_TRACED_CONTROLS: tuple[tuple[int, int, str, type[IntFlag]], ...] = (
+    (pci.ExtCapId.ATS, pci.ATS_CONTROL, "ats_control", pci.AtsControl),
+    (pci.ExtCapId.PRI, pci.PRI_CONTROL, "pri_control", pci.PriControl),
+    (pci.ExtCapId.PASID, pci.PASID_CONTROL, "pasid_control", pci.PasidControl),
+)
+
+_MSIX_BITS = pci.MSIX_ENABLE | pci.MSIX_FUNCTION_MASK  # the rest is the table's size
 
 
 def _ignore_vector(vector: int) -> None:
@@ -29,6 +41,7 @@ class PciFunction:
 
     `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
     `was_reset` is called after every reset, for whoever keeps state about the function: a crashed worker may run again.
+    `was_device_reset` is called after those QEMU asked for by DEVICE_RESET, which a function-level reset is not.
     """
 
     def __init__(
@@ -48,6 +61,8 @@ class PciFunction:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.was_reset: Callable[[], None] = _ignore_reset
+        self.was_device_reset: Callable[[], None] = _ignore_reset
+        self.trace: Trace | None = None
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
         self.stopped = False
@@ -70,6 +85,10 @@ class PciFunction:
         config.watch(pci.COMMAND, 2, self._command_written)
         config.watch(self._pcie + pci.DEVCTL, 2, self._devctl_written)
         config.watch(self._msix_control, 2, self._msix_control_written)
+        for cap_id, register, name, flags in _TRACED_CONTROLS:
+            at = config.find(cap_id, extended=True)
+            if at is not None:
+                config.watch(at + register, 2, partial(self._trace_change, name, flags))
 
     @property
     def dma_enabled(self) -> bool:
@@ -152,6 +171,8 @@ class PciFunction:
         if self.config.get(self._msix_control, 2) & pci.MSIX_FUNCTION_MASK:
             self._pending.set(vector)
         self.raise_vector(vector)
+        if self.trace is not None:
+            self.trace(InterruptRaised(self.name, vector))
 
     def stop_dma(self) -> None:
         """Refuse DMA until the driver turns bus master on again or the function is reset."""
@@ -165,15 +186,18 @@ class PciFunction:
     def reset(self) -> None:
         """DEVICE_RESET: power-on values, DMA off first, then `on_system_reset`."""
         self._reset(function_level=False)
+        self.was_device_reset()
 
     def memory_changed(self) -> None:
         """The transport changed `memory`; override where views are cached."""
 
     def disconnected(self) -> None:
         """The connection is gone; what comes back, if anything does, is a machine that starts anew."""
-        self.reset()
+        self._reset(function_level=False)
 
     def _reset(self, *, function_level: bool) -> None:
+        if self.trace is not None:
+            self.trace(FunctionReset(self.name, "function-level" if function_level else "system"))
         self.config.reset(function_level=function_level)
         self.stopped = False
         self._pending.clear()
@@ -184,7 +208,13 @@ class PciFunction:
             self.on_system_reset()
         self.was_reset()
 
+    def _trace_change(self, name: str, flags: type[IntFlag], before: int, after: int) -> None:
+        if self.trace is not None and before != after:
+            self.trace(RegisterWritten(self.name, name, after, flag_words(flags(after))))
+
     def _command_written(self, before: int, after: int) -> None:
+        if (before ^ after) & pci.Command.BUS_MASTER:  # firmware sizes BARs with the memory bit: of no interest
+            self._trace_change("command", pci.Command, before, after)
         if after & pci.Command.BUS_MASTER:
             self.stopped = False
         self._bus_master_may_have_changed()
@@ -200,6 +230,7 @@ class PciFunction:
             self._reset(function_level=True)
 
     def _msix_control_written(self, before: int, after: int) -> None:
+        self._trace_change("msix_control", pci.MsixControl, before & _MSIX_BITS, after & _MSIX_BITS)
         if not after & pci.MSIX_FUNCTION_MASK:
             self._pending.clear()
 

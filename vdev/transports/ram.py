@@ -63,6 +63,7 @@ class RamFiles:
         self._live = 0  # mappings with a reference, those that a grown file replaced included
         self._mapped_nbytes = 0  # by them
         self._complained: set[str] = set()
+        self._main: RamFile | None = None  # what some connection has at GPA 0
         self._limited_log = LimitedLog() if limited_log is None else limited_log
 
     def __len__(self) -> int:
@@ -108,6 +109,14 @@ class RamFiles:
         self._mapped_nbytes -= len(file.view)
         if self._files.get(file.key) is file:
             del self._files[file.key]
+        if self._main is file:
+            self._main = None
+
+    def is_main(self, file: RamFile) -> bool:
+        """Whether `file` is what lies at GPA 0 in this VM; the first to be asked about is."""
+        if self._main is None:
+            self._main = file
+        return self._main.key[:2] == file.key[:2]
 
     def complain(self, fd: int, level: int, text: str) -> None:
         """Log `text`, normally once per file: QEMU maps one many times."""
@@ -151,10 +160,12 @@ class RamFiles:
 class ConnectionRam:
     """What DMA_MAP and DMA_UNMAP of one connection do to its function's region table."""
 
-    def __init__(self, files: RamFiles, table: RegionTable, pid: int) -> None:
+    def __init__(self, files: RamFiles, table: RegionTable, pid: int, *, same_as_others: bool = False) -> None:
+        """`same_as_others` demands that main RAM is the file the VM's other connections have there."""
         self._files = files
         self._table = table
         self._pid = pid
+        self._same_as_others = same_as_others
         self._owners: dict[int, RamFile] = {}  # region's GPA -> the file it holds a reference to
         self._warned_fdless = False
 
@@ -241,7 +252,11 @@ class ConnectionRam:
                 self._files.complain_of_missing_fd()
             return None
         try:
-            return self._files.acquire(fd, request.offset + request.nbytes, self._pid)
+            file = self._files.acquire(fd, request.offset + request.nbytes, self._pid)
+            if request.iova == 0 and not self._files.is_main(file) and self._same_as_others:
+                self._files.release(file)
+                raise UnusableRam("it is not the RAM that this VM's other functions have: one QEMU, one RAM backend")
+            return file
         except UnusableRam as error:
             self._files.complain(fd, logging.ERROR, f"no DMA will reach it: {error}")
             return None

@@ -1,7 +1,8 @@
-"""A UNIX stream of vfio-user messages with file descriptors, driven by the event loop's readiness callbacks.
+"""A UNIX stream of messages with file descriptors, driven by the event loop's readiness callbacks.
 
-Header first, then body: a read never crosses into the next message, so the fds that came with a read belong
-to the message being read. Callbacks instead of tasks keep one message at two system calls and no task switch.
+What a message looks like is a `Framing`; vfio-user and vhost-user have one each. Header first, then body: a read never
+crosses into the next message, so the fds that came with a read belong to the message being read. Callbacks instead of
+tasks keep one message at two system calls and no task switch.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from vdev.errors import PeerError
-from vdev.wire import vfio_user as wire
 
 MAX_QUEUED_NBYTES = 4 << 20  # replies a client may leave unread before its connection ends
 MAX_QUEUED_REPLIES = 4096  # likewise: each costs ten times a header's size in memory
@@ -31,6 +31,22 @@ _ANCILLARY_NBYTES = socket.CMSG_SPACE(SCM_MAX_FD * 4)
 _NO_LINGER = struct.pack("ii", 0, 0)  # struct linger: off, 0 s
 _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+
+HeaderT = TypeVar("HeaderT")
+
+
+@dataclass(frozen=True, slots=True)
+class Framing(Generic[HeaderT]):
+    """How one protocol cuts its stream into messages.
+
+    `parse` turns a header's bytes into the header and the size of the body after it; PeerError when that size cannot
+    be, since the stream is then out of step. `late_reply` is what may still go out for a message whose deadline passed.
+    """
+
+    header_nbytes: int
+    max_fds: int  # in one message; what comes beyond is closed and the message marked truncated
+    parse: Callable[[bytearray], tuple[HeaderT, int]]
+    late_reply: Callable[[bytes], bytes]
 
 
 class ReceivedFds:
@@ -57,6 +73,10 @@ class ReceivedFds:
         """The first fd, still owned by this object."""
         return self._fds[0] if self._fds else None
 
+    def peek_all(self) -> list[int]:
+        """All fds, still owned by this object."""
+        return list(self._fds)
+
     def all_eventfds(self) -> bool:
         """Whether each is an eventfd: writing to anything else could block, or reach a file of ours."""
         return all(os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]" for fd in self._fds)
@@ -73,45 +93,52 @@ class ReceivedFds:
 
 
 @dataclass(slots=True)
-class Message:
+class Message(Generic[HeaderT]):
     """One complete message. `arrived_ns`, on the stream's clock, is when the wake-up that saw its header began.
 
     How long it lay in the socket before that cannot be seen, so nothing in this process may hold the loop for long.
     """
 
-    header: wire.Header
+    header: HeaderT
     payload: memoryview
     fds: ReceivedFds
     arrived_ns: int
 
 
 @dataclass(slots=True)
-class _Incoming:
+class _Incoming(Generic[HeaderT]):
     """The message being read."""
 
-    buffer: bytearray = field(default_factory=lambda: bytearray(wire.HEADER_NBYTES))  # grows to `wanted`
-    wanted: int = wire.HEADER_NBYTES
+    buffer: bytearray  # grows to `wanted`
+    wanted: int
     filled: int = 0
-    header: wire.Header | None = None
+    header: HeaderT | None = None
     fds: list[int] = field(default_factory=list)
     truncated: bool = False
     arrived_ns: int = 0
 
 
-class MessageStream:
+class MessageStream(Generic[HeaderT]):
     """Owns a connected socket. `on_message` gets each message and its fds; `ended` resolves when the stream is over.
 
     `ended` carries None after an orderly end, or the PeerError (or the bug of ours) that ended it.
     """
 
-    def __init__(self, sock: socket.socket, on_message: Callable[[Message], None], clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        framing: Framing[HeaderT],
+        on_message: Callable[[Message[HeaderT]], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
         self._sock = sock
+        self._framing = framing
         self._sock.setblocking(False)
         self._fd = sock.fileno()
         self._on_message = on_message
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
-        self._incoming = _Incoming()
+        self._incoming = self._fresh()
         self._outgoing: deque[tuple[bytes, int | None]] = deque()
         self._sent_of_first = 0
         self._queued_nbytes = 0
@@ -120,6 +147,11 @@ class MessageStream:
         self._nbytes_left = 0  # of this wake-up
         self._was_cut = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def _fresh(self) -> _Incoming[HeaderT]:
+        """A message of which nothing has come yet."""
+        nbytes = self._framing.header_nbytes
+        return _Incoming(bytearray(nbytes), nbytes)
 
     def start(self) -> None:
         """Begin delivering messages."""
@@ -133,7 +165,7 @@ class MessageStream:
         self._loop.remove_writer(self._fd)
         self._fd = -1
         ReceivedFds(self._incoming.fds).close()
-        self._incoming = _Incoming()
+        self._incoming = self._fresh()
         self._outgoing.clear()
         close_connection(self._sock)
         self.end()
@@ -176,24 +208,24 @@ class MessageStream:
             # where a loop callback's exception would only be logged, again and again.
             self.end(error)
 
-    def _next_message(self) -> Message | None:
+    def _next_message(self) -> Message[HeaderT] | None:
         """The next complete message; None when the socket has no more for now or the stream ended."""
         incoming = self._incoming
         if incoming.header is None:
             if not self._fill(incoming):
                 return None
-            incoming.header = _checked_header(incoming.buffer)
+            incoming.header, body_nbytes = self._framing.parse(incoming.buffer)
             incoming.arrived_ns = self._woken_ns
-            incoming.wanted = incoming.header.size - wire.HEADER_NBYTES
-            incoming.buffer = bytearray(min(incoming.wanted, FIRST_BUFFER_NBYTES))
+            incoming.wanted = body_nbytes
+            incoming.buffer = bytearray(min(body_nbytes, FIRST_BUFFER_NBYTES))
             incoming.filled = 0
         if not self._fill(incoming):
             return None
-        self._incoming = _Incoming()
+        self._incoming = self._fresh()
         fds = ReceivedFds(incoming.fds, truncated=incoming.truncated)
         return Message(incoming.header, memoryview(incoming.buffer), fds, incoming.arrived_ns)
 
-    def _fill(self, incoming: _Incoming) -> bool:
+    def _fill(self, incoming: _Incoming[HeaderT]) -> bool:
         """Read until all that is wanted is there; False when it is not yet, or at the end of the stream."""
         while incoming.filled < incoming.wanted:
             if self._nbytes_left <= 0:
@@ -213,10 +245,10 @@ class MessageStream:
                 raise PeerError(f"cannot receive: {error}") from error
             self._nbytes_left -= nbytes
             incoming.fds.extend(_fds_in(ancillary))
-            incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > wire.MAX_FDS
-            if len(incoming.fds) > wire.MAX_FDS:  # at once, or spread over several reads of one message
-                ReceivedFds(incoming.fds[wire.MAX_FDS :]).close()
-                del incoming.fds[wire.MAX_FDS :]
+            incoming.truncated |= bool(flags & socket.MSG_CTRUNC) or len(incoming.fds) > self._framing.max_fds
+            if len(incoming.fds) > self._framing.max_fds:  # at once, or spread over several reads of one message
+                ReceivedFds(incoming.fds[self._framing.max_fds :]).close()
+                del incoming.fds[self._framing.max_fds :]
             if nbytes == 0:
                 if incoming.header is None and incoming.filled == 0:
                     self.end()
@@ -256,7 +288,7 @@ class MessageStream:
             data, deadline_ns = self._outgoing[0]
             if not self._sent_of_first and deadline_ns is not None and self._clock_ns() > deadline_ns:
                 self._queued_nbytes -= len(data)
-                data = wire.late_reply(data)
+                data = self._framing.late_reply(data)
                 self._queued_nbytes += len(data)
                 self._outgoing[0] = (data, None)
             try:
@@ -275,16 +307,6 @@ class MessageStream:
                 self._outgoing.popleft()
                 self._queued_nbytes -= len(data)
                 self._sent_of_first = 0
-
-
-def _checked_header(buffer: bytearray) -> wire.Header:
-    """The header in `buffer`; PeerError when its size cannot be, since the stream is then out of step."""
-    header = wire.Header.parse(buffer)
-    if not wire.HEADER_NBYTES <= header.size <= wire.MAX_MESSAGE_NBYTES:
-        raise PeerError(
-            f"a message of {header.size} bytes (allowed: {wire.HEADER_NBYTES} to {wire.MAX_MESSAGE_NBYTES})"
-        )
-    return header
 
 
 def _fds_in(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:

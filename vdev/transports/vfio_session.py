@@ -63,7 +63,7 @@ class Session:
         self.handled = 0
         self.refused = 0
 
-    def handle(self, message: Message) -> bytes | None:
+    def handle(self, message: Message[wire.Header]) -> bytes | None:
         """The reply to one request, None when it wants none; closes the fds that were not taken."""
         header = message.header
         self.handled += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vdev.errors import MemoryAccessError, VdevError
-from vdev.memory import RegionTable
+from vdev.memory import Memory
 
 Segments = list[tuple[int, int]]  # (gpa, nbytes), as the driver wrote them
 
@@ -32,7 +32,7 @@ class GuestViews:
 
     __slots__ = ("_memory", "_near")
 
-    def __init__(self, memory: RegionTable) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self.forget()
 

@@ -12,10 +12,11 @@ Both are little endian like the ring, because the only hosts `transports.fence` 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TypedDict
 
 from vdev.errors import MemoryAccessError
-from vdev.memory import RegionTable
+from vdev.memory import Memory
 from vdev.virtio.chain import Chain, GuestViews, RingError, RingOutOfReach, ring_error
 from vdev.virtio.ordering import Ordering
 from vdev.wire import vring
@@ -57,7 +58,7 @@ class Queue:
 
     def __init__(  # noqa: PLR0913 - a ring has three addresses; all but five are by keyword
         self,
-        memory: RegionTable,
+        memory: Memory,
         size: int,
         desc_gpa: int,
         avail_gpa: int,
@@ -68,7 +69,8 @@ class Queue:
         ordering: Ordering,
         max_chain_nbytes: int = DEFAULT_MAX_CHAIN_NBYTES,
     ) -> None:
-        """RingError unless size, alignments and addresses are those of a ring in RAM."""
+        """RingError unless size, alignments and addresses are those of a ring in RAM; what is out of reach only for
+        the moment is looked up at the first use."""
         _check_geometry(size, desc_gpa, avail_gpa, used_gpa)
         self.size = size
         self.event_idx = event_idx
@@ -85,12 +87,23 @@ class Queue:
         self._published_used = 0
         self._suppressed_at: int | None = None
         self._in_flight: dict[int, Chain] = {}
-        self._resolve()
+        with suppress(RingOutOfReach):
+            self._resolve()
 
     @property
     def in_flight(self) -> int:
         """Chains popped and not pushed yet; at most `size`."""
         return len(self._in_flight)
+
+    @property
+    def next_avail(self) -> int:
+        """The next available entry to take, modulo 2^16."""
+        return self._next_avail
+
+    def start_at(self, index: int) -> None:
+        """Begin at available entry `index` and at the used index in memory: a ring others have worked on."""
+        self._next_avail = self._seen_avail = index & 0xFFFF
+        self._next_used = self._published_used = self._used[vring.IDX_WORD]
 
     def pop(self) -> Chain | None:
         """The next chain the driver made available, or None. RingError, with nothing taken, for a bad ring."""

@@ -131,6 +131,15 @@ class MsixCapability(Record):
 MSIX_CONTROL = 0x02
 MSIX_FUNCTION_MASK = 1 << 14
 MSIX_ENABLE = 1 << 15
+
+
+class MsixControl(IntFlag):
+    """What a driver sets in MSI-X's message control."""
+
+    FUNCTION_MASK = MSIX_FUNCTION_MASK
+    ENABLE = MSIX_ENABLE
+
+
 MSIX_TABLE_ENTRY_NBYTES = 16
 
 # Advanced Error Reporting (72 bytes with the TLP prefix log)
@@ -154,6 +163,13 @@ ATS_PAGE_ALIGNED = 1 << 5
 ATS_STU = 0x001F
 ATS_ENABLE = 1 << 15
 
+
+class AtsControl(IntFlag):
+    """ATS control; the smallest translation unit is in the low bits."""
+
+    ENABLE = ATS_ENABLE
+
+
 # Page Request Interface
 PRI_NBYTES = 16
 PRI_CONTROL = 0x04
@@ -162,6 +178,15 @@ PRI_CAPACITY = 0x08
 PRI_ALLOCATION = 0x0C
 PRI_ENABLE = 1 << 0
 PRI_RESET = 1 << 1
+
+
+class PriControl(IntFlag):
+    """PRI control."""
+
+    ENABLE = PRI_ENABLE
+    RESET = PRI_RESET
+
+
 PRI_RESPONSE_FAILURE = 1 << 0
 PRI_UNEXPECTED_GROUP = 1 << 1
 PRI_STOPPED = 1 << 8
@@ -174,6 +199,16 @@ PASID_CONTROL = 0x06
 PASID_ENABLE = 1 << 0
 PASID_EXECUTE = 1 << 1  # the same bit in capability and control
 PASID_PRIVILEGED = 1 << 2
+
+
+class PasidControl(IntFlag):
+    """PASID control."""
+
+    ENABLE = PASID_ENABLE
+    EXECUTE = PASID_EXECUTE
+    PRIVILEGED = PASID_PRIVILEGED
+
+
 PASID_WIDTH_SHIFT = 8
 PASID_WIDTH_MAX = 20
 

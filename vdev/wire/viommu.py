@@ -25,6 +25,15 @@ F_BYPASS = 1 << 3  # legacy, never offered (D2)
 F_PROBE = 1 << 4
 F_MMIO = 1 << 5
 F_BYPASS_CONFIG = 1 << 6
+FEATURE_NAMES = {
+    F_INPUT_RANGE: "INPUT_RANGE",
+    F_DOMAIN_RANGE: "DOMAIN_RANGE",
+    F_MAP_UNMAP: "MAP_UNMAP",
+    F_BYPASS: "BYPASS",
+    F_PROBE: "PROBE",
+    F_MMIO: "MMIO",
+    F_BYPASS_CONFIG: "BYPASS_CONFIG",
+}
 
 T_ATTACH = 1
 T_DETACH = 2

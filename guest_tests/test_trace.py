@@ -1,0 +1,55 @@
+"""The decoded trace of a booted guest: the page's example is true, and every request has its answer and its time."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from guest_tests.conftest import DEFAULT_KERNEL, GuestRun
+from guest_tests.payload.checks import CHECKS
+from guest_tests.trace_example import check, documented, example, normalised
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+
+def test_the_example_in_the_docs_is_what_the_demo_does(first_light: GuestRun, request: pytest.FixtureRequest) -> None:
+    trace, page = first_light.run.trace, normalised(documented())
+
+    assert set(normalised(check(trace))) <= set(page)
+    if request.node.callspec.params["first_light"] == DEFAULT_KERNEL:  # others bind and unbind in other steps
+        assert normalised(example(trace)) == page
+
+
+def test_every_request_has_its_answer_and_its_duration(first_light: GuestRun) -> None:
+    requests = [record for record in first_light.run.trace if record["kind"] == "request"]
+
+    assert {"PROBE", "ATTACH", "MAP", "UNMAP"} <= {request["type"] for request in requests}
+    assert all(request["status"] == "OK" and request["duration_us"] > 0 for request in requests)
+
+
+def test_requests_of_a_domain_name_the_endpoints_in_it(first_light: GuestRun) -> None:
+    bdf = first_light.config.endpoints[0].bdf
+    maps = [record for record in first_light.run.trace if record["type"] == "MAP"]
+
+    assert maps
+    assert all(record["endpoints"] == [bdf] for record in maps)
+
+
+def test_the_driver_is_seen_to_negotiate(first_light: GuestRun) -> None:
+    registers = [record["fields"] for record in first_light.run.trace if record["kind"] == "register"]
+    words = {(fields["register"], fields["words"]) for fields in registers}
+
+    assert ("device_status", "ACKNOWLEDGE|DRIVER|DRIVER_OK|FEATURES_OK") in words
+    assert any(register == "driver_features" and "MAP_UNMAP" in said for register, said in words)
+    assert any(register == "queue_enable" and "(requests): 256 entries" in said for register, said in words)
+
+
+def test_the_trace_has_every_check_by_its_title_in_order_and_time_never_goes_back(first_light: GuestRun) -> None:
+    trace = first_light.run.trace
+    notes = [record["fields"]["text"] for record in trace if record["kind"] == "note"]
+
+    wanted = [check.title for check in CHECKS if check.name in first_light.checks]
+    assert [title for title in wanted if f"guest: {title} ..." in notes] == wanted
+    assert [record["seq"] for record in trace] == list(range(trace[0]["seq"], trace[0]["seq"] + len(trace)))
+    assert all(one["t"] <= two["t"] for one, two in itertools.pairwise(trace))

@@ -1,0 +1,174 @@
+"""Each kind of record as the line a person reads, made of JSON alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, MAPPED, REFUSED, UNMAP
+from vdev import events
+from vdev.control.trace_records import Entry, Lost, Note, Recording
+from vdev.control.trace_text import header_lines, line, size_words
+from vdev.functions.virtio_words import feature_words
+from vdev.iommu.events import FaultsDropped, RequestHandled, UnitReset
+from vdev.wire import viommu as wire
+from vdev.wire.virtio_pci import F_VERSION_1
+
+DETACH = wire.Detach(wire.T_DETACH, bytes(3), 1, ENDPOINT)
+BYPASS = wire.Attach(wire.T_ATTACH, bytes(3), 2, 0x300, wire.ATTACH_F_BYPASS)
+MMIO = wire.Map(wire.T_MAP, bytes(3), 1, 0, 0xFFF, 0xFEE0_0000, wire.MAP_F_MMIO | 0x40)
+BACKWARDS = wire.Unmap(wire.T_UNMAP, bytes(3), 1, 0x2000, 0x1000)
+
+LINES: list[tuple[object, str]] = [
+    (MAPPED, "iommu0    MAP      domain 1 0x0010000000..0x00100fffff    1M -> 0x001f400000 rw-  OK            12.3 us"),
+    (
+        REFUSED,
+        "iommu0    MAP      domain 1 0x0010000000..0x00100fffff    1M -> 0x001f400000 rw-  "
+        "INVAL         12.3 us  overlaps a mapping",
+    ),
+    (
+        RequestHandled("iommu0", "MAP", wire.S_INVAL, MMIO, "flags 0x44 are not all known"),
+        "iommu0    MAP      domain 1 0x0000000000..0x0000000fff    4K -> 0x00fee00000 --m+0x40  "
+        "INVAL         12.3 us  flags 0x44 are not all known",
+    ),
+    (
+        RequestHandled("iommu0", "UNMAP", wire.S_OK, UNMAP),
+        "iommu0    UNMAP    domain 1 0x0010000000..0x0010000fff    4K                     OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "UNMAP", wire.S_RANGE, BACKWARDS, "empty"),
+        "iommu0    UNMAP    domain 1 0x0000002000..0x0000001000 (ends before it starts)   RANGE         12.3 us  empty",
+    ),
+    (
+        RequestHandled("iommu0", "ATTACH", wire.S_OK, ATTACH),
+        "iommu0    ATTACH   01:00.0 (accel0) to domain 1                                  OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "ATTACH", wire.S_NOENT, BYPASS, "no endpoint 0x300"),
+        "iommu0    ATTACH   03:00.0 to domain 2 BYPASS                                    "
+        "NOENT         12.3 us  no endpoint 0x300",
+    ),
+    (
+        RequestHandled("iommu0", "DETACH", wire.S_OK, DETACH),
+        "iommu0    DETACH   01:00.0 (accel0) from domain 1                                OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "PROBE", wire.S_OK, wire.Probe(wire.T_PROBE, bytes(3), ENDPOINT)),
+        "iommu0    PROBE    01:00.0 (accel0)                                              OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "0x2a", None, None, "unknown type", (20, 4)),
+        "iommu0    0x2a     readable_nbytes=20 writable_nbytes=4                          "
+        "UNWRITTEN     12.3 us  unknown type",
+    ),
+    (
+        FAULT,
+        "iommu0    FAULT    01:00.0 (accel0) write 0x0020000000                           not-mapped",
+    ),
+    (FaultsDropped("iommu0", 9), "iommu0    DROPPED  the queue of faults is full, 9 dropped so far"),
+    (
+        events.DmaDone(ENDPOINT, 0x1000, 0x2000, True, 2),
+        "accel0    DMA      write 0x0000001000..0x0000002fff    8K in 2 pieces            OK",
+    ),
+    (
+        events.DmaDone(ENDPOINT, 0x1000, 33, False, 0, "bus-master-off"),
+        "accel0    DMA      read  0x0000001000..0x0000001020    33                        bus-master-off",
+    ),
+    (
+        events.RegisterWritten("iommu0", "device_status", 3, "ACKNOWLEDGE|DRIVER"),
+        "iommu0    REG      device_status = 0x3  ACKNOWLEDGE|DRIVER",
+    ),
+    (events.RegisterWritten("iommu0", "notify", 1, "queue 1 (events)"), "iommu0    REG      notify  queue 1 (events)"),
+    (events.FunctionReset("accel0", "function-level"), "accel0    RESET    function-level (FLR)"),
+    (events.FunctionReset("iommu0", "virtio"), "iommu0    RESET    by the driver: status 0 was written"),
+    (UnitReset("iommu0", "system"), "iommu0    RESET    no endpoint is attached any more, bypass as at boot"),
+    (events.InterruptRaised("accel0", 1), "accel0    IRQ      vector 1"),
+    (events.DeviceError("accel0", "BAD_TAIL", 0), "accel0    ERROR    the device says BAD_TAIL"),
+    (
+        events.DeviceError("accel0", "RING_FETCH", 0x1000),
+        "accel0    ERROR    the device says RING_FETCH at 0x0000001000",
+    ),
+    (events.ConnectionChanged("iommu0", 7, True), "iommu0    CONNECT  process 7"),
+    (events.ConnectionChanged("iommu0", 7, False), "iommu0    HANGUP   process 7"),
+    (events.RunStateChanged(False), "-         STOPPED  all DMA is held"),
+    (events.RunStateChanged(True), "-         RUNNING  DMA goes on"),
+    (Note("a check starts"), "-         NOTE     a check starts"),
+    (Lost(12), "-         LOST     12 records: the reader was too slow for them"),
+    (Recording(True, "recorded in memory"), "-         START    recorded in memory"),
+    (Recording(False), "-         STOP"),
+]
+
+
+@dataclass
+class PasidGranted:
+    """An event of a version to come."""
+
+    unit: str
+    endpoint: int
+    pasid: int
+
+
+def text_of(event: object, *, duration_ns: int | None = 12_345, colour: bool = False) -> str:
+    record = DECODER.record(Entry(3, 412_731_499, event, duration_ns))
+    if not isinstance(event, RequestHandled):
+        record.pop("duration_us", None)
+    return line(json.loads(json.dumps(record)), colour=colour)
+
+
+@pytest.mark.parametrize(("event", "text"), LINES, ids=range(len(LINES)))
+def test_every_kind_of_record_has_its_line(event: object, text: str) -> None:
+    assert text_of(event) == f"    0.412731  {text}"
+
+
+def test_an_event_without_words_of_its_own_shows_what_it_holds() -> None:
+    record = DECODER.record(Entry(0, 0, PasidGranted("iommu0", ENDPOINT, 5)))
+
+    assert (record["kind"], record["endpoint"]) == ("event", "01:00.0")
+    assert line(record).endswith("accel0    PasidGranted  pasid=5")
+
+
+def test_colour_is_there_only_when_asked_for_and_marks_what_was_refused() -> None:
+    assert "\x1b" not in text_of(REFUSED)
+    assert "\x1b[31m" in text_of(REFUSED, colour=True)
+    assert "\x1b[31m" not in text_of(MAPPED, colour=True)
+
+
+def test_a_record_keeps_numbers_as_numbers_and_addresses_as_hex_in_the_width_of_the_unit() -> None:
+    record = DECODER.record(Entry(3, 1_500, MAPPED, 2_000, (ENDPOINT,)))
+
+    assert record == {
+        "seq": 3, "t": 0.000002, "kind": "request", "type": "MAP", "unit": "iommu0", "status": "OK",
+        "fields": {
+            "domain": 1, "virt_start": "0x0010000000", "virt_end": "0x00100fffff", "phys_start": "0x001f400000",
+            "flags": "READ|WRITE",
+        },
+        "endpoints": ["01:00.0"], "duration_us": 2.0,
+    }  # fmt: skip
+
+
+def test_an_address_wider_than_the_unit_is_shown_whole() -> None:
+    wide = wire.Map(wire.T_MAP, bytes(3), 1, 0, (1 << 64) - 1, MAP.phys_start, 0)
+
+    assert "0xffffffffffffffff" in text_of(RequestHandled("iommu0", "MAP", wire.S_RANGE, wide, "outside"))
+
+
+def test_the_header_says_what_the_trace_is_of() -> None:
+    assert header_lines(HEADER) == [
+        "# VM test, vdev 0.1.0; 0 is 2026-01-01T00:00:00.000Z",
+        "# iommu0 is 00:10.0, accel0 is 01:00.0 behind iommu0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "words"), [(0, "0"), (1, "1"), (1023, "1023"), (4096, "4K"), (3 << 20, "3M"), (1 << 39, "512G")]
+)
+def test_sizes_are_short_only_where_nothing_is_lost(nbytes: int, words: str) -> None:
+    assert size_words(nbytes) == words
+
+
+def test_features_are_named_and_those_without_a_name_numbered() -> None:
+    assert feature_words(wire.DEVICE_ID, F_VERSION_1 | wire.F_PROBE | 1 << 50) == "PROBE|VERSION_1|bit 50"
+    assert feature_words(4, F_VERSION_1 | 1) == "bit 0|VERSION_1"
+    assert feature_words(4, 0) == "none"

@@ -1,0 +1,259 @@
+"""Events to trace records: plain data in the documented schema (docs/trace.md). One function per kind of event.
+
+A record is decoded when somebody looks, never on the request path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from vdev import events
+from vdev.iommu.events import FaultRaised, FaultsDropped, RequestHandled, UnitReset
+from vdev.wire.viommu import ATTACH_F_BYPASS, MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE, STATUS_NAMES
+
+FORMAT_VERSION = 1
+ADDRESSES = frozenset({"virt_start", "virt_end", "phys_start"})
+ACCESS_WORDS = {1: "read", 2: "write", 3: "read-write"}
+
+Record = dict[str, Any]
+
+
+@dataclass(slots=True)  # frozen ones take three times as long to make
+class Entry:
+    """One event as it came: what the request path pays for. Times in nanoseconds, `t_ns` since the trace's zero."""
+
+    seq: int
+    t_ns: int
+    event: object
+    duration_ns: int | None = None  # of a request
+    endpoints: tuple[int, ...] = ()  # in the domain a request names, as it was then
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line from outside, such as a test's, among the records."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """So many records did not reach this reader or file."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Recording began or ended here."""
+
+    on: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitName:
+    """A unit, and how many hex digits its addresses are shown with."""
+
+    name: str
+    bdf: int
+    digits: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointName:
+    """An endpoint and the unit in front of it."""
+
+    name: str
+    bdf: int
+    unit: str
+
+
+def bdf_text(bdf: int) -> str:
+    """0x100 as 01:00.0; a number that is no BDF in hex."""
+    return f"{bdf >> 8:02x}:{bdf >> 3 & 0x1F:02x}.{bdf & 7}" if 0 <= bdf < 1 << 16 else f"{bdf:#x}"
+
+
+class Decoder:
+    """Knows the machine's names."""
+
+    def __init__(self, vm: str, units: Sequence[UnitName], endpoints: Sequence[EndpointName]) -> None:
+        self._vm = vm
+        self._units = {unit.name: unit for unit in units}
+        self._by_name = {endpoint.name: endpoint for endpoint in endpoints}
+        self._by_bdf = {endpoint.bdf: endpoint for endpoint in endpoints}
+
+    def header(self, version: str, started: str, pid: int) -> Record:
+        """The first line of a file and of a stream. `started` is the wall clock at t 0, ISO 8601, UTC."""
+        units = [{"name": unit.name, "bdf": bdf_text(unit.bdf)} for unit in self._units.values()]
+        endpoints = [
+            {"name": name, "bdf": bdf_text(endpoint.bdf), "unit": endpoint.unit}
+            for name, endpoint in self._by_name.items()
+        ]
+        return {
+            "vdev_trace": FORMAT_VERSION,
+            "kind": "header",
+            "vdev": version,
+            "vm": self._vm,
+            "pid": pid,
+            "started": started,
+            "units": units,
+            "endpoints": endpoints,
+        }
+
+    def record(self, entry: Entry) -> Record:
+        """The record of `entry`; keys that do not apply are left out."""
+        decode = _DECODERS.get(type(entry.event), _any)
+        record: Record = {"seq": entry.seq, "t": round(entry.t_ns / 1e9, 6), **decode(self, entry.event)}
+        if entry.endpoints:
+            record["endpoints"] = [bdf_text(bdf) for bdf in entry.endpoints]
+        if entry.duration_ns is not None:
+            record["duration_us"] = round(entry.duration_ns / 1e3, 1)
+        return record
+
+    def address(self, unit: str | None, value: int) -> str:
+        """An address in hex, as wide as the unit's input range asks for."""
+        known = self._units.get(unit or "")
+        return f"0x{value:0{known.digits if known else 16}x}"
+
+    def endpoint(self, bdf: int) -> Record:
+        """The keys that name an endpoint."""
+        known = self._by_bdf.get(bdf)
+        return {"endpoint": bdf_text(bdf), **({"function": known.name} if known else {})}
+
+    def function(self, name: str) -> Record:
+        """The keys that name a function: a unit's own, or an endpoint's."""
+        endpoint = self._by_name.get(name)
+        if endpoint is not None:
+            return {"unit": endpoint.unit, "function": name, "endpoint": bdf_text(endpoint.bdf)}
+        return {"unit": name, "function": name} if name in self._units else {"function": name}
+
+    def unit_of(self, bdf: int) -> str | None:
+        """The unit in front of an endpoint."""
+        known = self._by_bdf.get(bdf)
+        return known.unit if known else None
+
+
+def _request(names: Decoder, event: RequestHandled) -> Record:
+    shown: Record = {}
+    for name, value in event.fields.items():
+        if name in ADDRESSES:
+            shown[name] = names.address(event.unit, value)
+        elif name != "endpoint":
+            shown[name] = value
+    if "flags" in shown:
+        shown["flags"] = _request_flags(event.type_name, shown["flags"])
+    if event.problem:
+        shown["problem"] = event.problem
+    status = "UNWRITTEN" if event.status is None else STATUS_NAMES[event.status]
+    endpoint = names.endpoint(event.endpoint) if event.endpoint is not None else {}
+    return {
+        "kind": "request", "type": event.type_name, "unit": event.unit, **endpoint, "status": status, "fields": shown,
+    }  # fmt: skip
+
+
+def _request_flags(type_name: str, flags: int) -> str:
+    known: Mapping[int, str] = {ATTACH_F_BYPASS: "BYPASS"}
+    if type_name == "MAP":
+        known = {MAP_F_READ: "READ", MAP_F_WRITE: "WRITE", MAP_F_MMIO: "MMIO"}
+    words = [word for bit, word in known.items() if flags & bit]
+    rest = flags & ~sum(known)
+    return "|".join([*words, *([f"{rest:#x}"] if rest else [])])
+
+
+def _fault(names: Decoder, event: FaultRaised) -> Record:
+    access = ACCESS_WORDS.get(event.access, f"access {event.access}")
+    return {
+        "kind": "fault", "type": "FAULT", "unit": event.unit, **names.endpoint(event.endpoint), "status": event.reason,
+        "fields": {"access": access, "iova": names.address(event.unit, event.iova)},
+    }  # fmt: skip
+
+
+def _dropped(names: Decoder, event: FaultsDropped) -> Record:
+    return {"kind": "fault", "type": "DROPPED", "unit": event.unit, "fields": {"total": event.total}}
+
+
+def _dma(names: Decoder, event: events.DmaDone) -> Record:
+    unit = names.unit_of(event.endpoint)
+    return {
+        "kind": "dma", "type": "DMA", "unit": unit, **names.endpoint(event.endpoint), "status": event.reason or "OK",
+        "fields": {
+            "access": "write" if event.write else "read", "iova": names.address(unit, event.iova),
+            "nbytes": event.nbytes, "pieces": event.npieces,
+        },
+    }  # fmt: skip
+
+
+def _register(names: Decoder, event: events.RegisterWritten) -> Record:
+    shown = {"register": event.register, "value": f"{event.value:#x}", "words": event.words}
+    return {"kind": "register", "type": "REG", **names.function(event.function), "fields": shown}
+
+
+def _function_reset(names: Decoder, event: events.FunctionReset) -> Record:
+    return {"kind": "reset", "type": "RESET", **names.function(event.function), "fields": {"reset": event.kind}}
+
+
+def _unit_reset(names: Decoder, event: UnitReset) -> Record:
+    return {"kind": "reset", "type": "RESET", "unit": event.unit, "fields": {"reset": "unit", "cause": event.kind}}
+
+
+def _interrupt(names: Decoder, event: events.InterruptRaised) -> Record:
+    return {"kind": "irq", "type": "IRQ", **names.function(event.function), "fields": {"vector": event.vector}}
+
+
+def _device_error(names: Decoder, event: events.DeviceError) -> Record:
+    keys = names.function(event.function)
+    shown = {"code": event.code, "iova": names.address(keys.get("unit"), event.iova)}
+    return {"kind": "error", "type": "ERROR", **keys, "fields": shown}
+
+
+def _connection(names: Decoder, event: events.ConnectionChanged) -> Record:
+    word = "CONNECT" if event.connected else "HANGUP"
+    return {"kind": "connection", "type": word, **names.function(event.function), "fields": {"pid": event.pid}}
+
+
+def _run_state(names: Decoder, event: events.RunStateChanged) -> Record:
+    return {"kind": "run-state", "type": "RUNNING" if event.running else "STOPPED", "fields": {}}
+
+
+def _note(names: Decoder, event: Note) -> Record:
+    return {"kind": "note", "type": "NOTE", "fields": {"text": event.text}}
+
+
+def _lost(names: Decoder, event: Lost) -> Record:
+    return {"kind": "lost", "type": "LOST", "fields": {"count": event.count}}
+
+
+def _recording(names: Decoder, event: Recording) -> Record:
+    return {"kind": "trace", "type": "START" if event.on else "STOP", "fields": {"detail": event.detail}}
+
+
+def _any(names: Decoder, event: object) -> Record:
+    """An event that nobody has given words to yet: what it holds, by name."""
+    held = {f.name: getattr(event, f.name) for f in fields(event)} if is_dataclass(event) else {}
+    endpoint, unit = held.pop("endpoint", None), held.pop("unit", None)
+    keys = {"unit": unit} if isinstance(unit, str) else {}
+    if isinstance(endpoint, int):
+        keys |= names.endpoint(endpoint)
+    plain = {name: value if isinstance(value, int | str | bool) else str(value) for name, value in held.items()}
+    return {"kind": "event", "type": type(event).__name__, **keys, "fields": plain}
+
+
+_DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
+    RequestHandled: _request,
+    FaultRaised: _fault,
+    FaultsDropped: _dropped,
+    UnitReset: _unit_reset,
+    events.DmaDone: _dma,
+    events.RegisterWritten: _register,
+    events.FunctionReset: _function_reset,
+    events.InterruptRaised: _interrupt,
+    events.DeviceError: _device_error,
+    events.ConnectionChanged: _connection,
+    events.RunStateChanged: _run_state,
+    Note: _note,
+    Lost: _lost,
+    Recording: _recording,
+}

@@ -1,0 +1,159 @@
+"""Trace records as lines for people, made of the record alone: live, from a file, and in a failed test they look alike.
+
+    seconds  who  type  what  status  duration  why
+
+`who` is the unit that answered or the function it happened at. Ranges are inclusive, as in the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+WHO_WIDTH = 8
+TYPE_WIDTH = 7
+WHAT_WIDTH = 60
+STATUS_WIDTH = 9
+DIM, RED, YELLOW, CYAN = "2", "31", "33", "36"
+_COLOURS = {"fault": RED, "error": RED, "lost": YELLOW, "note": CYAN, "trace": CYAN, "register": DIM, "irq": DIM}
+
+
+def header_lines(header: Record) -> list[str]:
+    """What the trace is of."""
+    units = [f"{unit['name']} is {unit['bdf']}" for unit in header["units"]]
+    endpoints = [f"{end['name']} is {end['bdf']} behind {end['unit']}" for end in header["endpoints"]]
+    return [
+        f"# VM {header['vm']}, vdev {header['vdev']}; 0 is {header['started']}",
+        f"# {', '.join([*units, *endpoints])}",
+    ]
+
+
+def line(record: Record, *, colour: bool = False) -> str:
+    """One record as one line, without a newline."""
+    what = _WHAT.get(record["kind"], _any)(record)
+    who = record.get("unit", "") if record["kind"] in ("request", "fault") else record.get("function", "")
+    who = who or record.get("unit", "") or "-"
+    time = f"{record['t']:12.6f}"
+    body = f"{who:<{WHO_WIDTH}}  {record['type']:<{TYPE_WIDTH}}  "
+    status = record.get("status", "")
+    if not status:
+        return _painted(time, (body + what).rstrip(), record, colour)
+    took = f"{record['duration_us']:.1f} us" if "duration_us" in record else ""
+    problem = record["fields"].get("problem", "")
+    rest = f"{status:<{STATUS_WIDTH}} {took:>11}  {problem}"
+    return _painted(time, f"{body}{what:<{WHAT_WIDTH}}  {rest}".rstrip(), record, colour)
+
+
+def size_words(nbytes: int) -> str:
+    """4096 as 4K; what is no whole number of K, M or G as it is."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if nbytes and nbytes % (1 << shift) == 0:
+            return f"{nbytes >> shift}{unit}"
+    return str(nbytes)
+
+
+def _painted(time: str, rest: str, record: Record, colour: bool) -> str:
+    if not colour:
+        return f"{time}  {rest}"
+    status = record.get("status", "OK")
+    code = RED if status != "OK" else _COLOURS.get(record["kind"], "")
+    return f"\x1b[{DIM}m{time}\x1b[0m  " + (f"\x1b[{code}m{rest}\x1b[0m" if code else rest)
+
+
+def _range(start: str, end: str) -> str:
+    nbytes = int(end, 16) - int(start, 16) + 1
+    return f"{start}..{end} {size_words(nbytes):>5}" if nbytes > 0 else f"{start}..{end} (ends before it starts)"
+
+
+def _endpoint(record: Record) -> str:
+    name = record.get("function")
+    return f"{record['endpoint']} ({name})" if name else str(record["endpoint"])
+
+
+def _request(record: Record) -> str:
+    fields = record["fields"]
+    match record["type"]:
+        case "ATTACH" if "domain" in fields:
+            flags = f" {fields['flags']}" if fields.get("flags") else ""
+            return f"{_endpoint(record)} to domain {fields['domain']}{flags}"
+        case "DETACH" if "domain" in fields:
+            return f"{_endpoint(record)} from domain {fields['domain']}"
+        case "MAP" if "domain" in fields:
+            access = _letters(fields["flags"])
+            where = _range(fields["virt_start"], fields["virt_end"])
+            return f"domain {fields['domain']} {where} -> {fields['phys_start']} {access}"
+        case "UNMAP" if "domain" in fields:
+            return f"domain {fields['domain']} {_range(fields['virt_start'], fields['virt_end'])}"
+        case "PROBE" if "endpoint" in record:
+            return _endpoint(record)
+    return _any(record)
+
+
+def _letters(flags: str) -> str:
+    words = flags.split("|")
+    known = [("READ", "r"), ("WRITE", "w"), ("MMIO", "m")]
+    letters = "".join(letter if word in words else "-" for word, letter in known)
+    unknown = [word for word in words if word and word not in dict(known)]
+    return letters + "".join(f"+{word}" for word in unknown)
+
+
+def _fault(record: Record) -> str:
+    fields = record["fields"]
+    if record["type"] == "DROPPED":
+        return f"the queue of faults is full, {fields['total']} dropped so far"
+    return f"{_endpoint(record)} {fields['access']:<5} {fields['iova']}"
+
+
+def _dma(record: Record) -> str:
+    fields = record["fields"]
+    start, nbytes = fields["iova"], fields["nbytes"]
+    end = f"0x{int(start, 16) + max(nbytes, 1) - 1:0{len(start) - 2}x}"
+    pieces = f" in {fields['pieces']} pieces" if fields["pieces"] > 1 else ""
+    return f"{fields['access']:<5} {start}..{end} {size_words(nbytes):>5}{pieces}"
+
+
+def _register(record: Record) -> str:
+    fields = record["fields"]
+    words = f"  {fields['words']}" if fields["words"] else ""
+    value = "" if fields["register"] == "notify" else f" = {fields['value']}"
+    return f"{fields['register']}{value}{words}"
+
+
+def _reset(record: Record) -> str:
+    fields = record["fields"]
+    if fields["reset"] == "unit":
+        boot = ", bypass as at boot" if fields.get("cause") == "system" else ""
+        return f"no endpoint is attached any more{boot}"
+    return {
+        "virtio": "by the driver: status 0 was written",
+        "function-level": "function-level (FLR)",
+        "system": "with the whole machine",
+    }.get(fields["reset"], str(fields["reset"]))
+
+
+def _error(record: Record) -> str:
+    fields = record["fields"]
+    where = f" at {fields['iova']}" if int(fields["iova"], 16) else ""
+    return f"the device says {fields['code']}{where}"
+
+
+def _any(record: Record) -> str:
+    return " ".join(f"{name}={value}" for name, value in record["fields"].items() if name != "problem")
+
+
+_WHAT: dict[str, Callable[[Record], str]] = {
+    "request": _request,
+    "fault": _fault,
+    "dma": _dma,
+    "register": _register,
+    "reset": _reset,
+    "error": _error,
+    "irq": lambda record: f"vector {record['fields']['vector']}",
+    "connection": lambda record: f"process {record['fields']['pid']}",
+    "run-state": lambda record: "DMA goes on" if record["type"] == "RUNNING" else "all DMA is held",
+    "note": lambda record: str(record["fields"]["text"]),
+    "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
+    "trace": lambda record: str(record["fields"]["detail"]),
+}

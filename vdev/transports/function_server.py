@@ -1,0 +1,241 @@
+"""What all servers of one VM share: one listening socket per function, one connection at a time, any number in turn.
+
+QEMU aborts when a live socket closes under it, whatever the protocol. So a connection ends only when QEMU ends it,
+breaks the protocol, or this process stops. `vfio_user` and `vhost_user` say what a connection is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from vdev.errors import PeerError
+from vdev.events import ConnectionChanged, Trace
+from vdev.limited_log import LimitedLog
+from vdev.transports.identity import Peer, VmIdentity
+from vdev.transports.listener import Listener
+from vdev.transports.ram import RamFiles
+from vdev.transports.stream import close_connection
+
+log = logging.getLogger(__name__)
+
+ACCEPT_RETRY_S = 0.5  # when this process is out of fds or memory
+_SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class VmContext:
+    """What all functions of one VM share: its process's identity, its RAM mappings, its live connections."""
+
+    def __init__(self, *, identity_checked: bool = True, require_sealed: bool = False) -> None:
+        self.identity = VmIdentity(checked=identity_checked)
+        self.limited_log = LimitedLog()
+        self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
+        self._connections: set[Connection] = set()
+
+    def admit(self, sock: socket.socket) -> Peer:
+        """The peer of `sock` if it may connect, else PeerError. A new QEMU ends what its dead predecessor left."""
+        if self.identity.is_gone():
+            for connection in tuple(self._connections):
+                connection.end()
+        return self.identity.admit(sock)
+
+    def add(self, connection: Connection) -> None:
+        """`connection` is live."""
+        self._connections.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """`connection` is over."""
+        self._connections.discard(connection)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no process is bound and nothing is connected."""
+        return self.identity.pid is None and not self._connections
+
+    def note(self, level: int, function: str, kind: str, text: str) -> None:
+        """One line about `function`, unless there were many of this `kind`: peers come and go as often as they like."""
+        self.limited_log.log(log, level, (function, kind), f"{function}: {text}")
+
+    def close(self) -> None:
+        """Forget the process; the servers are closed already."""
+        self.limited_log.flush(log)
+        self.identity.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for queries."""
+        return {
+            **self.identity.describe(),
+            "unsealed_ram": "refuse" if self.ram.require_sealed else "allow",
+            "connections": len(self._connections),
+            "ram": self.ram.describe(),
+        }
+
+
+class Connection(ABC):
+    """One accepted socket and everything that came through it; subclasses own the `MessageStream` over it."""
+
+    def __init__(self, name: str, peer: Peer, vm: VmContext, ended: asyncio.Future[None]) -> None:
+        """`name` is the function's, `ended` the stream's."""
+        self.peer = peer
+        self._name = name
+        self._vm = vm
+        self._ended = ended
+
+    async def run(self) -> None:
+        """Serve until the peer leaves or breaks the protocol (logged); a bug of ours propagates. Cleans up always."""
+        self._vm.add(self)
+        # Last pushed, first run; a step that fails does not keep the others from running.
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self._vm.remove, self)
+            self._open(cleanup)
+            try:
+                await self._ended
+            except PeerError as error:
+                text = f"connection of pid {self.peer.pid} dropped: {error}"
+                self._vm.note(logging.WARNING, self._name, "connections dropped", text)
+
+    @property
+    def is_over(self) -> bool:
+        """True once the stream has ended, though `run` may still be cleaning up."""
+        return self._ended.done()
+
+    @abstractmethod
+    def _open(self, cleanup: contextlib.ExitStack) -> None:
+        """Start serving; push what undoes it, the closing of the stream included."""
+
+    @abstractmethod
+    def poll(self) -> None:
+        """Take in what has arrived, an end of the stream included."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Make `run` finish."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the socket, for a `run` that was cancelled before it began; otherwise it is closed already."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain data for queries."""
+
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class FunctionServer(ABC, Generic[ConnectionT]):
+    """Serves function `name` at `path`. `listen()`, then `serve()` inside a TaskGroup; `close()` makes it return."""
+
+    def __init__(self, name: str, path: Path, vm: VmContext) -> None:
+        self.name = name
+        self.path = path
+        self._vm = vm
+        self._listener: Listener | None = None
+        self._stop = asyncio.Event()
+        self._serving = False
+        self._running: asyncio.Task[None] | None = None
+        self.connection: ConnectionT | None = None
+        self.trace: Trace | None = None
+        self.refused = 0  # connections
+
+    @abstractmethod
+    def _connect(self, sock: socket.socket, peer: Peer) -> ConnectionT:
+        """What will serve the admitted `peer`; owns `sock`."""
+
+    def listen(self) -> None:
+        """Create the socket (QEMU fails at once if it is not there); ConfigError when that is not possible."""
+        if self._listener is None:
+            self._listener = Listener(self.path)
+
+    async def serve(self) -> None:
+        """Accept and serve until close() or cancellation. A bug of ours in the function ends it with that exception."""
+        self.listen()
+        assert self._listener is not None
+        self._serving = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                accepting = group.create_task(self._accept(self._listener.socket, group))
+                await self._stop.wait()
+                accepting.cancel()
+                if self.connection is not None:
+                    self.connection.end()
+        finally:
+            self._serving = False
+            self._unlisten()
+
+    def close(self) -> None:
+        """Stop listening and end the connection, after which QEMU cannot go on with this device."""
+        self._stop.set()
+        if not self._serving:  # else serve() does it, after its accept was cancelled
+            self._unlisten()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for queries."""
+        connection = self.connection.describe() if self.connection is not None else None
+        return {
+            "function": self.name,
+            "path": str(self.path),
+            "connection": connection,
+            "refused_connections": self.refused,
+        }
+
+    def _unlisten(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _accept(self, listening: socket.socket, group: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno not in _SHORT_OF_RESOURCES:
+                    raise
+                self._vm.note(logging.ERROR, self.name, "accepts failed", f"cannot accept: {error.strerror}")
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            await self._admit(sock, group)
+
+    async def _admit(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
+        """Start a connection on `sock`, or close it with a line in the log."""
+        with contextlib.ExitStack() as unless_accepted:
+            unless_accepted.callback(close_connection, sock)
+            try:
+                peer = self._vm.admit(sock)
+                await self._make_room()
+            except PeerError as error:
+                self.refused += 1
+                self._vm.note(logging.WARNING, self.name, "connections refused", f"connection refused: {error}")
+                return
+            unless_accepted.pop_all()
+        self._vm.note(logging.INFO, self.name, "connections begun", f"pid {peer.pid} connected")
+        if self.trace is not None:
+            self.trace(ConnectionChanged(self.name, peer.pid, True))
+        self.connection = self._connect(sock, peer)
+        self._running = group.create_task(self.connection.run())
+        self._running.add_done_callback(self._finished)
+
+    async def _make_room(self) -> None:
+        """Wait for a connection that is ending; PeerError when there is one that is not."""
+        if self.connection is None or self._running is None:
+            return
+        self.connection.poll()
+        if not self.connection.is_over:
+            raise PeerError(f"pid {self.connection.peer.pid} is connected already, and a function has one connection")
+        await asyncio.wait([self._running])
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        if self.connection is not None:
+            pid = self.connection.peer.pid
+            self._vm.note(logging.INFO, self.name, "connections ended", f"pid {pid} is gone")
+            if self.trace is not None:
+                self.trace(ConnectionChanged(self.name, pid, False))
+            self.connection.close()
+        self.connection = self._running = None

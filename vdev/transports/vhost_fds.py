@@ -1,0 +1,126 @@
+"""What QEMU hands a vhost-user back end as descriptors: the rings' eventfds, and the socket for messages of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from vdev.errors import MessageError
+from vdev.wire import vhost_user as wire
+
+
+class RingFds:
+    """Owns the kick, call and error eventfds of `count` rings; `on_kick` hears of doorbells from the event loop.
+
+    A call while there is no eventfd is remembered and made when one comes: at worst one interrupt too many.
+    """
+
+    def __init__(self, count: int, on_kick: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_kick = on_kick
+        self._kicks: list[int | None] = [None] * count
+        self._calls: list[int | None] = [None] * count
+        self._errors: list[int | None] = [None] * count
+        self._pending: set[int] = set()
+
+    def set_kick(self, index: int, fd: int | None) -> None:
+        """Watch `fd`, which is ours now, instead of what was there; None: no doorbell."""
+        self._replace(self._kicks, index, fd)
+        if fd is not None:
+            self._loop.add_reader(fd, self._kicked, index, fd)
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        """Signal `fd`, which is ours now, for used buffers; None: the driver polls."""
+        self._replace(self._calls, index, fd)
+        if fd is not None and index in self._pending:
+            self.call(index)
+
+    def set_error(self, index: int, fd: int | None) -> None:
+        """Signal `fd`, which is ours now, when the ring breaks."""
+        self._replace(self._errors, index, fd)
+
+    def call(self, index: int) -> None:
+        """Tell the driver of used buffers in ring `index`."""
+        fd = self._calls[index]
+        if fd is None:
+            self._pending.add(index)
+            return
+        self._pending.discard(index)
+        _signal(fd)
+
+    def error(self, index: int) -> None:
+        """Tell QEMU that ring `index` is broken; it takes note and does nothing."""
+        fd = self._errors[index]
+        if fd is not None:
+            _signal(fd)
+
+    def close(self) -> None:
+        """Close them all."""
+        self._pending.clear()
+        for index in range(len(self._kicks)):
+            for fds in (self._kicks, self._calls, self._errors):
+                self._replace(fds, index, None)
+
+    def _kicked(self, index: int, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # a peer may have read it before us
+            os.eventfd_read(fd)
+        self._on_kick(index)
+
+    def _replace(self, fds: list[int | None], index: int, fd: int | None) -> None:
+        old, fds[index] = fds[index], fd
+        if old is not None:
+            if fds is self._kicks:
+                self._loop.remove_reader(old)
+            os.close(old)
+        if fd is not None:
+            os.set_blocking(fd, False)  # neither a full counter nor an empty one may stop the loop
+
+
+class BackendChannel:
+    """The socket for the one message we send of our own accord: the configuration changed."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+        self.dropped = 0  # messages that QEMU did not take
+
+    def set(self, fd: int) -> None:
+        """SET_BACKEND_REQ_FD: takes `fd`, also when it raises MessageError because it is no UNIX stream socket."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise MessageError(errno.EINVAL, f"the back-end channel is no socket: {error.strerror}") from error
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            sock.close()
+            raise MessageError(errno.EINVAL, "the back-end channel is no UNIX stream socket")
+        self.close()
+        sock.setblocking(False)
+        self._sock = sock
+
+    def config_changed(self) -> None:
+        """Tell QEMU, which interrupts the driver; without waiting, and without an answer."""
+        if self._sock is None:
+            return
+        message = wire.message(wire.BACKEND_CONFIG_CHANGE_MSG)
+        try:
+            if self._sock.send(message, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT) == len(message):
+                return
+        except OSError:
+            pass
+        # Full (then there is a message like it in the queue), or closed.
+        self.dropped += 1
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def _signal(eventfd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(eventfd, 1)
