@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
-from vdev.config import Config, EndpointConfig, load_config, parse_bdf
+from vdev.config import Config, EndpointConfig, load_config, override_vm, parse_bdf
 from vdev.config_schema import ATTACHMENTS, Attach
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -59,9 +60,17 @@ class GuestRun:
         return data
 
 
-def boot_guest(path: Path, kernel: str = DEFAULT_KERNEL, attach: Attach | None = None) -> GuestRun:
-    """Boot the configuration at `path`. A guest that does not come to `done` fails the test, with all that is known."""
-    config = load_config(path)
+def boot_guest(
+    path: Path,
+    kernel: str = DEFAULT_KERNEL,
+    attach: Attach | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> GuestRun:
+    """Boot the configuration at `path`, with `changes` to its `vm`.
+
+    A guest that does not come to `done` fails the test, with all that is known.
+    """
+    config = override_vm(load_config(path), changes or {})
     options = Options(kernel=kernel, attach=attach, config_path=path)
     run = asyncio.run(boot(config, options, lambda message, faults: None))
     if run.done is None:

@@ -19,11 +19,13 @@ from guest_tests import report
 from guest_tests.boot import boot
 from guest_tests.report import Painter, Run
 from qmp_bridge.plan import Options, find_parts
-from vdev.config import load_config
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from vdev.config import boot_kernel, load_config
 from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, VdevError
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "first-light.yaml"
+ENVIRONMENT = ("attach", "kernel", "initrd", "memory", "cpus")  # options that make passes on, in capitals
 INTRODUCTION = """\
 A stock Linux guest boots on an unmodified QEMU. Its IOMMU and the accelerator behind it are Python: the vdev process
 on this machine. Inside the guest the stock virtio_iommu driver and VFIO decide what the accelerator may reach.
@@ -58,37 +60,27 @@ class Screen:
             self.write(report.finished(message, faults, self.painter))
 
 
-def command_line(module: str, about: str) -> argparse.ArgumentParser:
-    """The options demo and shell share; KERNEL and ATTACH in the environment are defaults of --kernel and --attach."""
+def command_line(module: str, about: str, keys: Sequence[str] = ENVIRONMENT) -> argparse.ArgumentParser:
+    """The options demo and shell share; KERNEL in the environment is the default of --kernel, and so on for `keys`."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.splitlines()[0])
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the VM (default: %(default)s)"
     )
-    parser.add_argument(
-        "--kernel",
-        default=os.environ.get("KERNEL") or None,
-        help="cloud, generic, cloud-backports, generic-backports, or a path (default: $KERNEL, else the config's)",
-    )
-    parser.add_argument(
-        "--attach",
-        choices=ATTACHMENTS,
-        default=os.environ.get("ATTACH") or None,
-        help="how the IOMMU reaches QEMU (default: $ATTACH, else the config's)",
-    )
+    parser.add_argument("--attach", choices=ATTACHMENTS, help="how the IOMMU reaches QEMU, instead of the config's")
     parser.add_argument(
         "--trace", metavar="FILE", help="write vdev's decoded trace there (read it with `vdev trace FILE`)"
     )
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="how QEMU runs the guest")
+    add_vm_options(parser, {key: value for key in keys if (value := os.environ.get(key.upper()))})
     return parser
 
 
 def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
     """Find the parts, boot, show, and hand back what happened. Raises ConfigError and PartsError."""
     started = time.monotonic()
-    config = load_config(arguments.config)
+    config = apply_vm_options(load_config(arguments.config), arguments)
+    if boot_kernel(config.vm) is None:
+        raise ConfigError("vm.kernel", "the demo needs a kernel of QEMU's loading", "use make shell for a disk")
     options = Options(
-        kernel=arguments.kernel,
-        accel=arguments.accel,
         attach=arguments.attach,
         trace=arguments.trace and str(Path(arguments.trace).absolute()),
         config_path=arguments.config.absolute(),

@@ -144,6 +144,8 @@ def _evidence(run: Run, check: str | None) -> list[str]:
 
 def _first_failure(run: Run) -> str:
     failed = [f"{record['title']}: {record['detail']}" for record in run.records if not record["ok"]]
+    if not failed and run.done and run.done.get("reason"):
+        return f"the guest cannot run the payload: {run.done['reason']}"
     if not failed:
         return "the guest said that it is not ok"
     return failed[0] + (f" (and {len(failed) - 1} more after it)" if len(failed) > 1 else "")

@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from guest_tests.boot import Control
-from guest_tests.demo import command_line
+from guest_tests.demo import ENVIRONMENT, command_line
 from guest_tests.report import event_line
 from qmp_bridge.plan import Options, find_parts
 from qmp_bridge.up import RunningVm, bring_up
-from vdev.config import Config, load_config
+from qmp_bridge.vm_options import apply_vm_options
+from vdev.config import Config, boot_kernel, load_config
 from vdev.errors import ConfigError, VdevError
 
 QUIT = b"\x1d"  # Ctrl-], as telnet has it
@@ -97,7 +98,8 @@ async def session(config: Config, options: Options) -> None:
         log = vm.logs / "backend.log"
         beside = await open_pane(log)
         say("vdev's log is in the pane beside this one" if beside else f"vdev's whole log: tail -n +1 -F {log}")
-        say("the guest boots; Ctrl-] leaves, `exit` powers it off")
+        power_off = "`exit`" if boot_kernel(config.vm) is not None else "its own `poweroff`"
+        say(f"the guest boots; Ctrl-] leaves, {power_off} powers it off")
         with raw_terminal():
             jobs = [asyncio.ensure_future(type_into(vm)), asyncio.ensure_future(vm.wait_exit())]
             if not beside:
@@ -114,20 +116,20 @@ async def session(config: Config, options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the shell; exit status 0, 1 for a failure, 2 for a wrong configuration."""
-    arguments = command_line("guest_tests.shell", __doc__ or "").parse_args(argv)
+    keys = (*ENVIRONMENT, "disk", "firmware")
+    arguments = command_line("guest_tests.shell", __doc__ or "", keys).parse_args(argv)
     options = Options(
-        kernel=arguments.kernel,
-        accel=arguments.accel,
         attach=arguments.attach,
         trace=arguments.trace and str(Path(arguments.trace).absolute()),
         config_path=arguments.config.absolute(),
-        append="vdev.shell",
         payload=None,
         follow=write,
         say=say,
     )
     try:
-        config = load_config(arguments.config)
+        config = apply_vm_options(load_config(arguments.config), arguments)
+        if boot_kernel(config.vm) is not None:
+            options = replace(options, append="vdev.shell")
         options = replace(options, parts=find_parts(config, options))
         asyncio.run(session(config, options))
     except (VdevError, KeyboardInterrupt) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from guest_tests import report
@@ -10,7 +12,7 @@ from guest_tests.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user"]
+EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus"]
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
@@ -23,6 +25,13 @@ def two_units() -> GuestRun:
 @pytest.fixture(scope="module")
 def strict_byte_granule() -> GuestRun:
     return boot_guest(CONFIGS / "strict-byte-granule.yaml")
+
+
+@pytest.fixture(scope="module")
+def several_cpus() -> GuestRun:
+    """With the two processors of the machines we test on, unless there is time: emulated ones take turns."""
+    changes = {} if os.environ.get("VDEV_TIER") == "soak" else {"cpus": 2}
+    return boot_guest(CONFIGS / "several-cpus.yaml", changes=changes)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +125,7 @@ def test_a_strict_unit_with_single_byte_granule_serves_a_stock_guest(strict_byte
     assert unit["mode"] == "strict"
     assert any("page mask: 0xffffffffffffffff" in line for line in log)
     assert "0x0000000000001000 0x00000000000017ff reserved" in regions
+
+
+def test_every_vcpu_of_the_machine_is_there(several_cpus: GuestRun) -> None:
+    assert several_cpus.run.hello["cpus"] == several_cpus.config.vm.cpus

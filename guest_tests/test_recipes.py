@@ -40,8 +40,8 @@ async def run_script(config: Path, parts: Parts, rundir: Path) -> tuple[list[dic
     }  # fmt: skip
     channel_path = rundir.with_name("channel.sock")
     process = await asyncio.create_subprocess_exec(
-        str(RECIPES / "own-script.sh"), str(config), parts.kernel, str(parts.initrd), *channel_arguments(channel_path),
-        env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        str(RECIPES / "own-script.sh"), str(config), str(parts.kernel), str(parts.initrd),
+        *channel_arguments(channel_path), env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output = asyncio.create_task(process.communicate())
     try:

@@ -17,7 +17,8 @@ from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
-from vdev.config import Config, config_warnings, load_config
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from vdev.config import Config, boot_kernel, config_warnings, load_config
 from vdev.config_schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
@@ -32,19 +33,16 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start the backend and QEMU, run the payload, take everything down")
     up.add_argument("config", type=Path, metavar="CONFIG", help="the YAML file")
     up.add_argument("--print-command", action="store_true", help="show what would run, and stop")
-    up.add_argument(
-        "--kernel", help="instead of vm.kernel: cloud, generic, cloud-backports, generic-backports or a path"
-    )
-    up.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of vm.accel")
     up.add_argument("--attach", choices=ATTACHMENTS, help="instead of every unit's attach")
     up.add_argument("--append", default="", metavar="WORDS", help="added to the guest kernel's command line")
     up.add_argument(
-        "--payload", default="all", metavar="NAME,...", help="checks to run in the guest (default: all); none"
+        "--payload", metavar="NAME,...", help="checks to run in the guest (default: all, with a disk that boots none)"
     )
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
     up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
+    add_vm_options(up)
     return parser
 
 
@@ -57,13 +55,12 @@ def _follow(chunk: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace, config: Config) -> Options:
+    payload = arguments.payload or ("all" if boot_kernel(config.vm) is not None else "none")
     return Options(
-        kernel=arguments.kernel,
-        accel=arguments.accel,
         attach=arguments.attach,
         append=arguments.append,
-        payload=None if arguments.payload == "none" else arguments.payload,
+        payload=None if payload == "none" else payload,
         config_path=arguments.config,
         timeout=arguments.timeout,
         trace=arguments.trace,
@@ -88,6 +85,8 @@ async def _converse(vm: RunningVm) -> None:
             _say(f"guest: {narrate(message)}")
             failed = failed or (narrate(message).strip() if message.get("ok") is False else "")
             done = message
+    if reason := done.get("reason"):
+        raise vm.died(f"the guest cannot run the payload: {reason}")
     if done.get("checks", 1) == 0:
         raise vm.died(f"no check of the payload is called {vm.options.payload} (`--payload all` runs every one)")
     if done.get("ok") is not True:
@@ -159,9 +158,9 @@ def _report(death: VmDied) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for a VM that failed, 2 for wrong input, 128 + a signal."""
     arguments = _parser().parse_args(argv)
-    options = _options(arguments)
     try:
-        config = load_config(arguments.config)
+        config = apply_vm_options(load_config(arguments.config), arguments)
+        options = _options(arguments, config)
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")
         with _signals_raise():

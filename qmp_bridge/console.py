@@ -12,6 +12,16 @@ TAIL_LINES = 2000  # caps what a chatty guest costs us
 LINE_CHARACTERS = 4096  # a line without end is cut here
 RETRY_SECONDS = 0.01
 PANIC = "Kernel panic - not syncing"
+VERDICT = "vdev-init: cannot run the payload: "  # of our initramfs (vdev/parts/initramfs.py)
+NOTHING_BOOTS = "No bootable device."  # SeaBIOS, before it stops for good
+# What a panic of a kernel of one's own most often means.
+_PANIC_CURES = {
+    "Unable to mount root fs": "it found no initrd: CONFIG_BLK_DEV_INITRD must be built in; "
+    "with vm.initrd: none, the driver of the root disk, too",
+    "No working init found": "it has no initrd or cannot run /init: CONFIG_BLK_DEV_INITRD, CONFIG_BINFMT_ELF and "
+    "CONFIG_BINFMT_SCRIPT must be built in",
+    "Requested init": "it cannot run that init: CONFIG_BINFMT_ELF and CONFIG_BINFMT_SCRIPT must be built in",
+}
 _CHUNK = 1 << 16
 
 
@@ -23,6 +33,7 @@ class Console:
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._partial = ""
         self._writer: asyncio.StreamWriter | None = None
+        self.nothing_boots = asyncio.Event()  # the firmware has given up
 
     def tail(self, count: int) -> list[str]:
         """The last `count` lines, oldest first, with the unfinished one."""
@@ -30,9 +41,18 @@ class Console:
         return lines[-count:] if count > 0 else []
 
     def panic(self) -> str:
-        """The line in which the guest's kernel gave up; empty while it has not."""
+        """The line in which the guest's kernel gave up, and what to do if that is known; empty while it has not."""
+        panic = self._last_with(PANIC)
+        cures = [cure for words, cure in _PANIC_CURES.items() if words in panic]
+        return f"{panic} ({cures[0]})" if cures else panic
+
+    def verdict(self) -> str:
+        """Why our initramfs could not run the payload; empty where it could."""
+        return self._last_with(VERDICT).removeprefix(VERDICT)
+
+    def _last_with(self, words: str) -> str:
         for line in reversed(self._lines):
-            if (at := line.find(PANIC)) >= 0:
+            if (at := line.find(words)) >= 0:
                 return line[at:]
         return ""
 
@@ -54,6 +74,8 @@ class Console:
             self._follow(chunk)
         text = self._partial + chunk.decode(errors="replace").replace("\r", "")
         *lines, self._partial = text.split("\n")
+        if NOTHING_BOOTS in text:
+            self.nothing_boots.set()
         self._lines.extend(line[:LINE_CHARACTERS] for line in lines)
         self._partial = self._partial[:LINE_CHARACTERS]
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from vdev.config import KERNEL_NAMES, Config
+from vdev.config import KERNEL_NAMES, NONE, Config, VmConfig, boot_kernel
 from vdev.config_checks import check_config
 from vdev.config_schema import ATTACHMENTS, Attach
 from vdev.config_text import closest
 from vdev.errors import ConfigError, PartsError
-from vdev.machine import MachinePaths, qemu_arguments
+from vdev.machine import Disk, MachinePaths, qemu_arguments
 from vdev.parts.accel import choose_accel
 from vdev.parts.cache import Cache
+from vdev.parts.disk import disk_format
+from vdev.parts.firmware import find_firmware
 from vdev.parts.initramfs import build_initramfs
-from vdev.parts.kernel import find_kernel
+from vdev.parts.kernel import Kernel, find_kernel
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
 
@@ -48,10 +50,12 @@ class Parts:
     qemu: tuple[str, ...]  # QEMU's command, before its arguments
     env: Mapping[str, str]  # added to the environment for it
     version: str
-    kernel: str
+    kernel: str | None  # None: the firmware boots the disk
     initrd: str | None
     accel: str
     accel_reason: str = ""
+    disk: Disk | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,34 +133,50 @@ def overridden(config: Config, options: Options) -> Config:
 def find_parts(config: Config, options: Options) -> Parts:
     """The parts for `config`, found, fetched or built. Blocks, for minutes when it downloads. Raises PartsError."""
     vm, say, cache = config.vm, options.say, Cache()
-    wanted = options.kernel or vm.kernel
+    wanted = options.kernel or boot_kernel(vm)
     _check_paths(wanted, vm.initrd)  # before anything is downloaded
+    disk = _disk(vm)
     qemu = find_qemu(vm.qemu, say, cache)
-    kernel = find_kernel(wanted, say, cache)
-    if kernel.modules_dir is None:
-        say(f"kernel {kernel.version} comes without modules: virtio_iommu and VFIO must be built into it")
-    if vm.initrd is not None:
-        initrd = str(Path(vm.initrd).expanduser())
-    else:
-        files = options.payload_files or {"main.py": CHECKS_MAIN, "guest_payload": CHECKS}
-        initrd = str(build_initramfs(kernel, options.modules, files, say, cache))
+    firmware = find_firmware(vm.firmware, say, cache)
+    kernel = find_kernel(wanted, say, cache) if wanted is not None else None
+    initrd = _initrd(vm, kernel, options, cache)
     accel = choose_accel(qemu, kernel, options.accel or vm.accel, cache, say)
     return Parts(
         qemu=tuple(qemu.argv_prefix),
         env=qemu.env,
         version=qemu.version,
-        kernel=str(kernel.image),
+        kernel=str(kernel.image) if kernel is not None else None,
         initrd=initrd,
         accel=accel.name,
         accel_reason=accel.reason,
+        disk=disk,
+        firmware=str(firmware) if firmware is not None else None,
     )
 
 
-def _check_paths(kernel: str, initrd: str | None) -> None:
-    if "/" in kernel and not Path(kernel).expanduser().exists():
+def _disk(vm: VmConfig) -> Disk | None:
+    if vm.disk is None:
+        return None
+    path = Path(vm.disk).expanduser().absolute()
+    return Disk(str(path), disk_format(path, vm.disk_format), vm.disk_writable)
+
+
+def _initrd(vm: VmConfig, kernel: Kernel | None, options: Options, cache: Cache) -> str | None:
+    if kernel is None or vm.initrd == NONE:
+        return None
+    if vm.initrd is not None:
+        return str(Path(vm.initrd).expanduser())
+    if kernel.modules_dir is None:
+        options.say(f"kernel {kernel.version} comes without modules: virtio_iommu and VFIO must be built into it")
+    files = options.payload_files or {"main.py": CHECKS_MAIN, "guest_payload": CHECKS}
+    return str(build_initramfs(kernel, options.modules, files, options.say, cache))
+
+
+def _check_paths(kernel: str | None, initrd: str | None) -> None:
+    if kernel is not None and "/" in kernel and not Path(kernel).expanduser().exists():
         cure = f"give a bzImage, a kernel build tree or one of {', '.join(KERNEL_NAMES)}"
         raise PartsError("vm.kernel", f"{kernel} does not exist", cure)
-    if initrd is not None and not Path(initrd).expanduser().is_file():
+    if initrd not in (None, NONE) and not Path(initrd).expanduser().is_file():
         raise PartsError("vm.initrd", f"{initrd} is not a file", "leave it out for vdev's own")
 
 
@@ -166,6 +186,7 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
     words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
     vm = msgspec.structs.replace(config.vm, append=" ".join(word for word in words if word))
     paths = MachinePaths.in_directory(str(directory), parts.kernel, parts.initrd)
+    paths = replace(paths, disk=parts.disk, firmware=parts.firmware)
     arguments = qemu_arguments(msgspec.structs.replace(config, vm=vm), paths, parts.accel)
     major = parts.version.partition(".")[0]
     if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:

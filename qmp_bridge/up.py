@@ -27,13 +27,14 @@ from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.relay import Relay
 from qmp_bridge.run_directory import RunDirectory
 from qmp_bridge.run_state import RunState
-from vdev.config import Config
+from vdev.config import Config, boot_kernel
 from vdev.errors import ConfigError
 from vdev.machine import expected_functions, socket_path
 
 TAIL_LINES = 40
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
 DRAIN_SECONDS = 2.0  # for what the guest said just before QEMU went
+_SILENT = "and the console said nothing: has its kernel CONFIG_SERIAL_8250_CONSOLE built in, its disk a boot loader?"
 NOTICE_SECONDS = 1.0  # between QEMU's hanging up on QMP and its end
 
 
@@ -107,6 +108,8 @@ class RunningVm:
         self.qmp = self._qmp = await connect_monitor(name, self.plan.paths.qmp, log, CONNECT_SECONDS)
         self._guard(tasks)
         self._watch(tasks, self._watch_clock())
+        if boot_kernel(self.config.vm) is None:
+            self._watch(tasks, self._watch_firmware())
         await check_topology(self.qmp, expected_functions(self.config))
 
     def _guard(self, tasks: asyncio.TaskGroup) -> None:
@@ -174,9 +177,17 @@ class RunningVm:
         notes = [self._qmp.shutdown_reason] if self._qmp and self._qmp.shutdown_reason else []
         if self.channel.verdict is None and self.options.payload is not None:
             notes.append("before the guest's payload was done")
+        if verdict := self.console.verdict():
+            return f"the guest cannot run the payload: {verdict}"
         if panic := self.console.panic():
             return f"the guest died of a {panic} ({', '.join(notes)})"
         return death_of_qemu(qemu, self.logs / "qemu.stderr", ", ".join(notes))
+
+    async def _watch_firmware(self) -> None:
+        """Raise VmDied when a BIOS stops for want of something to boot: nothing would ever happen."""
+        await self.console.nothing_boots.wait()
+        cure = "vm.firmware: ovmf boots disks made for UEFI only"
+        raise self.died(f"the firmware finds nothing to boot on {self.config.vm.disk} ({cure})")
 
     async def _watch_clock(self) -> None:
         """Raise VmDied when the guest has not said hello in time, or has lived too long."""
@@ -188,7 +199,7 @@ class RunningVm:
                 async with asyncio.timeout(boot):
                     await self.channel.greeted.wait()
             except TimeoutError:
-                cure = "vm.boot_timeout sets the limit"
+                cure = "vm.boot_timeout sets the limit" if self.console_tail(1) else _SILENT
                 raise self.died(f"the guest's payload did not report within {boot:.0f} s ({cure})") from None
         if self.options.timeout is not None:
             await asyncio.sleep(max(started + self.options.timeout - clock(), 0))

@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
+from vdev.config_boot import NONE, boot_kernel
 from vdev.config_checks import check_config
 from vdev.config_schema import (
     KERNEL_NAMES,
@@ -26,9 +30,9 @@ from vdev.config_text import convert, format_bdf, parse_bdf, parse_size, parse_y
 from vdev.errors import ConfigError
 
 __all__ = [
-    "KERNEL_NAMES", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved",
-    "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "config_warnings", "format_bdf", "load_config",
-    "parse_bdf", "parse_config", "parse_size",
+    "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved",
+    "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel", "config_warnings", "format_bdf",
+    "load_config", "override_vm", "parse_bdf", "parse_config", "parse_size",
 ]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096
@@ -61,6 +65,18 @@ def parse_config(text: str, name: str) -> Config:
         check_config(config)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.key}", error.problem, error.cure) from None
+    return config
+
+
+def override_vm(config: Config, changes: Mapping[str, object]) -> Config:
+    """`config` with other values for keys of `vm`, checked anew. Raises ConfigError."""
+    if not changes:
+        return config
+    vm = convert(
+        {"vm": {**msgspec.to_builtins(config.vm), **changes}, "units": [{"name": "any"}]}, Config, _EXAMPLES
+    ).vm
+    config = msgspec.structs.replace(config, vm=vm)
+    check_config(config)
     return config
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import isfinite
 
+from vdev.config_boot import check_boot
 from vdev.config_schema import (
     FREE_SLOTS,
-    KERNEL_NAMES,
     ROOT_PORT_SLOTS,
     SERIAL_SLOT,
     Config,
@@ -45,9 +45,9 @@ _TAKEN_NAMES = [
 ]  # sockets beside those of the functions
 _OPTIONS_OF_OURS = {  # QEMU's, and where the same is said in a configuration
     "m": "use vm.memory", "smp": "use vm.cpus", "accel": "use vm.accel", "enable-kvm": "use vm.accel",
-    "kernel": "use vm.kernel", "initrd": "use vm.initrd", "append": "use vm.append", "machine": "leave it out",
-    "M": "leave it out", "daemonize": "leave it out", "mem-path": "use vm.memory", "numa": "leave it out",
-    "set": "leave it out", "readconfig": "leave it out",
+    "kernel": "use vm.kernel", "initrd": "use vm.initrd", "append": "use vm.append", "bios": "use vm.firmware",
+    "machine": "leave it out", "M": "leave it out", "daemonize": "leave it out", "mem-path": "use vm.memory",
+    "numa": "leave it out", "set": "leave it out", "readconfig": "leave it out",
 }  # fmt: skip
 _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 
@@ -78,9 +78,7 @@ def _check_vm(config: Config) -> None:
         isfinite(vm.boot_timeout) and vm.boot_timeout > 0,
         "vm.boot_timeout", f"{vm.boot_timeout} is not a time", "give seconds above 0, such as 180",
     )  # fmt: skip
-    if vm.kernel not in KERNEL_NAMES and "/" not in vm.kernel:
-        cure = closest(vm.kernel, KERNEL_NAMES) + "; a path has a / in it"
-        raise ConfigError("vm.kernel", f"{vm.kernel!r} is neither a flavour nor a path", cure)
+    check_boot(vm)
     for index, argument in enumerate(vm.extra_args):
         cure = _OPTIONS_OF_OURS.get(argument.lstrip("-"), "") if argument.startswith("-") else ""
         key = f"vm.extra_args[{index}]"

@@ -1,8 +1,9 @@
 """The shape of a configuration: typed, frozen, one class per section of the YAML. What the values mean is checked in
 `config_checks`.
 
-Where things sit on bus 00: 00 and 1f are the chipset's, 01 is our virtio-serial's, 02-0f hold the root ports (one per
-endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints without a root port.
+Where things sit on bus 00: 00 and 1f are the chipset's, 01 has what QEMU itself emulates for us (function 0 the
+virtio-serial, function 1 the disk, neither behind an IOMMU of ours), 02-0f hold the root ports (one
+per endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints without a root port.
 """
 
 from __future__ import annotations
@@ -73,9 +74,14 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cpus: int = 1
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     qemu: str | None = None  # path of the QEMU to use; None: the system's if fit, else the packaged one
-    kernel: str = "cloud"  # cloud | generic | cloud-backports | generic-backports | a path
-    initrd: str | None = None
+    # cloud | generic | cloud-backports | generic-backports | a path | none; left out: cloud, and none with a disk
+    kernel: str | None = None
+    initrd: str | None = None  # a path, or none; left out: vdev's own
     append: str = ""
+    disk: str | None = None  # path of an image; without a kernel the firmware boots it
+    disk_format: Literal["auto", "raw", "qcow2"] = "auto"
+    disk_writable: bool = False  # False: what the guest writes is thrown away at its end
+    firmware: str = "seabios"  # seabios | ovmf | the path of an image for QEMU's -bios
     boot_timeout: float = 180.0
     identity: Literal["peer", "unchecked"] = "peer"
     unsealed_ram: Literal["refuse", "allow"] = "refuse"  # allow: RAM files that may shrink and so kill vdev (hugetlbfs)

@@ -37,6 +37,15 @@ _MAX_SOCKET_PATH = 107  # of sockaddr_un, without its final NUL
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """An image; `format` is "raw" or "qcow2". What the guest writes to one not `writable` is thrown away."""
+
+    path: str
+    format: str
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePaths:
     """Where the files and sockets of one running VM are. `in_directory` is the usual arrangement."""
 
@@ -47,11 +56,13 @@ class MachinePaths:
     console_log: str
     channel: str
     viot: str
-    kernel: str
+    kernel: str | None  # None: the firmware boots the disk
     initrd: str | None
+    disk: Disk | None = None
+    firmware: str | None = None  # None: QEMU's own SeaBIOS
 
     @classmethod
-    def in_directory(cls, directory: str, kernel: str, initrd: str | None) -> MachinePaths:
+    def in_directory(cls, directory: str, kernel: str | None, initrd: str | None) -> MachinePaths:
         """Everything under `directory`, logs in `directory`/logs."""
         return cls(
             socket_dir=directory,
@@ -108,23 +119,33 @@ def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]
     vm = config.vm
     arguments = ["-name", vm.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     arguments += ["-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
-    arguments += machine_arguments(config)
+    # Without graphics SeaBIOS speaks on the serial port, and so does a boot loader that knows only the BIOS.
+    arguments += machine_arguments(config, graphics=paths.kernel is not None)
     arguments += _monitor(paths.qmp) + _monitor(paths.monitor)
     arguments += _chardev("console", paths.console, f",logfile={_quoted(paths.console_log)}")
     arguments += ["-serial", "chardev:vdev.console"]
-    arguments += _channel(paths.channel)
+    arguments += _channel(paths.channel, shares_slot=paths.disk is not None)
     arguments += device_arguments(config, paths.socket_dir, paths.viot)
-    arguments += ["-kernel", paths.kernel, "-append", kernel_append(config)]
+    return [*arguments, *_boot(config, paths), *vm.extra_args]
+
+
+def _boot(config: Config, paths: MachinePaths) -> Iterator[str]:
+    if paths.firmware is not None:
+        yield from ("-bios", paths.firmware)
+    if paths.disk is not None:
+        yield from _disk(paths.disk)
+    if paths.kernel is not None:
+        yield from ("-kernel", paths.kernel, "-append", kernel_append(config))
     if paths.initrd is not None:
-        arguments += ["-initrd", paths.initrd]
-    return [*arguments, *vm.extra_args]
+        yield from ("-initrd", paths.initrd)
 
 
-def machine_arguments(config: Config) -> list[str]:
+def machine_arguments(config: Config, *, graphics: bool = True) -> list[str]:
     """The machine and its RAM, a shared memfd: with private RAM the backend would silently see other bytes."""
     nbytes = parse_size(config.vm.memory)
     ram = _json(qom_type="memory-backend-memfd", id="vdev.ram", size=nbytes, share=True)
-    return ["-machine", "q35,memory-backend=vdev.ram", "-m", f"size={nbytes >> 20}M", "-object", ram]
+    machine = "q35,memory-backend=vdev.ram" + ("" if graphics else ",graphics=off")
+    return ["-machine", machine, "-m", f"size={nbytes >> 20}M", "-object", ram]
 
 
 def device_arguments(config: Config, socket_dir: str, viot: str) -> list[str]:
@@ -189,8 +210,8 @@ def _root_port(bus: int, count: int) -> str:
     """Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
     per_slot = -(-count // len(ROOT_PORT_SLOTS))
     slot, function = divmod(bus - 1, per_slot)
-    return _json(
-        driver="pcie-root-port",
+    return _plain(
+        "pcie-root-port",
         id=f"vdev.port{bus}",
         bus="pcie.0",
         addr=f"{ROOT_PORT_SLOTS[slot]:02x}.{function}",
@@ -201,15 +222,31 @@ def _root_port(bus: int, count: int) -> str:
     )
 
 
-def _channel(path: str) -> list[str]:
-    serial = _json(
-        driver="virtio-serial-pci",
+def _disk(disk: Disk) -> list[str]:
+    """A virtio-blk of QEMU's own, in no range of VIOT: a disk behind the IOMMU would have to wait for its driver."""
+    drive = f"file={_quoted(disk.path)},if=none,id=vdev.image,format={disk.format}"
+    device = _plain(
+        "virtio-blk-pci",
+        id="vdev.disk",
+        bus="pcie.0",
+        addr=f"{SERIAL_SLOT:02x}.1",
+        disable_legacy="on",
+        drive="vdev.image",
+        bootindex=1,
+    )
+    return ["-drive", drive + ("" if disk.writable else ",snapshot=on"), "-device", device]
+
+
+def _channel(path: str, *, shares_slot: bool) -> list[str]:
+    serial = _plain(
+        "virtio-serial-pci",
         id="vdev.serial",
         bus="pcie.0",
         addr=f"{SERIAL_SLOT:02x}.0",
         disable_legacy="on",
+        multifunction=shares_slot,
     )
-    port = _json(driver="virtserialport", bus="vdev.serial.0", chardev="vdev.channel", name=CHANNEL_PORT)
+    port = _plain("virtserialport", bus="vdev.serial.0", chardev="vdev.channel", name=CHANNEL_PORT)
     return [*_chardev("channel", path), "-device", serial, "-device", port]
 
 
@@ -219,6 +256,18 @@ def _monitor(path: str) -> list[str]:
 
 def _chardev(name: str, path: str, more: str = "") -> list[str]:
     return ["-chardev", f"socket,id=vdev.{name},path={_quoted(path)},server=on,wait=off{more}"]
+
+
+def _plain(driver: str, **properties: str | int) -> str:
+    """A -device in QEMU's own syntax. QEMU makes all of these before those in JSON, in the order given.
+
+    So ours take their places before a device among the user's arguments that names no address is given a free one.
+    """
+    words = {
+        name.replace("_", "-"): ("on" if value else "off") if isinstance(value, bool) else value
+        for name, value in properties.items()
+    }
+    return ",".join([driver, *(f"{name}={_quoted(str(value))}" for name, value in words.items())])
 
 
 def _json(**properties: object) -> str:

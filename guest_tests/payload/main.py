@@ -64,6 +64,7 @@ def main() -> int:
         {
             "hello": 1,
             "kernel": os.uname().release,
+            "cpus": os.cpu_count(),
             "python": ".".join(map(str, sys.version_info[:3])),
             "checks": [check.name for check in checks],
             "uptime_s": time.monotonic(),

@@ -231,7 +231,7 @@ qmp_bridge.up.find_parts = lambda *_: Parts(
     (sys.executable, {qemu!r}, {part!r}), {{}}, "10.2.0", "/nowhere/vmlinuz", None, "tcg", "as told")
 import dataclasses
 options = cli._options
-cli._options = lambda a: dataclasses.replace(options(a), backend=(sys.executable, {backend!r}, "serve"))
+cli._options = lambda *a: dataclasses.replace(options(*a), backend=(sys.executable, {backend!r}, "serve"))
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -52,7 +52,8 @@ class Peer:
         """All of `data`; the fds go with its first bytes."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([data], rights)
-        self.sock.sendall(data[sent:])
+        if sent < len(data):  # even no bytes at all are an error once the server has hung up
+            self.sock.sendall(data[sent:])
 
     def message(self, command: int, payload: bytes = b"", fds: Sequence[int] = (), flags: int = 0) -> None:
         """One request."""

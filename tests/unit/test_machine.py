@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from struct import unpack_from
 from typing import Any
 
 import pytest
 
-from vdev.config import Config, parse_config
+from vdev.config import Config, override_vm, parse_config
 from vdev.errors import ConfigError
-from vdev.machine import MachinePaths, expected_functions, kernel_append, qemu_arguments, socket_path, viot_table
+from vdev.machine import Disk, MachinePaths, expected_functions, kernel_append, qemu_arguments, socket_path, viot_table
 
 TEXT = """
 vm: {name: test, memory: 1G, cpus: 2, append: "quiet x=1", extra_args: [-S]}
@@ -34,8 +35,18 @@ def arguments(config: Config, initrd: str | None = "/boot/initrd") -> list[str]:
     return qemu_arguments(config, MachinePaths.in_directory("/run/v", "/boot/vmlinuz", initrd), "tcg")
 
 
+def device(value: str) -> dict[str, Any]:
+    """A -device in JSON or in QEMU's own syntax, where every value is text."""
+    if value.startswith("{"):
+        parsed = json.loads(value)
+        assert isinstance(parsed, dict)
+        return parsed
+    driver, *words = value.split(",")
+    return {"driver": driver, **dict(word.split("=", 1) for word in words)}
+
+
 def devices(argv: list[str], driver: str) -> list[dict[str, Any]]:
-    found = [json.loads(value) for option, value in pairwise(argv) if option == "-device"]
+    found = [device(value) for option, value in pairwise(argv) if option == "-device"]
     return [device for device in found if device["driver"] == driver]
 
 
@@ -91,8 +102,8 @@ def test_ram_is_a_shared_memfd(config: Config) -> None:
 def test_root_ports_rise_with_their_buses(config: Config) -> None:
     ports = devices(arguments(config), "pcie-root-port")
     assert [(port["id"], port["addr"], port["multifunction"]) for port in ports] == [
-        ("vdev.port1", "02.0", False),
-        ("vdev.port2", "03.0", False),
+        ("vdev.port1", "02.0", "off"),
+        ("vdev.port2", "03.0", "off"),
     ]
 
 
@@ -158,6 +169,42 @@ def test_a_comma_in_a_path_does_not_end_an_option(config: Config) -> None:
 def test_a_socket_path_that_cannot_be_bound_is_refused() -> None:
     with pytest.raises(ConfigError, match="107 bytes"):
         socket_path("/" + "x" * 100, "iommu0")
+
+
+def test_a_disk_is_qemus_own_at_a_fixed_place_and_boots_by_firmware(config: Config) -> None:
+    paths = replace(MachinePaths.in_directory("/run/v", None, None), disk=Disk("/a,b.img", "qcow2", False))
+    argv = qemu_arguments(config, paths, "tcg")
+
+    (disk,), (serial,) = devices(argv, "virtio-blk-pci"), devices(argv, "virtio-serial-pci")
+    assert (disk["addr"], disk["bootindex"]) == ("01.1", "1")
+    assert (serial["addr"], serial["multifunction"]) == ("01.0", "on")
+    assert option(argv, "-drive") == "file=/a,,b.img,if=none,id=vdev.image,format=qcow2,snapshot=on"
+    assert not {"-kernel", "-append", "-initrd", "-bios"} & set(argv)
+    assert "graphics=off" in option(argv, "-machine")
+
+
+def test_a_writable_disk_and_firmware_of_ones_own_are_given_as_they_are(config: Config) -> None:
+    paths = replace(
+        MachinePaths.in_directory("/run/v", "k", None), disk=Disk("/d", "raw", True), firmware="/fw/OVMF.fd"
+    )
+    argv = qemu_arguments(config, paths, "tcg")
+
+    assert "snapshot" not in option(argv, "-drive")
+    assert option(argv, "-bios") == "/fw/OVMF.fd"
+    assert option(argv, "-kernel") == "k"
+
+
+def test_our_devices_come_before_any_of_the_users_and_those_in_json_last(config: Config) -> None:
+    """QEMU makes those in its own syntax first, a device of the user without an address among them."""
+    config = override_vm(config, {"extra_args": ["-device", "virtio-rng-pci"]})
+    given = [value for name, value in pairwise(arguments(config)) if name == "-device" and value[0] != "{"]
+
+    assert given[-1] == "virtio-rng-pci"
+    assert [value.split(",")[0] for value in given[:-1]] == [
+        "virtio-serial-pci",
+        "virtserialport",
+        *["pcie-root-port"] * 2,
+    ]
 
 
 def test_a_unit_over_vhost_user_is_qemus_generic_device_and_comes_after_everything() -> None:

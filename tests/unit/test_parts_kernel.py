@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vdev.errors import PartsError
-from vdev.parts.kernel import Kernel, find_kernel, installed_modules, locate
+from vdev.parts.kernel import TREE_IMAGE, Kernel, find_kernel, installed_modules, locate
 from vdev.parts.modules import load_order, modinfo
 from vdev.parts.progress import quiet
 
@@ -155,3 +155,91 @@ def test_both_package_layouts_are_located(tmp_path: Path, image: str) -> None:
 def test_packages_without_a_kernel_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PartsError, match="0 kernels"):
         locate(tmp_path)
+
+
+def build_tree(tree: Path, config: str = "", order: str = "") -> Path:
+    """A tree in which `make bzImage` was run; the modules are up to the test."""
+    (tree / TREE_IMAGE).parent.mkdir(parents=True)
+    (tree / TREE_IMAGE).write_bytes(bz_image(VERSION))
+    (tree / ".config").write_text(config)
+    (tree / "modules.order").write_text(order)
+    return tree
+
+
+def test_an_image_named_in_its_tree_comes_with_the_modules_around_it(tmp_path: Path) -> None:
+    tree = build_tree(tmp_path / "linux")
+
+    assert find_kernel(str(tree / TREE_IMAGE), quiet) == Kernel(tree / TREE_IMAGE, tree, VERSION)
+
+
+@pytest.mark.parametrize("line", ["drivers/virtio-iommu.o", "kernel/drivers/virtio-iommu.ko"])
+def test_the_modules_of_a_tree_are_where_its_list_says(tmp_path: Path, line: str) -> None:
+    tree = build_tree(tmp_path / "linux", order=f"{line}\n")
+    (tree / "drivers").mkdir()
+    (tree / "drivers/virtio-iommu.ko").write_bytes(module({"depends": "", "vermagic": f"{VERSION} SMP "}))
+    (tree / "drivers/stale.ko").write_bytes(module({"depends": ""}))
+    kernel = find_kernel(str(tree), quiet)
+
+    assert [found.name for found in load_order(kernel, ["virtio_iommu"])] == ["virtio_iommu"]
+    assert load_order(kernel, ["stale?"]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("CONFIG_VIRTIO_IOMMU=m", "CONFIG_VIRTIO_IOMMU=m, and it is not built\n  cure: make -C {tree} modules"),
+        (
+            "# CONFIG_VIRTIO_IOMMU is not set",
+            "CONFIG_VIRTIO_IOMMU is not set\n  cure: set CONFIG_VIRTIO_IOMMU=y in {tree}/.config and build again",
+        ),
+    ],
+)
+def test_a_tree_without_the_module_says_which_option_brings_it(tmp_path: Path, line: str, problem: str) -> None:
+    tree = build_tree(tmp_path / "linux", config=f"CONFIG_VFIO=y\n{line}\n")
+
+    with pytest.raises(PartsError) as caught:
+        load_order(find_kernel(str(tree), quiet), ["virtio_iommu"])
+    assert problem.format(tree=tree) in str(caught.value)
+
+
+def test_what_a_trees_configuration_builds_in_is_not_looked_for(tmp_path: Path) -> None:
+    tree = build_tree(tmp_path / "linux", config="CONFIG_VIRTIO_IOMMU=y\n")
+
+    assert load_order(find_kernel(str(tree), quiet), ["virtio_iommu"]) == []
+
+
+def test_a_module_of_another_build_is_refused(kernel: Kernel) -> None:
+    assert kernel.modules_dir is not None
+    (kernel.modules_dir / "kernel/old.ko").write_bytes(module({"vermagic": "6.11.0 SMP preempt"}))
+
+    with pytest.raises(PartsError, match=f"was built for kernel 6.11.0, the image is {VERSION}"):
+        load_order(kernel, ["old"])
+
+
+def test_a_tree_of_another_architecture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "arch/arm64/boot").mkdir(parents=True)
+    (tmp_path / "arch/arm64/boot/Image").touch()
+
+    with pytest.raises(PartsError, match=r"is built for arm64, and vdev's machine is x86-64"):
+        find_kernel(str(tmp_path), quiet)
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [(b"\x7fELF\x02\x01", "an ELF file such as vmlinux"), (bytes(0x38) + b"ARM\x64", "a kernel for arm64")],
+)
+def test_other_kinds_of_kernel_images_are_named(tmp_path: Path, head: bytes, what: str) -> None:
+    (tmp_path / "image").write_bytes(head)
+
+    with pytest.raises(PartsError, match=f"is {what}, not an x86 bzImage"):
+        find_kernel(str(tmp_path / "image"), quiet)
+
+
+def test_a_32_bit_kernel_is_refused(tmp_path: Path) -> None:
+    image = bytearray(bz_image(VERSION))
+    struct.pack_into("<HH", image, 0x206, 0x20F, 0)
+    struct.pack_into("<H", image, 0x236, 0)
+    (tmp_path / "image").write_bytes(image)
+
+    with pytest.raises(PartsError, match="is a 32-bit kernel"):
+        find_kernel(str(tmp_path / "image"), quiet)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vdev.errors import PartsError
 from vdev.parts.cache import Cache, write_atomically
-from vdev.parts.kernel import Kernel
+from vdev.parts.kernel import DEFAULT_FLAVOUR, Kernel, find_kernel
 from vdev.parts.progress import Say
 from vdev.parts.qemu import Qemu
 
@@ -35,14 +35,16 @@ class Accel:
     reason: str
 
 
-def choose_accel(qemu: Qemu, kernel: Kernel, requested: str, cache: Cache, say: Say) -> Accel:
-    """The accelerator for `requested` ("auto", "kvm" or "tcg").
+def choose_accel(qemu: Qemu, kernel: Kernel | None, requested: str, cache: Cache, say: Say) -> Accel:
+    """The accelerator for `requested` ("auto", "kvm" or "tcg"); without a kernel KVM is tried with the default one.
 
     :raise PartsError: "kvm" was requested and cannot run this kernel here.
     """
     if requested == "tcg":
         return Accel("tcg", "accel: tcg")
-    problem = device_problem(DEVICE) or _verdict(qemu, kernel, cache, say)
+    problem = device_problem(DEVICE)
+    if not problem:
+        problem = _verdict(qemu, kernel or find_kernel(DEFAULT_FLAVOUR, say, cache), cache, say)
     if not problem:
         return Accel("kvm", "KVM boots this kernel")
     if requested == "kvm":

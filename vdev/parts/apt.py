@@ -146,20 +146,27 @@ class PrivateApt:
 
         :raise PartsError: a download failed, or a file is not what the signed lists say.
         """
-        exact = [f"{name}={version}" for name, version in wanted]
-        stanzas = self._run(["apt-cache", "show", "--no-all-versions", *exact])
         with tempfile.TemporaryDirectory(dir=directory) as downloads:
-            percent = Percent(f"downloading {what}", self._say)
-            try:
-                self._run(["apt-get", "download", "-q", *exact], Path(downloads), percent)
-            except PartsError:
-                self._stamp.unlink(missing_ok=True)  # the archive may have moved on since
-                raise
-            packages = check_debs(Path(downloads), stanzas)
+            packages = self.download(wanted, Path(downloads), what)
             self._say(f"unpacking {what} ({len(packages)} packages)")
             for deb in sorted(Path(downloads).glob("*.deb")):
                 self._run(["dpkg-deb", "-x", str(deb), str(directory / "root")])
         return packages
+
+    def download(self, wanted: Sequence[tuple[str, str]], directory: Path, what: str) -> list[Package]:
+        """Download the packages into `directory`, as .debs.
+
+        :raise PartsError: a download failed, or a file is not what the signed lists say.
+        """
+        exact = [f"{name}={version}" for name, version in wanted]
+        stanzas = self._run(["apt-cache", "show", "--no-all-versions", *exact])
+        percent = Percent(f"downloading {what}", self._say)
+        try:
+            self._run(["apt-get", "download", "-q", *exact], directory, percent)
+        except PartsError:
+            self._stamp.unlink(missing_ok=True)  # the archive may have moved on since
+            raise
+        return check_debs(directory, stanzas)
 
     def _run(self, command: list[str], cwd: Path | None = None, percent: Percent | None = None) -> str:
         if command[0].startswith("apt"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vdev.errors import PartsError
 from vdev.parts.apt import PrivateApt, host_mirror
-from vdev.parts.cache import Cache, Manifest
+from vdev.parts.cache import Cache, Manifest, Package
 from vdev.parts.progress import Say
 from vdev.parts.sources import OWN_PARTS
 
@@ -46,6 +46,20 @@ def fetch_packages(recipe: Recipe, cache: Cache, directory: Path, say: Say) -> M
 
     :raise PartsError: see `host_mirror` and `PrivateApt`.
     """
+    return _fetch(recipe, cache, say, lambda apt, wanted: apt.fetch(wanted, directory, recipe.part))
+
+
+def download_packages(recipe: Recipe, cache: Cache, directory: Path, say: Say) -> Manifest:
+    """Fill `directory` with the recipe's packages as .debs, for who installs them by dpkg's rules.
+
+    :raise PartsError: see `host_mirror` and `PrivateApt`.
+    """
+    return _fetch(recipe, cache, say, lambda apt, wanted: apt.download(wanted, directory, recipe.part))
+
+
+def _fetch(
+    recipe: Recipe, cache: Cache, say: Say, get: Callable[[PrivateApt, list[tuple[str, str]]], list[Package]]
+) -> Manifest:
     mirror = host_mirror()
     say(f"fetching {recipe.part} from Debian {recipe.suite} into {cache.root}")
     apt = PrivateApt(cache.root / "apt" / recipe.arch, recipe.arch, mirror, say)
@@ -54,7 +68,7 @@ def fetch_packages(recipe: Recipe, cache: Cache, directory: Path, say: Say) -> M
     leads = [version for name, version in wanted if name.startswith(recipe.lead)]
     if not leads:
         raise PartsError("apt", f"Debian {recipe.suite} offers no {recipe.lead}", OWN_PARTS)
-    return Manifest(recipe.part, leads[0], tuple(apt.fetch(wanted, directory, recipe.part)))
+    return Manifest(recipe.part, leads[0], tuple(get(apt, wanted)))
 
 
 def only(names: Sequence[str]) -> Callable[[str], bool]:

@@ -16,11 +16,13 @@ from vdev.errors import PartsError
 from vdev.parts.cache import MANIFEST, Cache
 from vdev.parts.cpio import CpioWriter
 from vdev.parts.kernel import Kernel
-from vdev.parts.modules import Module, load_order
+from vdev.parts.modules import Module, load_order, normal
 from vdev.parts.progress import Say
 from vdev.parts.userland import ARCHIVE, guest_userland
 
 KEPT_SECONDS = 7 * 24 * 3600  # an initramfs nobody booted for that long is removed
+
+_CHANNEL_MODULES = ("virtio_pci", "virtio_console")
 
 # Options of modules come from the kernel command line (`module.option=value`), as for built-in ones.
 INIT = """\
@@ -51,6 +53,28 @@ while read -r name; do
     done
     $b insmod "/modules/$name.ko" $options || echo "vdev-init: module $name not loaded"
 done < /modules/order
+# Built in or loaded, a driver shows; a module without one (vfio_iommu_type1) shows by its parameters.
+has() {
+    for found in "/sys/module/$1" /sys/bus/*/drivers/"$1" /sys/bus/*/drivers/"$(echo "$1" | $b tr _ -)"; do
+        [ -d "$found" ] && return
+    done
+    return 1
+}
+missing=
+while read -r name; do
+    has "$name" || missing="$missing $name"
+done < /modules/needed
+if [ -n "$payload" ] && [ -n "$missing" ]; then
+    why="kernel $($b uname -r) lacks what the payload needs, built in or as a module:$missing"
+    echo "vdev-init: cannot run the payload: $why"
+    for port in /sys/class/virtio-ports/*; do
+        [ "$($b cat "$port/name" 2> /dev/null)" = org.vdev.agent ] || continue
+        printf '{"done": true, "ok": false, "checks": 0, "passed": 0, "reason": "%s"}\\n' "$why" > "/dev/${port##*/}"
+        $b timeout 10 $b head -n 1 < "/dev/${port##*/}" # until the host has read it
+    done
+    payload=
+    [ -n "$shell" ] || { $b sync; $b poweroff -f; }
+fi
 if [ -n "$payload" ]; then
     echo "vdev-init: payload $payload"
     # As a module of a package, so that main.py may import its neighbours relatively.
@@ -79,11 +103,13 @@ def build_initramfs(
     """
     cache = cache or Cache()
     userland = guest_userland(cache, say)
+    modules = list(modules)
     loaded = load_order(kernel, modules)
+    needed = needed_in_guest(modules)
     files = dict(payload_files(payload))
-    digest = _digest(userland, kernel, loaded, files)
+    digest = _digest(userland, kernel, loaded, {**files, "needed": (" ".join(needed).encode(), 0)})
     overlay = io.BytesIO()
-    _write_overlay(CpioWriter(overlay), loaded, files)
+    _write_overlay(CpioWriter(overlay), loaded, needed, files)
     directory = cache.root / "initramfs"
     target = directory / f"{digest}.cpio"
     try:
@@ -148,10 +174,18 @@ def _digest(userland: Path, kernel: Kernel, modules: list[Module], files: Mappin
     return digest.hexdigest()[:32]
 
 
-def _write_overlay(cpio: CpioWriter, modules: list[Module], files: Mapping[str, tuple[bytes, int]]) -> None:
+def needed_in_guest(modules: Iterable[str]) -> list[str]:
+    """What a payload cannot do without, by name: what is not optional, and the way to say anything at all."""
+    return sorted({*_CHANNEL_MODULES, *(normal(name) for name in modules if not name.endswith("?"))})
+
+
+def _write_overlay(
+    cpio: CpioWriter, modules: list[Module], needed: list[str], files: Mapping[str, tuple[bytes, int]]
+) -> None:
     for module in modules:
         cpio.file(f"modules/{module.name}.ko", module.content)
     cpio.file("modules/order", "".join(f"{module.name}\n" for module in modules).encode())
+    cpio.file("modules/needed", "".join(f"{name}\n" for name in needed).encode())
     for name, (content, mode) in sorted(files.items()):
         cpio.file(f"payload/{name}", content, mode)
     cpio.file("init", INIT.encode(), 0o755)

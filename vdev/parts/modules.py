@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import lzma
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vdev.errors import PartsError
-from vdev.parts.kernel import Kernel
+from vdev.parts.kernel import TREE_IMAGE, Kernel
 
 # VFIO over virtio-iommu needs `vfio_iommu_type1.allow_unsafe_interrupts=1` on the guest's command line.
 DEFAULT_MODULES = ("virtio-iommu", "vfio", "vfio_iommu_type1", "vfio-pci", "virtio_rng?")
+# The option of the kernel's configuration that brings a module, where we can say something better than "missing".
+_OPTIONS = {
+    "virtio_pci": "CONFIG_VIRTIO_PCI",
+    "virtio_console": "CONFIG_VIRTIO_CONSOLE",
+    "virtio_iommu": "CONFIG_VIRTIO_IOMMU",
+    "vfio_pci": "CONFIG_VFIO_PCI",
+    "vfio_iommu_type1": "CONFIG_VFIO_IOMMU_TYPE1",
+    "virtio_rng": "CONFIG_HW_RANDOM_VIRTIO",
+}
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
 
@@ -48,12 +57,13 @@ class _Tree:
         self._seen: set[str] = set()
         self._paths: dict[str, Path] = {}
         self._builtin: set[str] = set()
+        self._options: dict[str, str] = {}
         if (directory := kernel.modules_dir) is not None:
-            for path in directory.rglob("*.ko*"):
-                if path.name.endswith(_SUFFIXES):
-                    self._paths[normal(path.name.split(".ko")[0])] = path
+            self._paths = {normal(path.name.split(".ko")[0]): path for path in _module_files(directory)}
             if (listing := directory / "modules.builtin").is_file():
                 self._builtin = {normal(Path(line).stem) for line in listing.read_text().split()}
+            self._options = _read_configuration(directory)
+            self._builtin |= {name for name, option in _OPTIONS.items() if self._options.get(option) == "y"}
         self._dep = _read_modules_dep(directory)
 
     def add(self, name: str, *, optional: bool = False) -> None:
@@ -66,14 +76,52 @@ class _Tree:
             # A kernel given as a bare image says nothing of its modules: what it needs must be built in.
             if optional or self._kernel.modules_dir is None:
                 return
-            problem = f"kernel {self._kernel.version} has no module {name}, built in or in {self._kernel.modules_dir}"
-            raise PartsError("kernel", problem, "use another kernel flavour (vm.kernel), or build the module")
+            raise self._missing(name)
         content = read_module(path)
+        info = modinfo(content, path)
+        self._check_release(info, path)
         depends = self._dep.get(name)
-        for other in modinfo(content, path).get("depends", "").split(",") if depends is None else depends:
+        for other in info.get("depends", "").split(",") if depends is None else depends:
             if other:
                 self.add(other)
         self.order.append(Module(name, content))
+
+    def _missing(self, name: str) -> PartsError:
+        tree, option = self._kernel.modules_dir, _OPTIONS.get(name, "")
+        problem = f"kernel {self._kernel.version} has no module {name}, built in or in {tree}"
+        if not self._options:
+            return PartsError("kernel", problem, "use another kernel flavour (vm.kernel), or build the module")
+        if self._options.get(option) == "m":
+            return PartsError("kernel", f"{problem}: {option}=m, and it is not built", f"make -C {tree} modules")
+        problem += f": {option} is not set" if option else ""
+        return PartsError("kernel", problem, f"set {option or 'its option'}=y in {tree}/.config and build again")
+
+    def _check_release(self, info: dict[str, str], path: Path) -> None:
+        release = info.get("vermagic", "").split(" ")[0]
+        if release and release != self._kernel.version:
+            problem = f"{path} was built for kernel {release}, the image is {self._kernel.version}"
+            raise PartsError("kernel", problem, "build both of the same tree: make bzImage modules")
+
+
+def _module_files(directory: Path) -> Iterator[Path]:
+    """Every module below `directory`. A build tree says where; looking through its sources would take long."""
+    listing = directory / "modules.order"
+    if (directory / TREE_IMAGE).is_file() and listing.is_file():
+        for line in listing.read_text().split():
+            path = (directory / line.removeprefix("kernel/")).with_suffix(".ko")  # kernels since 6.4 list objects
+            if path.is_file():
+                yield path
+        return
+    yield from (path for path in directory.rglob("*.ko*") if path.name.endswith(_SUFFIXES))
+
+
+def _read_configuration(directory: Path) -> dict[str, str]:
+    """A build tree's `.config`: option -> "y", "m" or a value. What is not set is not there."""
+    path = directory / ".config"
+    if not path.is_file():
+        return {}
+    lines = (line.partition("=") for line in path.read_text(errors="replace").splitlines() if line.startswith("CONFIG"))
+    return {option: value for option, _, value in lines}
 
 
 def _read_modules_dep(directory: Path | None) -> dict[str, list[str]]:

@@ -66,6 +66,7 @@ class RingFds:
                 self._replace(fds, index, None)
 
     def _kicked(self, index: int, fd: int) -> None:
+        os.set_blocking(fd, False)  # QEMU shares the flag, see _signal
         with contextlib.suppress(BlockingIOError):  # a peer may have read it before us
             os.eventfd_read(fd)
         self._on_kick(index)
@@ -76,8 +77,6 @@ class RingFds:
             if fds is self._kicks:
                 self._loop.remove_reader(old)
             os.close(old)
-        if fd is not None:
-            os.set_blocking(fd, False)  # neither a full counter nor an empty one may stop the loop
 
 
 class BackendChannel:
@@ -122,5 +121,7 @@ class BackendChannel:
 
 
 def _signal(eventfd: int) -> None:
+    # Neither a full counter nor an empty one may stop the loop, and QEMU, which shares the flag, may have changed it.
+    os.set_blocking(eventfd, False)
     with contextlib.suppress(BlockingIOError):
         os.eventfd_write(eventfd, 1)

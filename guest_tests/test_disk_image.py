@@ -1,0 +1,121 @@
+"""A Debian that boots itself from a disk, by either firmware, with vdev as its IOMMU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest_tests.boot import boot
+from guest_tests.conftest import CONFIG
+from guest_tests.disk_image import debian_image, image_part, payload_disk, payload_disk_arguments, why_not
+from guest_tests.payload.checks import chosen
+from qmp_bridge.plan import Options
+from vdev.config import load_config, override_vm
+from vdev.parts.cache import Cache
+from vdev.parts.progress import to_stderr
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parent.parent
+BOOT_S = 300.0  # a boot takes half a minute emulated; other tests may want the same processors
+PCI = "/sys/bus/pci"
+ACCELERATOR = "0000:01:00.0"
+
+
+@pytest.fixture(scope="module")
+def image() -> Path:
+    cache = Cache()
+    if cache.current(image_part()) is None and (problem := why_not()):
+        pytest.skip(f"no disk image can be made here without root: {problem}")
+    return debian_image(cache, to_stderr)
+
+
+def test_a_debian_disk_booted_by_uefi_passes_every_check(image: Path, tmp_path: Path) -> None:
+    """The command is that of docs/bring-your-own.md; the checks come on a second disk."""
+    payload = payload_disk(tmp_path / "payload.tar")
+    before = image.stat()
+    command = [sys.executable, "-m", "qmp_bridge", "up", str(CONFIG), "--disk", str(image), "--firmware", "ovmf"]
+    command += ["--payload", "all", "--timeout", str(BOOT_S), "--logs", str(tmp_path)]
+    command += [f"--qemu-arg={argument}" for argument in payload_disk_arguments(payload)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+
+    count = len(chosen([], 1))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert f"guest: done, {count} of {count} checks passed" in done.stderr
+    assert "login:" in done.stdout or "multi-user.target" in done.stdout  # it was Debian's own init
+    assert (image.stat().st_mtime_ns, image.stat().st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def test_a_disk_with_nothing_to_boot_ends_the_vm_at_once(tmp_path: Path) -> None:
+    disk = tmp_path / "empty.img"
+    disk.write_bytes(bytes(1 << 20))
+    config = override_vm(load_config(CONFIG), {"disk": str(disk)})
+
+    run = asyncio.run(boot(config, Options(config_path=CONFIG, payload=None, logs=tmp_path), lambda *_: None))
+
+    assert run.cause.startswith(f"the firmware finds nothing to boot on {disk}")
+
+
+class Terminal:
+    """A person at `make shell`, over pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.seen = b""
+
+    def wait_for(self, words: bytes, deadline: float) -> None:
+        """Read until `words` appear. Fails with all that was read when they do not."""
+        assert self._process.stdout is not None
+        start = len(self.seen)
+        while words not in self.seen[start:]:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
+            chunk = os.read(self._process.stdout.fileno(), 65536) if ready else b""
+            if not chunk:
+                pytest.fail(f"{words!r} did not come:\n{self.seen.decode(errors='replace')}", pytrace=False)
+            self.seen += chunk
+
+    def type(self, line: str) -> None:
+        """One line, as if typed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+
+@pytest.fixture
+def terminal(image: Path) -> Iterator[Terminal]:
+    """`make shell DISK=image`, with the firmware it takes by default."""
+    command = [sys.executable, "-m", "guest_tests.shell"]
+    environ = {**os.environ, "DISK": str(image)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            yield Terminal(process)
+            assert process.wait(60) == 0
+        finally:
+            process.terminate()  # it takes its QEMU down with it
+
+
+def test_a_person_logs_in_to_a_debian_disk_booted_by_a_bios(terminal: Terminal) -> None:
+    deadline = time.monotonic() + BOOT_S
+    terminal.wait_for(b"debian login: ", deadline)
+    terminal.type("root")
+    terminal.wait_for(b"root@debian", deadline)
+
+    terminal.type(f"echo vfio-pci > {PCI}/devices/{ACCELERATOR}/driver_override")
+    terminal.type(f"echo {ACCELERATOR} > {PCI}/drivers_probe")  # a group is made when a driver takes the device
+    terminal.type(f"echo group=$(basename $(readlink {PCI}/devices/{ACCELERATOR}/iommu_group)).")
+    terminal.wait_for(b"group=0.", deadline)
+    terminal.type(f"echo disk=$(readlink {PCI}/devices/0000:00:01.1/iommu_group).")
+    terminal.wait_for(b"disk=.", deadline)
+
+    terminal.type("poweroff")
