@@ -62,12 +62,12 @@ class RingSettings:
 
     size: int
     base: int = 0
-    gpas: tuple[int, int, int] = (0, 0, 0)  # descriptor table, available ring, used ring
+    gpas: tuple[int, int, int] | None = None  # descriptor table, available ring, used ring; None: not known
     has_kick: bool = False  # with it a ring takes part in the next start
     enabled: bool = False
 
 
-RingKey = tuple[int, tuple[int, int, int]]  # size, addresses
+RingKey = tuple[int, tuple[int, int, int] | None]  # size, addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +178,10 @@ class VhostCarrier:
         self._features = features
 
     def set_size(self, index: int, size: int) -> None:
-        """SET_VRING_NUM."""
+        """SET_VRING_NUM. A size that is refused leaves none: few front ends ask whether it was, and the last driver's
+        would be used for a ring of another shape."""
         ring, limit = self._stopped_ring(index), self._device.queue_sizes[index]
+        ring.size = 0
         if not 0 < size <= limit or size & (size - 1):
             raise MessageError(errno.EINVAL, f"ring {index} of {size} entries is not a power of two up to {limit}")
         ring.size = size
@@ -195,6 +197,12 @@ class VhostCarrier:
         gpas = (desc_gpa, avail_gpa, used_gpa)
         if self._ring(index).gpas != gpas:
             self._stopped_ring(index).gpas = gpas
+
+    def forget_addresses(self, index: int) -> None:
+        """SET_VRING_ADDR was refused: a ring that is to start cannot, least of all where the last driver had it."""
+        ring = self._ring(index)
+        if self.state is not State.RUNNING:
+            ring.gpas = None
 
     def set_kick(self, index: int) -> None:
         """SET_VRING_KICK: the ring has its doorbell, or a new one."""
@@ -343,9 +351,11 @@ class VhostCarrier:
         """The used ring as it lies in memory; None where it is out of reach."""
         if key is None:
             return None
-        size, (_, _, used_gpa) = key
+        size, gpas = key
+        if gpas is None:
+            return None
         try:
-            return self.memory.read(used_gpa, vring.used_nbytes(size, event_idx=bool(self._features & F_EVENT_IDX)))
+            return self.memory.read(gpas[2], vring.used_nbytes(size, event_idx=bool(self._features & F_EVENT_IDX)))
         except MemoryAccessError:
             return None
 
@@ -359,6 +369,8 @@ class VhostCarrier:
             return (None,) * len(self.rings)
 
     def _queue(self, ring: RingSettings) -> Queue:
+        if ring.gpas is None:
+            raise RingError("it was given no addresses that are in RAM")
         queue = Queue(
             self.memory,
             ring.size,
