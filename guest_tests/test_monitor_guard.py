@@ -99,11 +99,9 @@ async def test_a_real_qemu_behind_the_guard() -> None:
     assert replies['{"a": [2.5]}']["error"]["desc"].startswith("vdev refuses savevm: ")
     assert replies['"help"']["return"].startswith("VM status: ")
     assert "nonsense" in replies['["it\'s", "q\\""]']["error"]["desc"]
-    assert [desc.partition(": ")[2].partition(",")[0] for desc in nameless] == [
-        "JSON parse error",
-        "it is not a JSON object",
-        "JSON parse error",
-    ]
+    complaints = [desc.partition(": ")[2].partition(",")[0] for desc in nameless]  # QEMU may have several about one @
+    assert complaints[0] == "JSON parse error"
+    assert complaints[-2:] == ["it is not a JSON object", "JSON parse error"]
     assert frozen_by_what_qemu_could_not_read is None
     assert taken == {}
     assert states == [(False, True), (False, True), (True, False)]
