@@ -4,7 +4,7 @@ The guest maps, copies, verifies and unmaps without end (payload/load.py) while 
 monitor, hashes all of its RAM twice and lets it go on. VDEV_TIER=soak does so 100 times. At the end the same is done
 with the backend thawed: then the hash must change, or the test could not have failed. Over vhost-user it still must
 not: there QEMU itself suspends the unit's rings, and its endpoints are held with them. There the control is a backend
-that lacks this second hold (unheld_backend.py).
+that lacks this second hold (tests/support/unheld_backend.py).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ async def test_under_load_nothing_is_lost_and_a_stopped_vms_ram_does_not_change(
 
 async def test_over_vhost_user_it_is_the_suspended_rings_that_hold_a_thawed_backend() -> None:
     files: dict[str, Path | bytes] = {"main.py": MAIN, "guest_payload": Path(payload_path[0])}
-    unheld = (sys.executable, "-m", "guest_tests.unheld_backend")
+    unheld = (sys.executable, "-m", "tests.support.unheld_backend")
     options = Options(attach="vhost-user", payload_files=files, backend=unheld)
     async with bring_up(configuration(), options) as vm:
         messages = vm.messages()
