@@ -1,7 +1,7 @@
 """The backend with one thing taken away: a unit's suspended rings do not hold the DMA of its endpoints.
 
-guest_tests/test_stop_cont.py runs it to see guest RAM change, without which its comparison could not be known to be able to fail over
-vhost-user. `python -m tests.support.unheld_backend ARGUMENTS-OF-VDEV...`
+guest_tests/test_stop_cont.py runs it to see guest RAM change over vhost-user; without that nobody could tell that its
+comparison of hashes can fail there. `python -m tests.support.unheld_backend ARGUMENTS-OF-VDEV...`
 """
 
 from __future__ import annotations
