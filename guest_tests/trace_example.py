@@ -18,7 +18,7 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import CHECKS
 from qmp_bridge.plan import Options
 from vdev.config import load_config
-from vdev.control.trace_text import line
+from vdev.trace.text import line
 
 ROOT = Path(__file__).parent.parent
 Record = dict[str, Any]

@@ -11,11 +11,10 @@ from pathlib import Path
 import msgspec
 
 from vdev.config import KERNEL_NAMES, NONE, Config, VmConfig, boot_kernel
-from vdev.config_checks import check_config
-from vdev.config_schema import ATTACHMENTS, Attach
-from vdev.config_text import closest
+from vdev.config.checks import check_config
+from vdev.config.schema import ATTACHMENTS, Attach
+from vdev.config.text import closest
 from vdev.errors import ConfigError, PartsError
-from vdev.machine import Disk, MachinePaths, qemu_arguments
 from vdev.parts.accel import choose_accel
 from vdev.parts.cache import Cache
 from vdev.parts.disk import disk_format
@@ -24,6 +23,7 @@ from vdev.parts.initramfs import build_initramfs
 from vdev.parts.kernel import Kernel, find_kernel
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
+from vdev.qemu.machine import Disk, MachinePaths, qemu_arguments
 
 MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "virtio_rng?", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"

@@ -9,10 +9,10 @@ import pytest
 
 from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, MAPPED, REFUSED, UNMAP
 from vdev import events
-from vdev.control.trace_records import Entry, Lost, Note, Recording
-from vdev.control.trace_text import header_lines, line, size_words
 from vdev.functions.virtio_words import feature_words
 from vdev.iommu.events import FaultsDropped, RequestHandled, UnitReset
+from vdev.trace.records import Entry, Lost, Note, Recording
+from vdev.trace.text import header_lines, line, size_words
 from vdev.wire import viommu as wire
 from vdev.wire.virtio_pci import F_VERSION_1
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vdev.config_schema import KERNEL_NAMES, VmConfig
-from vdev.config_text import closest
+from vdev.config.schema import KERNEL_NAMES, VmConfig
+from vdev.config.text import closest
 from vdev.errors import ConfigError
 
 NONE = "none"  # a word no path and no flavour is

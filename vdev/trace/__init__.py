@@ -1,0 +1,1 @@
+"""The decoded trace: `source` feeds it, `recorder` keeps it, `records` decodes, `text` words it, `cli` shows it."""
