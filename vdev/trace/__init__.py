@@ -1,1 +1,1 @@
-"""The decoded trace: `source` feeds it, `recorder` keeps it, `records` decodes, `text` words it, `cli` shows it."""
+"""The decoded trace. `recorder` keeps it, `records` decodes, `file` and `commands` hand it out; `cli` shows it."""
