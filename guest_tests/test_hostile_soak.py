@@ -25,7 +25,7 @@ from qmp_bridge.up import RunningVm, bring_up
 from tests.support.hostile_peers import ACTS, Act, Where, whatever_comes
 from tests.support.hostile_watch import Watch, working
 from tests.support.serve_process import TWO_UNITS, ServeProcess, serving
-from vdev.config import Config, EndpointConfig, UnitConfig, load_config
+from vdev.config import Config, EndpointConfig, UnitConfig, load_config, parse_bdf
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
@@ -91,12 +91,13 @@ class Soak:
 
 
 def _with_spares(config: Config) -> Config:
-    """The same machine with a unit and an endpoint that QEMU is not told of, open to any process of ours."""
+    """The same machine with units and an endpoint that QEMU is not told of, open to any process of ours."""
+    bus = 1 + max(parse_bdf(endpoint.bdf) >> 8 for endpoint in config.endpoints)
     return msgspec.structs.replace(
         config,
         vm=msgspec.structs.replace(config.vm, identity="unchecked"),
         units=(*config.units, UnitConfig(name="spare-iommu", bdf="00:1e.0")),
-        endpoints=(*config.endpoints, EndpointConfig(name="spare-accel", unit="spare-iommu", bdf="02:00.0")),
+        endpoints=(*config.endpoints, EndpointConfig(name="spare-accel", unit="spare-iommu", bdf=f"{bus:02x}:00.0")),
     )
 
 
