@@ -52,6 +52,13 @@ def an_epoll() -> Iterator[int]:
 
 
 @contextmanager
+def an_o_path_eventfd() -> Iterator[int]:
+    """It has an eventfd's name."""
+    with one(os.eventfd(0)) as fd, one(os.open(f"/proc/self/fd/{fd}", os.O_PATH)) as path:
+        yield path
+
+
+@contextmanager
 def a_file(flags: int) -> Iterator[int]:
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(PAGE)
@@ -110,11 +117,11 @@ def as_ram(make: Maker) -> Callable[[Path], None]:
 
 def as_vectors(path: Path) -> None:
     payload = wire.SetIrqs(20, TRIGGER_EVENTFD, wire.IRQ_MSIX, 0, 1).pack()
+    makers = [make for name, (_, make, _) in WRONG_RAM.items() if name != "eventfd"]
     with Peer(path).negotiated() as peer:
-        for name, (_, make, _) in WRONG_RAM.items():
-            if name != "eventfd":
-                with make() as fd:
-                    peer.refused(Command.DEVICE_SET_IRQS, payload, [fd])
+        for make in (*makers, an_o_path_eventfd):
+            with make() as fd:
+                peer.refused(Command.DEVICE_SET_IRQS, payload, [fd])
 
 
 def full_vector(path: Path) -> None:

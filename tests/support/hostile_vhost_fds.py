@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support import hostile_fds
-from tests.support.hostile_fds import WRONG_RAM, Maker, lingering_socket
+from tests.support.hostile_fds import WRONG_RAM, Maker, an_o_path_eventfd, lingering_socket
 from tests.support.hostile_ram import PAGE, memfd
 from tests.support.hostile_vhost_peer import GPA, HVA, VhostPeer, region, running, table
 from vdev.wire import vhost_user as wire
@@ -33,13 +33,6 @@ BODIES: dict[Command, bytes] = {
 _RAM = (Command.SET_MEM_TABLE, Command.ADD_MEM_REG)
 _CHANNEL = (Command.SET_BACKEND_REQ_FD,)
 _RINGS = (Command.SET_VRING_KICK, Command.SET_VRING_CALL, Command.SET_VRING_ERR)
-
-
-@contextmanager
-def an_o_path_eventfd() -> Iterator[int]:
-    """It has an eventfd's name."""
-    with hostile_fds.one(os.eventfd(0)) as fd, hostile_fds.one(os.open(f"/proc/self/fd/{fd}", os.O_PATH)) as path:
-        yield path
 
 
 @contextmanager
