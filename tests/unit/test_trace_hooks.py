@@ -16,6 +16,7 @@ from vdev.events import (
     FunctionReset,
     InterruptRaised,
     RegisterWritten,
+    RingsChanged,
     flag_words,
 )
 from vdev.iommu.events import FaultRaised
@@ -214,3 +215,15 @@ def test_flags_are_named_and_the_unknown_rest_is_a_number() -> None:
     assert flag_words(pci.Command(0x6)) == "MEMORY|BUS_MASTER"
     assert flag_words(pci.Command(0)) == "0"
     assert flag_words(virtio_pci.Status(0x21)) == "ACKNOWLEDGE|0x20"
+
+
+def test_a_broken_ring_is_told_once_with_what_the_driver_did() -> None:
+    rig, events = ViommuRig(), list[Any]()
+    rig.start()
+    rig.function.trace = events.append
+    rig.requests.publish_raw_head(RING_SIZE)
+    rig.run()
+
+    (broken,) = [event for event in events if isinstance(event, RingsChanged)]
+    assert (broken.function, broken.state) == ("unit", "broken")
+    assert broken.why == f"descriptor {RING_SIZE} of {RING_SIZE}"
