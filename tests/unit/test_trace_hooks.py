@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.viommu import ATTACH, MAP, ViommuRig
+from tests.support.virtio_endpoint import IOVA, LONE_AT, LONE_IOVA, PAGE, RngRig
+from tests.support.virtio_pci import RAM_NBYTES
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.errors import DmaError
@@ -219,11 +221,30 @@ def test_flags_are_named_and_the_unknown_rest_is_a_number() -> None:
 
 def test_a_broken_ring_is_told_once_with_what_the_driver_did() -> None:
     rig, events = ViommuRig(), list[Any]()
-    rig.start()
     rig.function.trace = events.append
-    rig.requests.publish_raw_head(RING_SIZE)
+    size = rig.requests.size
+    rig.requests.offer(size)
+    rig.requests.publish()
+
+    rig.run()
     rig.run()
 
-    (broken,) = [event for event in events if isinstance(event, RingsChanged)]
-    assert (broken.function, broken.state) == ("unit", "broken")
-    assert broken.why == f"descriptor {RING_SIZE} of {RING_SIZE}"
+    assert [event for event in events if isinstance(event, RingsChanged)] == [
+        RingsChanged("unit", "broken", f"descriptor {size} of {size}")
+    ]
+
+
+def test_of_an_endpoints_rings_only_what_is_refused_is_told_and_of_its_buffers_everything() -> None:
+    rig, events = RngRig().start(), list[Any]()
+    rig.door.trace = events.append
+    rig.map(LONE_IOVA, LONE_AT, PAGE)
+    rig.post_lone(64)
+    rig.run()
+    buffers, events[:] = list(events), []
+
+    rig.unmap(IOVA, RAM_NBYTES)
+    rig.run()
+
+    assert buffers == [DmaDone(0x200, LONE_IOVA, 64, True, 1)]
+    (refused,) = events
+    assert (refused.iova, refused.reason) == (rig.ring.desc_gpa, "not-mapped")

@@ -94,7 +94,10 @@ LINES: list[tuple[object, str]] = [
     (events.ConnectionChanged("iommu0", 7, True), "iommu0    CONNECT  process 7"),
     (events.ConnectionChanged("iommu0", 7, False), "iommu0    HANGUP   process 7"),
     (events.InterruptRaised("iommu0", None, "queue 1 (events)"), "iommu0    IRQ      queue 1 (events)"),
-    (events.FunctionReset("iommu0", "new-driver"), "iommu0    RESET    by the driver: a start that is no resume proves it"),
+    (
+        events.FunctionReset("iommu0", "new-driver"),
+        "iommu0    RESET    by the driver: a start that is no resume proves it",
+    ),
     (events.RingsChanged("iommu0", "resumed", "as before"), "iommu0    RINGS    resumed: as before"),
     (RunStateChanged(True, "me"), "-         STOPPED  nothing of vdev touches guest memory (me)"),
     (RunStateChanged(False, ""), "-         RUNNING  work on guest memory goes on"),
