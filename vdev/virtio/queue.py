@@ -101,7 +101,12 @@ class Queue:
         return self._next_avail
 
     def start_at(self, index: int) -> None:
-        """Begin at available entry `index` and at the used index in memory: a ring others have worked on."""
+        """Begin at available entry `index` and at the used index in memory: a ring others have worked on.
+
+        RingError when that memory is out of reach, for the moment or not.
+        """
+        if self._generation != self._memory.generation:
+            self._resolve()
         self._next_avail = self._seen_avail = index & 0xFFFF
         self._next_used = self._published_used = self._used[vring.IDX_WORD]
 
