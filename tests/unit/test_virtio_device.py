@@ -250,6 +250,18 @@ def test_a_device_without_configuration_has_no_structure_for_it_and_reads_as_zer
     assert rig.device.config_read(0, 3) == bytes(3)
 
 
+def test_a_device_that_serves_no_queue_may_still_say_something(rig: Rig) -> None:
+    rig.device.served = ()
+    rig.start()
+    rig.driver.submit(SAYS, [], [8])
+    rig.device.news = [b"hot"]
+
+    progress = rig.run()
+
+    assert progress is Progress.IDLE
+    assert rig.echoes(SAYS) == [b"hot"]
+
+
 def test_kicks_are_counted(rig: Rig) -> None:
     before = rig.device.kicks
 
