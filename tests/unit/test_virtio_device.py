@@ -24,7 +24,7 @@ class Echo(QueueDevice):
 
     device_id = 42
     queue_sizes: tuple[int, ...] = (16, 16, 16)
-    served = (0, 1)
+    served: tuple[int, ...] = (0, 1)
 
     def __init__(self) -> None:
         self.woken: list[Worker] = []
