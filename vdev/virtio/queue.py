@@ -103,7 +103,7 @@ class Queue:
     def start_at(self, index: int) -> None:
         """Begin at available entry `index` and at the used index in memory: a ring others have worked on.
 
-        RingError when that memory is out of reach, for the moment or not.
+        RingError when that memory is out of reach, for the moment or for good.
         """
         if self._generation != self._memory.generation:
             self._resolve()
@@ -305,7 +305,7 @@ class Queue:
 
     def _area(self, what: str, gpa: int, nbytes: int, *, write: bool) -> memoryview:
         try:
-            views = self._memory.slices(gpa, nbytes, write=write)
+            views = self._memory.ring_area(gpa, nbytes, write=write)
         except MemoryAccessError as error:
             raise ring_error(what, error) from error
         if len(views) != 1:
