@@ -15,7 +15,7 @@ from guest_tests.test_reset import CHECKS, PAYLOAD, boot_once, options
 from qmp_bridge.plan import find_parts
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import load_config
-from vdev.config_schema import ATTACHMENTS, Attach
+from vdev.config.schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

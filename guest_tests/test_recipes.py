@@ -14,8 +14,8 @@ from qmp_bridge.channel import Channel
 from qmp_bridge.console import connect
 from qmp_bridge.plan import Options, Parts, find_parts
 from vdev.config import load_config
-from vdev.machine import CHANNEL_PORT
-from vdev.qemu_options import join_value
+from vdev.qemu.machine import CHANNEL_PORT
+from vdev.qemu.options import join_value
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

@@ -13,7 +13,7 @@ from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import load_config
-from vdev.config_schema import ATTACHMENTS, Attach
+from vdev.config.schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

@@ -31,7 +31,7 @@ from guest_tests.payload.load import NCOPIES, OPENING
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import Config, load_config, parse_size
-from vdev.config_schema import ATTACHMENTS, Attach
+from vdev.config.schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 

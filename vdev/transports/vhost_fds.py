@@ -10,7 +10,11 @@ import socket
 from collections.abc import Callable
 
 from vdev.errors import MessageError
+from vdev.transports.identity import peer_of
+from vdev.transports.stream import close_connection, close_foreign, take_in
 from vdev.wire import vhost_user as wire
+
+CHANNEL_READS = 4  # from the back-end channel, where nothing is expected, before others have their turn
 
 
 class RingFds:
@@ -80,25 +84,33 @@ class RingFds:
 
 
 class BackendChannel:
-    """The socket for the one message we send of our own accord: the configuration changed."""
+    """The socket for the one message we send of our own accord: the configuration changed.
+
+    Nothing is expected in return. What comes all the same is taken in and thrown away: fds that lay unread in a socket
+    of ours could be the far ends of our own connections, which then never ended.
+    """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self.dropped = 0  # messages that QEMU did not take
 
     def set(self, fd: int) -> None:
-        """SET_BACKEND_REQ_FD: takes `fd`, also when it raises MessageError because it is no UNIX stream socket."""
+        """SET_BACKEND_REQ_FD: takes `fd`, also when it raises MessageError because it is no UNIX stream socket, or one
+        that is connected to a socket of ours."""
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
-            os.close(fd)
+            close_foreign([fd])
             raise MessageError(errno.EINVAL, f"the back-end channel is no socket: {error.strerror}") from error
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            sock.close()
-            raise MessageError(errno.EINVAL, "the back-end channel is no UNIX stream socket")
+        trouble = _trouble_with(sock)
+        if trouble:
+            close_foreign([sock.detach()])
+            raise MessageError(errno.EINVAL, f"the back-end channel {trouble}")
         self.close()
         sock.setblocking(False)
         self._sock = sock
+        self._loop.add_reader(sock, self._readable, sock)
 
     def config_changed(self) -> None:
         """Tell QEMU, which interrupts the driver; without waiting, and without an answer."""
@@ -116,8 +128,29 @@ class BackendChannel:
     def close(self) -> None:
         """Close the socket."""
         if self._sock is not None:
-            self._sock.close()
+            self._loop.remove_reader(self._sock)
+            close_connection(self._sock)
             self._sock = None
+
+    def _readable(self, sock: socket.socket) -> None:
+        fds, is_over = take_in(sock, CHANNEL_READS)
+        close_foreign(fds)
+        if is_over:
+            self.close()
+
+
+def _trouble_with(sock: socket.socket) -> str:
+    """What is wrong with a back-end channel, "" for nothing."""
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        return "is no UNIX stream socket"
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "listens"
+    try:
+        # The far end of a connection of ours: held by ourselves, the connection would outlive the peer.
+        ours = bool(sock.getpeername()) and peer_of(sock).pid == os.getpid()
+    except OSError:
+        return "is not connected"
+    return "is a connection to this process" if ours else ""
 
 
 def _signal(eventfd: int) -> None:

@@ -305,7 +305,7 @@ class Queue:
 
     def _area(self, what: str, gpa: int, nbytes: int, *, write: bool) -> memoryview:
         try:
-            views = self._memory.slices(gpa, nbytes, write=write)
+            views = self._memory.ring_area(gpa, nbytes, write=write)
         except MemoryAccessError as error:
             raise ring_error(what, error) from error
         if len(views) != 1:
