@@ -46,10 +46,14 @@ def channel_arguments(path: Path) -> list[str]:
     return ["-chardev", chardev, *(word for device in devices for word in ("-device", device))]
 
 
-async def launch(command: Sequence[str], channel: Path, environ: Mapping[str, str] | None = None) -> Launched:
+async def launch(
+    command: Sequence[str], channel: Path, environ: Mapping[str, str] | None = None, *, stays: bool = False
+) -> Launched:
     """Run `command` until it ends, and listen to its guest on `channel` meanwhile.
 
-    With all it started, it is ended here whatever happens. TimeoutError after four minutes.
+    One that `stays` when its guest is done is asked to end then.
+
+    With all it started, it is ended after four minutes, and whatever else happens.
     """
     process = await asyncio.create_subprocess_exec(
         *command, env=environ, start_new_session=True,
@@ -57,30 +61,27 @@ async def launch(command: Sequence[str], channel: Path, environ: Mapping[str, st
     )  # fmt: skip
     output = asyncio.create_task(process.communicate())
     messages: list[dict[str, Any]] = []
-    listening = asyncio.create_task(_listen(channel, messages, output))
+    listening = asyncio.create_task(_listen(channel, messages, None if stays else output))
     try:
-        async with asyncio.timeout(BOOT_S):
-            await asyncio.wait([output, listening], return_when=asyncio.FIRST_COMPLETED)
-            if output.done():  # before the guest was heard: what it wrote says why
-                listening.cancel()
-            else:
-                await listening
-                await output
-        return Launched(messages, process.returncode or 0, output.result()[0].decode(errors="replace"))
+        await asyncio.wait([output, listening], timeout=BOOT_S, return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            await listening
     finally:
         listening.cancel()
         await _end(process)
+    return Launched(messages, process.returncode or 0, (await output)[0].decode(errors="replace"))
 
 
-async def _listen(channel: Path, messages: list[dict[str, Any]], output: asyncio.Task[Any]) -> None:
+async def _listen(channel: Path, messages: list[dict[str, Any]], output: asyncio.Task[Any] | None) -> None:
     talk = Channel()
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(talk.run(*await connect(str(channel), BOOT_S)))
         async for message in talk.messages():
-            messages.append(message)
+            messages.append(message)  # noqa: PERF401 - they are looked at when this is cancelled, too
         if messages and messages[-1].get("done"):
             await talk.send({"bye": 1})
-        await asyncio.wait([output])
+        if output is not None:
+            await asyncio.wait([output])
         reading.cancel()
 
 

@@ -89,7 +89,7 @@ def test_libvirt_starts_the_domain_and_its_guest_passes_every_check(tree: Path, 
     command = inside(tree, places, ["virt-qemu-run", "--verbose", str(path)])
 
     with serving(CONFIG.read_text(), tmp_path / "run") as backend:
-        launched = asyncio.run(launch(command, backend.directory / "channel.sock"))
+        launched = asyncio.run(launch(command, backend.directory / "channel.sock", stays=True))
 
     assert launched.passed(checks(CONFIG)), launched
     assert launched.status == 0, launched
@@ -127,7 +127,7 @@ def test_systemd_accepts_the_unit_and_finds_little_exposed(tree: Path, tmp_path:
     vdev.chmod(0o755)
     places = {vdev: "/opt/vdev/bin/vdev", UNIT: f"/units/{UNIT.name}"}
 
-    run(inside(tree, places, ["systemd-analyze", "verify", "--man=no", f"/units/{UNIT.name}"]))
+    said = run(inside(tree, places, ["systemd-analyze", "verify", "--man=no", f"/units/{UNIT.name}"]))
     run(inside(tree, places, ["systemd-analyze", "security", "--offline=yes", "--threshold=15", f"/units/{UNIT.name}"]))
 
     assert said == ""  # it warns of a line it does not know, and is content all the same
