@@ -23,7 +23,7 @@ from vdev.parts.progress import Say
 ENTER = Path(__file__).parent / "tools_enter.sh"
 _PACKAGES = (
     "?essential", "libvirt-daemon-driver-qemu", "libxml2-utils", "systemd", "systemd-sysv",
-    "virtme-ng", "virtiofsd", "udev", "kmod", "mount", "procps", "iproute2",
+    "virtme-ng", "virtiofsd", "udev", "kmod", "mount", "procps", "iproute2", "busybox-static",
 )  # fmt: skip
 _NOT_NEEDED = ("qemu-", "ipxe-", "seabios")  # they run vdev's own QEMU
 _RUN = ("root/usr/bin/virt-qemu-run", "root/usr/bin/vng", "root/usr/bin/systemd-analyze")

@@ -91,8 +91,8 @@ def test_libvirt_starts_the_domain_and_its_guest_passes_every_check(tree: Path, 
     with serving(CONFIG.read_text(), tmp_path / "run") as backend:
         launched = asyncio.run(launch(command, backend.directory / "channel.sock", stays=True))
 
-    assert launched.passed(checks(CONFIG)), launched
-    assert launched.status == 0, launched
+    assert launched.passed(checks(CONFIG)), str(launched)
+    assert launched.status == 0, str(launched)
 
 
 def test_virtme_ng_boots_the_tree_it_is_in_and_every_check_passes(tree: Path, qemu: Path, tmp_path: Path) -> None:
@@ -110,15 +110,15 @@ def test_virtme_ng_boots_the_tree_it_is_in_and_every_check_passes(tree: Path, qe
                 "--no-memory"])  # fmt: skip
     vng = ["vng", "--run", kernel.version, "--disable-microvm", "--memory", "512M", "--cpus", "1"]
     vng += ["--append", "vfio_iommu_type1.allow_unsafe_interrupts=1"]
-    vng += [f"--qemu-opts={ours} {shlex.join(channel_arguments(channel))}"]
+    vng += [f"--qemu-opts={ours.strip()} {shlex.join(channel_arguments(channel))}"]
     vng += ["--qemu", str(qemu), "--disable-kvm"]
     vng += ["--exec", "modprobe -a vfio_iommu_type1 vfio_pci && python3 -B /payload/main.py"]
 
     with serving(ON_ROOT_BUS.read_text(), tmp_path / "run"):
         launched = asyncio.run(launch(inside(tree, places, vng), channel))
 
-    assert launched.passed(checks(ON_ROOT_BUS)), launched
-    assert launched.status == 0, launched
+    assert launched.passed(checks(ON_ROOT_BUS)), str(launched)
+    assert launched.status == 0, str(launched)
 
 
 def test_systemd_accepts_the_unit_and_finds_little_exposed(tree: Path, tmp_path: Path) -> None:

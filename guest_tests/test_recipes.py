@@ -33,7 +33,7 @@ def test_a_persons_own_script_boots_a_guest_that_passes_every_check(config: Path
 
     launched = asyncio.run(launch([*command, *channel_arguments(channel)], channel, environ))
 
-    assert launched.passed(len(GuestRun(loaded, Run()).checks)), launched
-    assert launched.status == 0, launched
+    assert launched.passed(len(GuestRun(loaded, Run()).checks)), str(launched)
+    assert launched.status == 0, str(launched)
     assert '"ready":true' in launched.output
     assert not rundir.exists()
