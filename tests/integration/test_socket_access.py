@@ -35,7 +35,8 @@ GET_FEATURES = struct.pack("<3I", 1, 1, 0)
 FIRST = {ONE_UNIT: VERSION, VHOST_UNIT: GET_FEATURES}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become other users")
 
-# With the message it is given: says what a function's socket and the control socket do with this process: "refused", "closed" or "served".
+# Says what a function's socket, given the hexadecimal message, and the control socket do with this process: "refused",
+# "closed" or "served".
 CALLER = """
 import json, socket, sys
 def call(path, data):
@@ -66,8 +67,8 @@ def base(tmp_path: Path) -> Path:
 
 def call_as(directory: Path, uid: int, gid: int, groups: list[int], first: bytes = VERSION) -> list[str]:
     done = subprocess.run(
-        ["/usr/bin/env", "python3", "-c", CALLER, str(directory), first.hex()], user=uid, group=gid, extra_groups=groups,
-        cwd="/", capture_output=True, text=True, check=True, timeout=20,
+        ["/usr/bin/env", "python3", "-c", CALLER, str(directory), first.hex()], user=uid, group=gid,
+        extra_groups=groups, cwd="/", capture_output=True, text=True, check=True, timeout=20,
     )  # fmt: skip
     return done.stdout.split()
 
