@@ -16,13 +16,13 @@ from pathlib import Path
 
 from tests.support.driver import DriverRing
 from vdev.control.event_log import EventLog
-from vdev.control.trace import Handle, Surroundings, Trace, TraceOptions
-from vdev.control.trace_records import Decoder, UnitName
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.memory import Region, RegionTable
+from vdev.trace.recorder import Handle, Surroundings, Trace, TraceOptions
+from vdev.trace.records import Decoder, UnitName
 from vdev.transports.fence import make_ordering
 from vdev.virtio.queue import Queue
 from vdev.wire import viommu as wire

@@ -17,7 +17,7 @@ from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
 from vdev.config import Config, EndpointConfig, load_config, override_vm, parse_bdf
-from vdev.config_schema import ATTACHMENTS, Attach
+from vdev.config.schema import ATTACHMENTS, Attach
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "first-light.yaml"

@@ -21,7 +21,7 @@ from guest_tests.report import Painter, Run
 from qmp_bridge.plan import Options, find_parts
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
 from vdev.config import boot_kernel, load_config
-from vdev.config_schema import ATTACHMENTS
+from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, VdevError
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "first-light.yaml"

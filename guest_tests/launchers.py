@@ -13,8 +13,8 @@ from typing import Any
 
 from qmp_bridge.channel import Channel
 from qmp_bridge.console import connect
-from vdev.machine import CHANNEL_PORT
-from vdev.qemu_options import join_value
+from vdev.qemu.machine import CHANNEL_PORT
+from vdev.qemu.options import join_value
 
 BOOT_S = 480.0  # virtme-ng takes 50 s emulated, on processors of its own
 END_S = 30.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guest_tests.iommu_counts import Counts
-from vdev.config_text import format_bdf
-from vdev.control.trace_text import line
+from vdev.config.text import format_bdf
+from vdev.trace.text import line
 
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read/write"}
 DIM, RED, GREEN, BOLD = "2", "31", "32", "1"

@@ -19,7 +19,7 @@ from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
 from vdev.config import Config, boot_kernel, config_warnings, load_config
-from vdev.config_schema import ATTACHMENTS
+from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
 POWER_OFF_SECONDS = 15.0  # from `done` to QEMU's end

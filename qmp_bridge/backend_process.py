@@ -12,7 +12,7 @@ from qmp_bridge.child import Child, last_lines
 from qmp_bridge.errors import VmDied
 from vdev.control.messages import Ready
 from vdev.errors import ConfigError
-from vdev.machine import socket_path
+from vdev.qemu.machine import socket_path
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 5.0

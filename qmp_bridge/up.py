@@ -29,7 +29,7 @@ from qmp_bridge.run_directory import RunDirectory
 from qmp_bridge.run_state import RunState
 from vdev.config import Config, boot_kernel
 from vdev.errors import ConfigError
-from vdev.machine import expected_functions, socket_path
+from vdev.qemu.machine import expected_functions, socket_path
 
 TAIL_LINES = 40
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between

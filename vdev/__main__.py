@@ -14,14 +14,14 @@ from pathlib import Path
 from vdev import __version__
 from vdev.app import serve
 from vdev.config import config_warnings, load_config
-from vdev.control import trace_cli
 from vdev.errors import ConfigError, PartsError, VdevError
-from vdev.machine import MachinePaths, qemu_arguments
 from vdev.parts.doctor import doctor
 from vdev.parts.doctor_qemu import doctor_file, doctor_process, report
-from vdev.qemu_args import FORMATS, launcher_arguments, memory_advice
-from vdev.qemu_options import parse_command
-from vdev.qemu_rules import check_command
+from vdev.qemu.args import FORMATS, launcher_arguments, memory_advice
+from vdev.qemu.machine import MachinePaths, qemu_arguments
+from vdev.qemu.options import parse_command
+from vdev.qemu.rules import check_command
+from vdev.trace import cli as trace_cli
 from vdev.tracing import with_trace
 
 _DOCTOR_STATUS = "exit status: 0 nothing is wrong, 1 something is missing or warned of, 2 the input cannot be read"

@@ -21,10 +21,10 @@ from vdev.control.event_log import EventLog
 from vdev.control.messages import ChangeRunState, NoArguments, QueryEvents, Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
-from vdev.control.trace_commands import trace_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
-from vdev.machine import VIOT_NAME, viot_table
+from vdev.qemu.machine import VIOT_NAME, viot_table
+from vdev.trace.commands import trace_commands
 from vdev.tracing import make_trace, options_of
 from vdev.transports.access import resolve_access
 from vdev.transports.fence import make_ordering

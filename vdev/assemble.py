@@ -9,7 +9,7 @@ from typing import Any
 
 from vdev.backends.entropy import open_entropy
 from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
-from vdev.config_text import parse_bdf, parse_size
+from vdev.config.text import parse_bdf, parse_size
 from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError

@@ -15,9 +15,9 @@ from vdev import __version__
 from vdev.assemble import Machine
 from vdev.config import Config, TraceConfig, parse_bdf, parse_size
 from vdev.control.event_log import EventLog
-from vdev.control.trace import Surroundings, Trace, TraceOptions
-from vdev.control.trace_records import Decoder, EndpointName, UnitName
 from vdev.events import Trace as Emit
+from vdev.trace.recorder import Surroundings, Trace, TraceOptions
+from vdev.trace.records import Decoder, EndpointName, UnitName
 
 
 class Source(Protocol):

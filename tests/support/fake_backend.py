@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from vdev.config import load_config
-from vdev.machine import expected_functions
+from vdev.qemu.machine import expected_functions
 
 
 def main() -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vdev.control.trace import Surroundings, Trace
-from vdev.control.trace_records import Decoder, EndpointName, UnitName
 from vdev.iommu.events import FaultRaised, RequestHandled
+from vdev.trace.recorder import Surroundings, Trace
+from vdev.trace.records import Decoder, EndpointName, UnitName
 from vdev.wire import viommu as wire
 
 ENDPOINT = 0x100

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vdev.config import config_warnings, format_bdf, load_config, parse_bdf, parse_config, parse_size
-from vdev.config_text import parse_yaml
+from vdev.config.text import parse_yaml
 from vdev.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

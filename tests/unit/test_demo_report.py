@@ -15,8 +15,8 @@ from guest_tests import report
 from guest_tests.boot import Control, ControlError, Listener, follow, mapping_counts
 from guest_tests.report import Painter, Run
 from tests.support.trace import DECODER
-from vdev.control.trace_records import Entry
 from vdev.iommu.events import FaultRaised
+from vdev.trace.records import Entry
 
 PLAIN = Painter(False)
 FAULT = {

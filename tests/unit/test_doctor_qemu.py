@@ -15,7 +15,7 @@ from vdev.__main__ import main
 from vdev.errors import ConfigError
 from vdev.parts import doctor_qemu
 from vdev.parts.doctor_qemu import doctor_file, doctor_process, words_of
-from vdev.qemu_options import parse_command
+from vdev.qemu.options import parse_command
 
 GOOD = (
     "-m 512M -object memory-backend-memfd,id=r,size=512M,share=on -machine q35,memory-backend=r "

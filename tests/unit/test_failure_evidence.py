@@ -19,9 +19,9 @@ from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.control.event_log import EventLog
 from vdev.control.messages import QueryEvents
 from vdev.control.server import Command, ControlServer
-from vdev.control.trace import Trace, TraceOptions
-from vdev.control.trace_commands import trace_commands
 from vdev.iommu.events import FaultRaised, RequestHandled
+from vdev.trace.commands import trace_commands
+from vdev.trace.recorder import Trace, TraceOptions
 from vdev.transports.listener import Listener
 from vdev.wire import viommu
 

@@ -12,7 +12,15 @@ import pytest
 
 from vdev.config import Config, override_vm, parse_config
 from vdev.errors import ConfigError
-from vdev.machine import Disk, MachinePaths, expected_functions, kernel_append, qemu_arguments, socket_path, viot_table
+from vdev.qemu.machine import (
+    Disk,
+    MachinePaths,
+    expected_functions,
+    kernel_append,
+    qemu_arguments,
+    socket_path,
+    viot_table,
+)
 
 TEXT = """
 vm: {name: test, memory: 1G, cpus: 2, append: "quiet x=1", extra_args: [-S]}

@@ -15,10 +15,10 @@ import pytest
 from vdev.__main__ import main
 from vdev.config import parse_config
 from vdev.errors import ConfigError
-from vdev.machine import MachinePaths, qemu_arguments
-from vdev.qemu_args import FORMATS, LIBVIRT_NAMESPACE, launcher_arguments, memory_advice
-from vdev.qemu_options import parse_command
-from vdev.qemu_rules import check_command
+from vdev.qemu.args import FORMATS, LIBVIRT_NAMESPACE, launcher_arguments, memory_advice
+from vdev.qemu.machine import MachinePaths, qemu_arguments
+from vdev.qemu.options import parse_command
+from vdev.qemu.rules import check_command
 
 TEXT = "units: [{name: iommu0}]\nendpoints: [{name: accel0}]\n"
 CONFIG = parse_config(TEXT, "x.yaml")

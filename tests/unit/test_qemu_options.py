@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdev.qemu_options import is_on, join_value, parse_command, parse_option, quote_value, split_value
+from vdev.qemu.options import is_on, join_value, parse_command, parse_option, quote_value, split_value
 
 KEYS = st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True)
 VALUES = st.text(st.sampled_from("a,=/ {}\"'-"), max_size=12)

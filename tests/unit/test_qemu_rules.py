@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-from vdev.qemu_options import parse_command
-from vdev.qemu_rules import check_command, check_version
+from vdev.qemu.options import parse_command
+from vdev.qemu.rules import check_command, check_version
 
 RAM = "-object memory-backend-memfd,id=ram0,size=1G,share=on -machine q35,memory-backend=ram0"
 IOMMU = "-device vfio-user-pci,id=iommu0,x-msg-timeout=30000"

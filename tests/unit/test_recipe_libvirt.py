@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vdev.config import load_config
-from vdev.qemu_args import LIBVIRT_NAMESPACE, launcher_arguments
+from vdev.qemu.args import LIBVIRT_NAMESPACE, launcher_arguments
 
 ROOT = Path(__file__).parents[2]
 DOMAIN = ElementTree.parse(ROOT / "docs" / "recipes" / "libvirt" / "domain.xml").getroot()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.trace import ENDPOINT, FAULT, MAPPED, REFUSED, TraceRig
-from vdev.control.trace import CHUNK, MAX_NOTE, MAX_WAITING, Selection, TraceOptions
 from vdev.errors import ConfigError
 from vdev.iommu.events import EndpointAttached, EndpointDetached, UnitReset
+from vdev.trace.recorder import CHUNK, MAX_NOTE, MAX_WAITING, Selection, TraceOptions
 
 
 @pytest.fixture

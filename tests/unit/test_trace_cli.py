@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.trace import FAULT, HEADER, MAPPED, REFUSED, TraceRig
 from vdev.__main__ import main
-from vdev.control.trace import TraceOptions
+from vdev.trace.recorder import TraceOptions
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.trace import FAULT, HEADER, MAPPED, TraceRig
-from vdev.control.trace import TraceOptions
-from vdev.control.trace_file import CHUNK_NRECORDS, MAX_PENDING, MIN_NBYTES
 from vdev.errors import ConfigError
+from vdev.trace.file import CHUNK_NRECORDS, MAX_PENDING, MIN_NBYTES
+from vdev.trace.recorder import TraceOptions
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 
 from tests.support.trace import DECODER, FAULT, HEADER, MAPPED, REFUSED
 from vdev import functions, iommu
-from vdev.control.trace_filter import DMA_REASONS, REQUEST_STATUSES, REQUEST_TYPES, Filter
-from vdev.control.trace_records import Entry, Lost, Note, Recording
 from vdev.errors import ConfigError
 from vdev.events import DmaDone, FunctionReset, InterruptRaised, RegisterWritten
 from vdev.iommu.events import RequestHandled
+from vdev.trace.filter import DMA_REASONS, REQUEST_STATUSES, REQUEST_TYPES, Filter
+from vdev.trace.records import Entry, Lost, Note, Recording
 from vdev.wire.viommu import REQUEST_NAMES, STATUS_NAMES
 
 EVENTS: dict[str, object] = {

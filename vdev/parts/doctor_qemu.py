@@ -1,4 +1,4 @@
-"""`vdev doctor --qemu PID` and `--command FILE`: the rules of `qemu_rules` for a QEMU that somebody else starts."""
+"""`vdev doctor --qemu PID` and `--command FILE`: the rules of `vdev.qemu.rules`, for a QEMU somebody else starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from vdev.errors import ConfigError
 from vdev.parts.progress import Say
-from vdev.qemu_options import parse_command
-from vdev.qemu_rules import RuleBroken, check_command, check_version
+from vdev.qemu.options import parse_command
+from vdev.qemu.rules import RuleBroken, check_command, check_version
 
 MAX_COMMAND_NBYTES = 8 << 20  # no kernel passes a longer one; a log is read to its last start of QEMU
 VERSION_SECONDS = 10

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vdev.qemu_options import CommandLine, Option, is_on
+from vdev.qemu.options import CommandLine, Option, is_on
 
 MESSAGE_TIMEOUT_MS = 30_000
 DEFAULT_TIMEOUT_MS = 5_000  # QEMU's

@@ -8,7 +8,7 @@ import msgspec
 
 from vdev.control.messages import NoArguments
 from vdev.control.server import Command
-from vdev.control.trace import Selection, Trace, TraceOptions
+from vdev.trace.recorder import Selection, Trace, TraceOptions
 
 
 class NoteText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,5 +1,5 @@
 """The shape of a configuration: typed, frozen, one class per section of the YAML. What the values mean is checked in
-`config_checks`.
+`checks`.
 
 Where things sit on bus 00: 00 and 1f are the chipset's, 01 has what QEMU itself emulates for us (function 0 the
 virtio-serial, function 1 the disk, neither behind an IOMMU of ours), 02-0f hold the root ports (one

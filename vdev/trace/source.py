@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vdev.control.trace_records import FORMAT_VERSION
 from vdev.errors import ConfigError
+from vdev.trace.records import FORMAT_VERSION
 
 RECV_NBYTES = 1 << 16
 POLL_S = 0.2  # how often a file that is followed is looked at

@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from vdev.control.trace_file import Schedule, TraceFile
-from vdev.control.trace_filter import Filter
-from vdev.control.trace_records import Decoder, Entry, Lost, Note, Record, Recording
 from vdev.errors import ConfigError
 from vdev.iommu.events import EndpointAttached, EndpointDetached, RequestHandled, UnitReset
+from vdev.trace.file import Schedule, TraceFile
+from vdev.trace.filter import Filter
+from vdev.trace.records import Decoder, Entry, Lost, Note, Record, Recording
 from vdev.wire.viommu import Map, Unmap
 
 DEFAULT_RECORDS = 10_000

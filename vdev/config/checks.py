@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import isfinite
 
-from vdev.config_boot import check_boot
-from vdev.config_schema import (
+from vdev.config.boot import check_boot
+from vdev.config.schema import (
     FREE_SLOTS,
     ROOT_PORT_SLOTS,
     SERIAL_SLOT,
@@ -20,9 +20,9 @@ from vdev.config_schema import (
     Reserved,
     UnitConfig,
 )
-from vdev.config_text import closest, format_bdf, item_key, parse_bdf, parse_size
-from vdev.control.trace_filter import Filter
+from vdev.config.text import closest, format_bdf, item_key, parse_bdf, parse_size
 from vdev.errors import ConfigError
+from vdev.trace.filter import Filter
 
 MAX_ROOT_PORTS = len(ROOT_PORT_SLOTS) * 8
 RESV_MEM_NBYTES = 24  # of one RESV_MEM property in the answer to PROBE

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from vdev.control.trace_records import Decoder, Entry, Lost, Record
 from vdev.errors import ConfigError
+from vdev.trace.records import Decoder, Entry, Lost, Record
 
 log = logging.getLogger(__name__)
 

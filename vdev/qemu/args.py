@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 
 from vdev.config import Config, parse_size
 from vdev.errors import ConfigError
-from vdev.machine import VIOT_NAME, device_arguments, machine_arguments
+from vdev.qemu.machine import VIOT_NAME, device_arguments, machine_arguments
 
 LIBVIRT_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 LIBVIRT_MEMORY = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from vdev.control.trace_filter import STATUSES, TYPES, Filter
-from vdev.control.trace_source import FileSource, LiveSource, find_target, is_live
-from vdev.control.trace_text import header_lines, line
+from vdev.trace.filter import STATUSES, TYPES, Filter
+from vdev.trace.source import FileSource, LiveSource, find_target, is_live
+from vdev.trace.text import header_lines, line
 
 LIVE_LAST = 50
 

@@ -13,8 +13,8 @@ from struct import Struct
 
 from vdev.config import ROOT_PORT_SLOTS, SERIAL_SLOT, Config, EndpointConfig, UnitConfig, parse_bdf, parse_size
 from vdev.errors import ConfigError
-from vdev.qemu_options import quote_value as _quoted
-from vdev.qemu_rules import MESSAGE_TIMEOUT_MS
+from vdev.qemu.options import quote_value as _quoted
+from vdev.qemu.rules import MESSAGE_TIMEOUT_MS
 
 CHANNEL_PORT = "org.vdev.agent"  # name of the virtio-serial port a guest payload speaks on
 # What the generic vhost-user device must be told of ours: its virtio id, queues and size of configuration. Two of the

@@ -11,29 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from vdev.config_boot import NONE, boot_kernel
-from vdev.config_checks import check_config
-from vdev.config_schema import (
-    KERNEL_NAMES,
-    ROOT_PORT_SLOTS,
-    SERIAL_SLOT,
-    Config,
-    EndpointConfig,
-    Limits,
-    Reserved,
-    SocketsConfig,
-    TraceConfig,
-    UnitConfig,
-    VmConfig,
-)
-from vdev.config_text import convert, format_bdf, parse_bdf, parse_size, parse_yaml
+from vdev.config.checks import check_config
+from vdev.config.schema import Config
+from vdev.config.text import convert, parse_size, parse_yaml
 from vdev.errors import ConfigError
-
-__all__ = [
-    "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Config", "EndpointConfig", "Limits", "Reserved",
-    "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel", "config_warnings", "format_bdf",
-    "load_config", "override_vm", "parse_bdf", "parse_config", "parse_size",
-]  # fmt: skip
 
 GUEST_PAGE_SIZE = 4096
 _EXAMPLES = {  # cures for values of the wrong type, by key

@@ -1,0 +1,26 @@
+"""The user's YAML: `schema` is its shape, `checks` and `boot` its rules, `text` its spelling, `load` reads it."""
+
+from vdev.config.boot import NONE, boot_kernel
+from vdev.config.load import config_warnings, load_config, override_vm, parse_config
+from vdev.config.schema import (
+    ATTACHMENTS,
+    KERNEL_NAMES,
+    ROOT_PORT_SLOTS,
+    SERIAL_SLOT,
+    Attach,
+    Config,
+    EndpointConfig,
+    Limits,
+    Reserved,
+    SocketsConfig,
+    TraceConfig,
+    UnitConfig,
+    VmConfig,
+)
+from vdev.config.text import format_bdf, parse_bdf, parse_size
+
+__all__ = [
+    "ATTACHMENTS", "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Attach", "Config", "EndpointConfig",
+    "Limits", "Reserved", "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel", "config_warnings",
+    "format_bdf", "load_config", "override_vm", "parse_bdf", "parse_config", "parse_size",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""QEMU as it is told of our machine: arguments (`machine`, `args`), their syntax (`options`), rules (`rules`)."""

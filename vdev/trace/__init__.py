@@ -1,0 +1,1 @@
+"""The decoded trace. `recorder` keeps it, `records` decodes, `file` and `commands` hand it out; `cli` shows it."""
