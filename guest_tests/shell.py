@@ -11,6 +11,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import stat
 import sys
 import termios
 import tty
@@ -31,6 +32,7 @@ QUIT = b"\x1d"  # Ctrl-], as telnet has it
 EVENT_KINDS = ["FaultRaised", "FaultsDropped", "EndpointAttached", "EndpointDetached", "UnitReset"]
 EVENT_PERIOD_S = 0.3
 CHUNK = 4096
+USABLE = b"\x1b[0m\x1b[?7h\x1b[?25h"  # colours off, lines wrap, a cursor: a firmware leaves it otherwise
 
 
 def write(data: bytes) -> None:
@@ -56,6 +58,18 @@ def raw_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+        write(USABLE)
+
+
+def check_input() -> None:
+    """Raise ConfigError unless the event loop can wait for standard input: a terminal, a pipe or a socket."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        mode = 0
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(0)):
+        cure = "run it in a terminal; to follow a guest without one use qmp-bridge up"
+        raise ConfigError("standard input", "nobody can type there", cure)
 
 
 async def type_into(vm: RunningVm) -> None:
@@ -127,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say=say,
     )
     try:
+        check_input()
         config = apply_vm_options(load_config(arguments.config), arguments)
         if boot_kernel(config.vm) is not None:
             options = replace(options, append="vdev.shell")
