@@ -23,7 +23,7 @@ from vdev.transports.access import OURS, SocketAccess
 from vdev.transports.identity import Peer, VmIdentity
 from vdev.transports.listener import Listener
 from vdev.transports.ram import RamFiles
-from vdev.transports.stream import close_connection
+from vdev.transports.stream import Framing, HeaderT, Message, MessageStream, close_connection
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class VmContext:
         self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
         self.was_replaced: Callable[[], None] = lambda: None  # set by the app: a new QEMU came after one that died
         self.interrupts_held = False
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection[Any]] = set()
 
     def admit(self, sock: socket.socket) -> Peer:
         """The peer of `sock` if it may connect, else PeerError. A new QEMU ends what its dead predecessor left."""
@@ -62,11 +62,11 @@ class VmContext:
         for connection in self._connections:
             connection.hold_interrupts(held)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Connection[Any]) -> None:
         """`connection` is live."""
         self._connections.add(connection)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Connection[Any]) -> None:
         """`connection` is over."""
         self._connections.discard(connection)
 
@@ -94,15 +94,23 @@ class VmContext:
         }
 
 
-class Connection(ABC):
-    """One accepted socket and everything that came through it; subclasses own the `MessageStream` over it."""
+class Connection(ABC, Generic[HeaderT]):
+    """One accepted socket, its `MessageStream` and everything that came through it."""
 
-    def __init__(self, name: str, peer: Peer, vm: VmContext, ended: asyncio.Future[None]) -> None:
-        """`name` is the function's, `ended` the stream's."""
+    def __init__(
+        self,
+        name: str,
+        peer: Peer,
+        vm: VmContext,
+        sock: socket.socket,
+        framing: Framing[HeaderT],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        """`name` is the function's."""
         self.peer = peer
         self._name = name
         self._vm = vm
-        self._ended = ended
+        self._stream = MessageStream(sock, framing, self._on_message, clock_ns)
 
     async def run(self) -> None:
         """Serve until the peer leaves or breaks the protocol (logged); a bug of ours propagates. Cleans up always."""
@@ -112,7 +120,7 @@ class Connection(ABC):
             cleanup.callback(self._vm.remove, self)
             self._open(cleanup)
             try:
-                await self._ended
+                await self._stream.ended
             except PeerError as error:
                 text = f"connection of pid {self.peer.pid} dropped: {error}"
                 self._vm.note(logging.WARNING, self._name, "connections dropped", text)
@@ -120,33 +128,40 @@ class Connection(ABC):
     @property
     def is_over(self) -> bool:
         """True once the stream has ended, though `run` may still be cleaning up."""
-        return self._ended.done()
+        return self._stream.ended.done()
+
+    def poll(self) -> None:
+        """Take in what has arrived, an end of the stream included."""
+        self._stream.poll()
+
+    def end(self) -> None:
+        """Make `run` finish."""
+        self._stream.end()
+
+    def close(self) -> None:
+        """Close the socket, for a `run` that was cancelled before it began; otherwise it is closed already."""
+        self._stream.close()
+
+    def hold_interrupts(self, held: bool) -> None:
+        """Remember what would be signalled outside a slice, or let it out."""
 
     @abstractmethod
     def _open(self, cleanup: contextlib.ExitStack) -> None:
         """Start serving; push what undoes it, the closing of the stream included."""
 
-    def hold_interrupts(self, held: bool) -> None:  # noqa: B027 - a vhost-user device signals in its slices only
-        """Remember what would be signalled outside a slice, or let it out."""
-
     @abstractmethod
-    def poll(self) -> None:
-        """Take in what has arrived, an end of the stream included."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """Make `run` finish."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the socket, for a `run` that was cancelled before it began; otherwise it is closed already."""
+    def _on_message(self, message: Message[HeaderT]) -> None:
+        """One whole message came."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
 
+    def _refused(self, text: str) -> None:
+        self._vm.note(logging.WARNING, self._name, "messages refused", f"pid {self.peer.pid}: {text}")
 
-ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection[Any])
 
 
 class FunctionServer(ABC, Generic[ConnectionT]):

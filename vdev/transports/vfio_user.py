@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from vdev.pci.function import Function
 from vdev.transports.function_server import Connection, FunctionServer, VmContext
 from vdev.transports.identity import Peer
 from vdev.transports.ram import ConnectionRam
-from vdev.transports.stream import Framing, Message, MessageStream
+from vdev.transports.stream import Framing, Message
 from vdev.transports.vfio_dma import DmaMessages
 from vdev.transports.vfio_irqs import Vectors
 from vdev.transports.vfio_session import Session
@@ -39,7 +38,7 @@ def _parse_header(buffer: bytearray) -> tuple[wire.Header, int]:
 FRAMING = Framing(wire.HEADER_NBYTES, wire.MAX_FDS, _parse_header, wire.late_reply)
 
 
-class VfioUserConnection(Connection):
+class VfioUserConnection(Connection[wire.Header]):
     """One accepted socket and everything that came through it: its maps, its eventfds, its requests under way."""
 
     def __init__(
@@ -52,8 +51,7 @@ class VfioUserConnection(Connection):
         clock_ns: Callable[[], int],
     ) -> None:
         self._function = function
-        self._stream = MessageStream(sock, FRAMING, self._on_message, clock_ns)
-        super().__init__(function.name, peer, vm, self._stream.ended)
+        super().__init__(function.name, peer, vm, sock, FRAMING, clock_ns)
         self.ram = ConnectionRam(vm.ram, function.memory, peer.pid)
         self.vectors = Vectors(function.msix_vectors, held=vm.interrupts_held)
         self.dma = DmaMessages(self._stream.send, lambda: self.session.client_transfer_nbytes)
@@ -77,18 +75,6 @@ class VfioUserConnection(Connection):
         """Remember interrupts, or let them out."""
         self.vectors.hold(held)
 
-    def poll(self) -> None:
-        """Take in what has arrived, an end of the stream included."""
-        self._stream.poll()
-
-    def end(self) -> None:
-        """Make `run` finish."""
-        self._stream.end()
-
-    def close(self) -> None:
-        """Close the socket, for a `run` that was cancelled before it began; otherwise it is closed already."""
-        self._stream.close()
-
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
         return {
@@ -99,9 +85,6 @@ class VfioUserConnection(Connection):
             "refused": self.session.refused,
             "dma_messages_in_flight": self.dma.in_flight,
         }
-
-    def _refused(self, text: str) -> None:
-        self._vm.note(logging.WARNING, self._name, "messages refused", f"pid {self.peer.pid}: {text}")
 
     def _on_message(self, message: Message[wire.Header]) -> None:
         if message.header.is_reply:

@@ -15,7 +15,7 @@ from vdev.functions.vhost import VhostCarrier
 from vdev.transports.function_server import Connection, FunctionServer, VmContext
 from vdev.transports.identity import Peer
 from vdev.transports.ram import ConnectionRam
-from vdev.transports.stream import Framing, Message, MessageStream
+from vdev.transports.stream import Framing, Message
 from vdev.transports.vhost_fds import BackendChannel, RingFds
 from vdev.transports.vhost_memory import VhostMemory
 from vdev.transports.vhost_session import VhostSession
@@ -37,15 +37,14 @@ def _never_late(data: bytes) -> bytes:
 FRAMING = Framing(wire.HEADER_NBYTES, wire.MAX_FDS, _parse_header, _never_late)
 
 
-class VhostUserConnection(Connection):
+class VhostUserConnection(Connection[wire.Header]):
     """One accepted socket and everything that came through it: memory, eventfds, the back-end channel."""
 
     def __init__(
         self, sock: socket.socket, peer: Peer, carrier: VhostCarrier, vm: VmContext, clock_ns: Callable[[], int]
     ) -> None:
         self._carrier = carrier
-        self._stream = MessageStream(sock, FRAMING, self._on_message, clock_ns)
-        super().__init__(carrier.name, peer, vm, self._stream.ended)
+        super().__init__(carrier.name, peer, vm, sock, FRAMING, clock_ns)
         self.ram = ConnectionRam(vm.ram, carrier.memory, peer.pid, same_as_others=True)
         self.memory = VhostMemory(self.ram)
         self.rings = RingFds(len(carrier.rings), carrier.kicked)
@@ -66,18 +65,6 @@ class VhostUserConnection(Connection):
         carrier.told = self._told
         self._stream.start()
 
-    def poll(self) -> None:
-        """Take in what has arrived, an end of the stream included."""
-        self._stream.poll()
-
-    def end(self) -> None:
-        """Make `run` finish."""
-        self._stream.end()
-
-    def close(self) -> None:
-        """Close the socket, for a `run` that was cancelled before it began; otherwise it is closed already."""
-        self._stream.close()
-
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
         return {
@@ -97,9 +84,6 @@ class VhostUserConnection(Connection):
     def _told(self, line: str) -> None:
         # A guest can make these as fast as it resets its driver; `describe` counts them all.
         self._vm.note(logging.INFO, self._name, "ring changes", line)
-
-    def _refused(self, text: str) -> None:
-        self._vm.note(logging.WARNING, self._name, "messages refused", f"pid {self.peer.pid}: {text}")
 
 
 class VhostUserServer(FunctionServer[VhostUserConnection]):
