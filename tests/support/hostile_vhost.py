@@ -352,7 +352,7 @@ ACTS: dict[str, tuple[str, Act, str]] = {
     "ring-edge": ("has rings that leave memory, or are not aligned", at_the_edge, "a ring cannot be used"),
     "ring-overlap": ("has all rings at one address", on_top_of_each_other, ""),
     "ring-lost": ("takes the memory away before it starts the rings", lost, "a ring cannot be used"),
-    "ring-loop": ("submits a chain that never ends", loop, "a ring is broken"),
+    "ring-loop": ("submits a chain that never ends", loop, "rings broken: the chain from"),
     "ring-size": ("has rings of 0, 3, 512 and 2^32-1 entries",
         refused(*_states(Command.SET_VRING_NUM, (0, 0), (0, 3), (1, 512), (0, _MAX32))), "is not a power of two"),
     "ring-number": ("speaks of rings there are not", refused(

@@ -352,7 +352,7 @@ class VhostCarrier:
         try:
             return tuple(self._queue(ring) if ring.has_kick else None for ring in self.rings)
         except RingError as error:
-            self.needs_reset(f"it cannot be used: {error}")
+            self.needs_reset(f"a ring cannot be used: {error}")
             return (None,) * len(self.rings)
 
     def _queue(self, ring: RingSettings) -> Queue:
