@@ -30,7 +30,6 @@ PAYLOAD = Path(__file__).parent / "payload"
 MAIN = b"""\
 import sys
 
-sys.path.insert(0, "/run/payload")
 from guest_payload.main import main
 
 sys.argv[1:] = []
@@ -43,14 +42,14 @@ _PACKAGES = (
     "initramfs-tools", "busybox", "zstd", "python3-minimal", "libpython3-stdlib",
     "systemd-boot-efi", "syslinux", "syslinux-common", "mtools", "fdisk", "e2fsprogs", "fakeroot",
 )  # fmt: skip
-_NAMESPACES = ("unshare", "--map-root-user", "--mount")
+NAMESPACES = ("unshare", "--map-root-user", "--mount")
 _ALLOW = "allow them: sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
 
 
 def why_not() -> str:
     """Why this host cannot make the image; empty if it can."""
     try:
-        done = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
+        done = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True, check=False)
     except OSError as error:
         return f"unshare does not run ({error.strerror})"
     return f"no user namespaces ({done.stderr.strip()})" if done.returncode else ""
@@ -71,7 +70,7 @@ def debian_image(cache: Cache, say: Say) -> Path:
         manifest = download_packages(recipe, cache, work / "debs", say)
         say("installing Debian into a disk image (half a minute)")
         shutil.copy(SCRIPTS / "inside.sh", work)
-        _run([*_NAMESPACES, "sh", str(SCRIPTS / "outside.sh"), str(work)], work / "log")
+        _run([*NAMESPACES, "sh", str(SCRIPTS / "outside.sh"), str(work)], work / "log")
         (work / "out" / IMAGE).rename(directory / IMAGE)
         # Directories of packages may deny their owner what root may do. The mounts went with their namespace.
         _run(["unshare", "--map-root-user", "rm", "-rf", str(work / "root")], work / "log")

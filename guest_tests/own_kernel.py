@@ -162,7 +162,7 @@ def build_tree(workshop: Workshop, fragment: str, directory: Path, log: Path, sa
     make = ["make", "-C", str(source), f"O={tree}", f"-j{os.cpu_count() or 1}", *workshop.make_words]
     run = _Run(workshop.environ, log, say)
     say(f"unpacking {workshop.tarball.name}")
-    run(["tar", "-xJf", str(workshop.tarball), "-C", str(source), "--strip-components=1"])
+    run(["tar", "-xf", str(workshop.tarball), "-C", str(source), "--strip-components=1"])
     run([*make, f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
     if lost := dropped(fragment, (tree / ".config").read_text()):
         cure = "what they depend on is off, another option switches them on, or this kernel has no such options"

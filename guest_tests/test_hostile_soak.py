@@ -195,6 +195,7 @@ async def test_a_vm_works_while_its_backend_is_attacked_and_nothing_is_left_open
                 record_property(name, value)
             await messages.aclose()
             _judge(first, soak, watches)
+            assert len(soak.rounds) > MORE_ROUNDS  # some under attack
 
 
 async def test_who_is_not_the_vms_qemu_is_turned_away_from_every_function(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ async def test_who_is_not_the_vms_qemu_is_turned_away_from_every_function(tmp_pa
 
 def _judge(first: dict[str, str], soak: Soak, watches: list[Watch]) -> None:
     assert first == dict.fromkeys((check.name for check in chosen([], 1)), "")
-    assert len(soak.rounds) > MORE_ROUNDS
+    assert len(soak.rounds) >= MORE_ROUNDS
     assert [found for found in soak.rounds if any(found.values()) or len(found) != len(first) - 1] == []
     for watch in watches:
         assert watch.open_fds() == watch.fds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from vdev.limited_log import LINES
 
 TARGETS = {Where.CONTROL: "control.sock", Where.VHOST: "iommu2.sock"}  # the others are for accel0
 ROOM_NBYTES = 32 << 20
+LOGIN_NFDS = 1024  # what a login is given; whoever runs CI may have more
+
+
+@pytest.fixture(autouse=True)
+def _a_logins_fds() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(LOGIN_NFDS, soft), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)

@@ -11,6 +11,7 @@ import os
 import pwd
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,15 @@ from vdev.transports.identity import VmIdentity
 from vdev.transports.listener import Listener, write_beside
 
 OWNER, GROUP, STRANGER = 4711, 4712, 4713  # nobody's on any host
+VHOST_UNIT = ONE_UNIT.replace("- name: iommu0", "- {name: iommu0, attach: vhost-user}")
+# The first message of each attachment's front end.
+VERSION = b"\0\0\1\0" + (22).to_bytes(4, "little") + bytes(8) + bytes(4) + b"{}"
+GET_FEATURES = struct.pack("<3I", 1, 1, 0)
+FIRST = {ONE_UNIT: VERSION, VHOST_UNIT: GET_FEATURES}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become other users")
 
-# Says what a function's socket and the control socket do with this process: "refused", "closed" or "served".
+# Says what a function's socket, given the hexadecimal message, and the control socket do with this process: "refused",
+# "closed" or "served".
 CALLER = """
 import json, socket, sys
 def call(path, data):
@@ -44,8 +51,7 @@ def call(path, data):
             return "served" if s.recv(1) else "closed"
         except OSError:
             return "closed"
-version = b"\\0\\0\\1\\0" + (22).to_bytes(4, "little") + bytes(8) + bytes(4) + b"{}"
-print(call(sys.argv[1] + "/iommu0.sock", version))
+print(call(sys.argv[1] + "/iommu0.sock", bytes.fromhex(sys.argv[2])))
 print(call(sys.argv[1] + "/control.sock", b'{"execute": "query-status"}\\n'))
 """
 
@@ -59,10 +65,10 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call_as(directory: Path, uid: int, gid: int, groups: list[int]) -> list[str]:
+def call_as(directory: Path, uid: int, gid: int, groups: list[int], first: bytes = VERSION) -> list[str]:
     done = subprocess.run(
-        ["/usr/bin/env", "python3", "-c", CALLER, str(directory)], user=uid, group=gid, extra_groups=groups,
-        cwd="/", capture_output=True, text=True, check=True, timeout=20,
+        ["/usr/bin/env", "python3", "-c", CALLER, str(directory), first.hex()], user=uid, group=gid,
+        extra_groups=groups, cwd="/", capture_output=True, text=True, check=True, timeout=20,
     )  # fmt: skip
     return done.stdout.split()
 
@@ -72,9 +78,13 @@ def mode_of(path: Path) -> tuple[int, int, int]:
     return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
 
 
+attachments = pytest.mark.parametrize("units", [ONE_UNIT, VHOST_UNIT], ids=["vfio-user", "vhost-user"])
+
+
 @as_root
-def test_a_group_is_given_directory_sockets_and_table(base: Path) -> None:
-    with serving(f"sockets: {{group: {GROUP}}}\n{ONE_UNIT}", base / "run") as process:
+@attachments
+def test_a_group_is_given_directory_sockets_and_table(base: Path, units: str) -> None:
+    with serving(f"sockets: {{group: {GROUP}}}\n{units}", base / "run") as process:
         assert mode_of(process.directory) == (0o750, 0, GROUP)
         sockets = {path.name: mode_of(path) for path in process.directory.glob("*.sock")}
         assert sockets == dict.fromkeys(["iommu0.sock", "accel0.sock", "control.sock"], (0o660, 0, GROUP))
@@ -82,6 +92,7 @@ def test_a_group_is_given_directory_sockets_and_table(base: Path) -> None:
 
 
 @as_root
+@attachments
 @pytest.mark.parametrize(
     ("who", "answers"),
     [
@@ -93,10 +104,10 @@ def test_a_group_is_given_directory_sockets_and_table(base: Path) -> None:
     ids=["primary group", "supplementary group", "no member", "root"],
 )
 def test_the_groups_members_may_connect_and_nobody_else(
-    base: Path, who: tuple[int, int, list[int]], answers: list[str]
+    base: Path, who: tuple[int, int, list[int]], answers: list[str], units: str
 ) -> None:
-    with serving(f"sockets: {{group: {GROUP}}}\n{ONE_UNIT}", base / "run") as process:
-        assert call_as(process.directory, *who) == answers
+    with serving(f"sockets: {{group: {GROUP}}}\n{units}", base / "run") as process:
+        assert call_as(process.directory, *who, FIRST[units]) == answers
 
 
 @as_root
@@ -109,13 +120,14 @@ def test_an_owner_gets_everything_and_may_connect(base: Path) -> None:
 
 
 @as_root
-def test_a_stranger_is_refused_even_where_the_files_let_him_in(base: Path) -> None:
-    with serving(f"sockets: {{group: {GROUP}}}\n{ONE_UNIT}", base / "run") as process:
+@attachments
+def test_a_stranger_is_refused_even_where_the_files_let_him_in(base: Path, units: str) -> None:
+    with serving(f"sockets: {{group: {GROUP}}}\n{units}", base / "run") as process:
         process.directory.chmod(0o777)
         for path in process.directory.glob("*.sock"):
             path.chmod(0o666)
 
-        assert call_as(process.directory, STRANGER, STRANGER, []) == ["closed", "closed"]
+        assert call_as(process.directory, STRANGER, STRANGER, [], FIRST[units]) == ["closed", "closed"]
         said = process.log.read_text()
         assert (
             f"belongs to user {STRANGER}; may connect: user 0, root, members of group {GROUP} (sockets.group)" in said

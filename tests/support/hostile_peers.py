@@ -9,6 +9,7 @@ Tests perform each alone, the soak draws them at random; both judge what became 
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from vdev.wire import vfio_user as wire
 from vdev.wire.vfio_user import Command
 
 STORM = 1000
+NSTORMS_AT_ONCE = 4
 PAUSE_S = 0.02
 LINE = b'{"execute": "query-status"}\n'
 STOPPED = """
@@ -126,8 +128,20 @@ def duplicates(path: Path) -> None:
                 second.wait_for_the_end()
 
 
+def _room_for_fds() -> None:
+    """Let this process have the fds of several storms: 1024 is what a login gives.
+
+    Not taken back: storms overlap. The process attacked has its own limit, which it got when it started.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = NSTORMS_AT_ONCE * STORM
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+
+
 def storm(path: Path) -> None:
     """All at once, all held open; who is refused is only told so by the end of the stream."""
+    _room_for_fds()
     with ExitStack() as peers:
         for _ in range(STORM):
             peers.enter_context(Peer(path))

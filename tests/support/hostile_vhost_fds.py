@@ -152,12 +152,12 @@ def lingering_inside(command: Command) -> Callable[[Path], None]:
         with lingering_socket() as fd:
             with VhostPeer(path).negotiated() as peer, ExitStack() as stack:
                 inner, outer = socket.socketpair(), socket.socketpair()
-                stack.enter_context(inner[0])
-                stack.enter_context(outer[0])
+                for sock in (*inner, *outer):
+                    stack.enter_context(sock)
                 _hide(fd, inner[0])
                 _hide(inner[1].detach(), outer[0])
-                with outer[1]:
-                    peer.tell(command, BODIES.get(command, b""), [outer[1].fileno()])
+                peer.tell(command, BODIES.get(command, b""), [outer[1].fileno()])
+                outer[1].close()
                 peer.served()
             with VhostPeer(path).negotiated() as peer:  # once everything of the first is closed
                 peer.served()
@@ -174,7 +174,7 @@ def channel_is_itself(path: Path) -> None:
 def channel_hides_itself(path: Path) -> None:
     """The connection's own far end unread inside the channel, and the channel's far end as well."""
     near, far = socket.socketpair()
-    with VhostPeer(path).negotiated() as peer, near, far:
+    with near, far, VhostPeer(path).negotiated() as peer:
         peer.accepted(Command.SET_BACKEND_REQ_FD, b"", [near.fileno()])
         for fd in (peer.sock.fileno(), far.fileno()):
             _hide(os.dup(fd), far)
@@ -183,7 +183,7 @@ def channel_hides_itself(path: Path) -> None:
 def channel_flood(path: Path) -> None:
     """Bytes and fds where nothing is expected, and our own sending side filled up."""
     near, far = socket.socketpair()
-    with VhostPeer(path).negotiated() as peer, near, far, hostile_fds.one(os.eventfd(0)) as event:
+    with near, far, VhostPeer(path).negotiated() as peer, hostile_fds.one(os.eventfd(0)) as event:
         near.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:

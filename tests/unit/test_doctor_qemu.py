@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,13 @@ def test_a_running_process_is_read_from_proc() -> None:
             process.kill()
     assert status == 1
     assert any(line.startswith("warning  -incoming: defer") for line in said)
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_has_no_command_line() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ConfigError, match="has no command line: it has ended"):
+            doctor_process(process.pid, print)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def workshop(tmp_path: Path) -> Workshop:
     source = tmp_path / "linux"
     source.mkdir()
     (source / "Makefile").write_text(MAKEFILE)
-    tarball = tmp_path / "linux.tar.xz"
-    subprocess.run(["tar", "-cJf", str(tarball), "-C", str(tmp_path), "linux"], check=True)
+    tarball = tmp_path / "linux.tar"
+    subprocess.run(["tar", "-cf", str(tarball), "-C", str(tmp_path), "linux"], check=True)
     return Workshop(tarball, {}, (), "pretended")
 
 

@@ -31,21 +31,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from vdev.errors import MemoryAccessError, MessageError
+from vdev.errors import MessageError
 from vdev.events import FunctionReset, InterruptRaised, RingsChanged, Trace
-from vdev.functions.vhost_rings import RingKey, RingSettings, negotiated
+from vdev.functions.vhost_rings import RingKey, RingSettings, SuspendedRings, build_queue, negotiated, used_bytes
 from vdev.functions.virtio_words import config_rewritten, notified, queue_name
 from vdev.memory import RegionTable
 from vdev.virtio.device import VirtioDevice
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.queue import Queue, RingError
-from vdev.wire import vring
 from vdev.wire.vhost_user import F_PROTOCOL_FEATURES
-from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC
 
 F_ACCESS_PLATFORM = 1 << 33  # never offered: the rings of an IOMMU are not behind an IOMMU
 
@@ -56,16 +53,6 @@ class State(Enum):
     IDLE = "idle"  # none since power-up or the last proven reset
     RUNNING = "running"
     SUSPENDED = "suspended"  # stopped or reset: not known yet
-
-
-@dataclass(frozen=True, slots=True)
-class _Suspended:
-    """The rings as they were left."""
-
-    features: int
-    keys: tuple[RingKey | None, ...]
-    queues: tuple[Queue | None, ...]
-    used: tuple[bytes | None, ...]  # the used rings' bytes
 
 
 def _nobody(*_: Any) -> None:
@@ -106,7 +93,7 @@ class VhostCarrier:
         self._features = 0  # as the front end sent them last
         self._config_waits = False  # a change that could not be told yet
         self._queues: tuple[Queue | None, ...] = ()
-        self._suspended: _Suspended | None = None
+        self._suspended: SuspendedRings | None = None
         self.rings: list[RingSettings] = []
         self._forget_rings()
 
@@ -168,8 +155,10 @@ class VhostCarrier:
         self._features = features
 
     def set_size(self, index: int, size: int) -> None:
-        """SET_VRING_NUM."""
+        """SET_VRING_NUM. A size that is refused leaves none: few front ends ask whether it was, and the last driver's
+        would be used for a ring of another shape."""
         ring, limit = self._stopped_ring(index), self._device.queue_sizes[index]
+        ring.size = 0
         if not 0 < size <= limit or size & (size - 1):
             raise MessageError(errno.EINVAL, f"ring {index} of {size} entries is not a power of two up to {limit}")
         ring.size = size
@@ -185,6 +174,12 @@ class VhostCarrier:
         gpas = (desc_gpa, avail_gpa, used_gpa)
         if self._ring(index).gpas != gpas:
             self._stopped_ring(index).gpas = gpas
+
+    def forget_addresses(self, index: int) -> None:
+        """SET_VRING_ADDR was refused: a ring that is to start cannot, least of all where the last driver had it."""
+        ring = self._ring(index)
+        if self.state is not State.RUNNING:
+            ring.gpas = None
 
     def set_kick(self, index: int) -> None:
         """SET_VRING_KICK: the ring has its doorbell, or a new one."""
@@ -294,8 +289,8 @@ class VhostCarrier:
             return
         self._device.suspend()
         self.state = State.SUSPENDED
-        used = tuple(self._used_bytes(key) for key in self._keys())
-        self._suspended = _Suspended(self._features, self._keys(), self._queues, used)
+        used = tuple(used_bytes(self.memory, self._features, key) for key in self._keys())
+        self._suspended = SuspendedRings(self._features, self._keys(), self._queues, used)
         for ring, queue in zip(self.rings, self._queues, strict=True):
             if queue is not None:
                 ring.base = queue.next_avail
@@ -325,7 +320,7 @@ class VhostCarrier:
             self._config_waits = False
             self.push_config()
 
-    def _goes_on(self, suspended: _Suspended) -> bool:
+    def _goes_on(self, suspended: SuspendedRings) -> bool:
         """Whether the driver that starts now is the one whose rings were suspended."""
         keys = self._keys()
         if self._features != suspended.features or keys != suspended.keys:
@@ -333,41 +328,22 @@ class VhostCarrier:
         for ring, key, queue, used in zip(self.rings, keys, suspended.queues, suspended.used, strict=True):
             if (key is None) != (queue is None):
                 return False  # a ring that was refused
-            if queue is not None and (ring.base != queue.next_avail or used is None or used != self._used_bytes(key)):
+            if queue is not None and (
+                ring.base != queue.next_avail or used is None or used != used_bytes(self.memory, self._features, key)
+            ):
                 return False
         return True
-
-    def _used_bytes(self, key: RingKey | None) -> bytes | None:
-        """The used ring as it lies in memory; None where it is out of reach."""
-        if key is None:
-            return None
-        size, (_, _, used_gpa) = key
-        try:
-            return self.memory.read(used_gpa, vring.used_nbytes(size, event_idx=bool(self._features & F_EVENT_IDX)))
-        except MemoryAccessError:
-            return None
 
     def _build(self) -> tuple[Queue | None, ...]:
         """A queue for every ring that has its doorbell; none at all, and a broken device, when one cannot be."""
         try:
-            return tuple(self._queue(ring) if ring.has_kick else None for ring in self.rings)
+            return tuple(
+                build_queue(self.memory, self._features, ring, self._ordering) if ring.has_kick else None
+                for ring in self.rings
+            )
         except RingError as error:
-            self.needs_reset(f"a ring cannot be used: {error}")
+            self.needs_reset(f"it cannot be used: {error}")
             return (None,) * len(self.rings)
-
-    def _queue(self, ring: RingSettings) -> Queue:
-        queue = Queue(
-            self.memory,
-            ring.size,
-            *ring.gpas,
-            event_idx=bool(self._features & F_EVENT_IDX),
-            indirect=bool(self._features & F_INDIRECT_DESC),
-            ordering=self._ordering,
-        )
-        if ring.base:
-            # Taken over from a back end before us: the used index is where that one left it.
-            queue.start_at(ring.base)
-        return queue
 
     def _reset_device(self, kind: str, reset: Callable[[], None]) -> None:
         """`kind` as in `FunctionReset`."""

@@ -107,7 +107,7 @@ class QueueDevice:
     def run_slice(self, now_ns: int) -> Progress:
         """A batch of every served queue; IDLE leaves notifications enabled. A device that may not work now overrides
         this to say IDLE, and wakes itself when it may."""
-        if not self._served or not self._transport.dma_enabled:
+        if not self._queues or not self._transport.dma_enabled:
             return Progress.IDLE
         try:
             return self._work(now_ns)

@@ -27,6 +27,9 @@ def doctor_process(pid: int, say: Say) -> int:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
     except OSError as error:
         raise ConfigError("--qemu", f"the command line of process {pid} cannot be read: {error.strerror}") from None
+    if not words:
+        problem = f"process {pid} has no command line: it has ended, or is the kernel's"
+        raise ConfigError("--qemu", problem, "give the id of a running QEMU")
     argv = [os.fsdecode(word) for word in words]
     return doctor_command(argv, version_of(argv), f"process {pid}", say)
 

@@ -62,7 +62,7 @@ def find_qemu(configured: str | None, say: Say, cache: Cache | None = None) -> Q
             return probe(Qemu([path], {}, "", "system", Path(path)))
         except Unfit as why:
             say(f"not using {path}: {why.problem}; using vdev's own QEMU")
-    return _packaged(cache or Cache(), say)
+    return packaged_qemu(cache or Cache(), say)
 
 
 def probe(qemu: Qemu) -> Qemu:
@@ -102,7 +102,11 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
-def _packaged(cache: Cache, say: Say) -> Qemu:
+def packaged_qemu(cache: Cache, say: Say) -> Qemu:
+    """Debian's newest, unpacked in the cache with the libraries it needs, whatever the system has.
+
+    :raise PartsError: it cannot be had.
+    """
     arch = host_arch()
     check_path(cache.root)  # before minutes of downloading
     recipe = Recipe(PART, arch, BACKPORTS, ("qemu-system-x86",), "qemu-system-x86")

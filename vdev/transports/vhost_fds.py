@@ -20,7 +20,9 @@ CHANNEL_READS = 4  # from the back-end channel, where nothing is expected, befor
 class RingFds:
     """Owns the kick, call and error eventfds of `count` rings; `on_kick` hears of doorbells from the event loop.
 
-    A call while there is no eventfd is remembered and made when one comes: at worst one interrupt too many.
+    A call while there is no eventfd is remembered and made when one comes. And the last call
+    on an eventfd that is replaced may have been seen by nobody, so it is made again. At worst that is one interrupt too
+    many for each new eventfd.
     """
 
     def __init__(self, count: int, on_kick: Callable[[int], None]) -> None:
@@ -29,7 +31,7 @@ class RingFds:
         self._kicks: list[int | None] = [None] * count
         self._calls: list[int | None] = [None] * count
         self._errors: list[int | None] = [None] * count
-        self._pending: set[int] = set()
+        self._called: set[int] = set()  # rings that were ever called
 
     def set_kick(self, index: int, fd: int | None) -> None:
         """Watch `fd`, which is ours now, instead of what was there; None: no doorbell."""
@@ -40,8 +42,8 @@ class RingFds:
     def set_call(self, index: int, fd: int | None) -> None:
         """Signal `fd`, which is ours now, for used buffers; None: the driver polls."""
         self._replace(self._calls, index, fd)
-        if fd is not None and index in self._pending:
-            self.call(index)
+        if fd is not None and index in self._called:
+            _signal(fd)
 
     def set_error(self, index: int, fd: int | None) -> None:
         """Signal `fd`, which is ours now, when the ring breaks."""
@@ -49,12 +51,10 @@ class RingFds:
 
     def call(self, index: int) -> None:
         """Tell the driver of used buffers in ring `index`."""
+        self._called.add(index)
         fd = self._calls[index]
-        if fd is None:
-            self._pending.add(index)
-            return
-        self._pending.discard(index)
-        _signal(fd)
+        if fd is not None:
+            _signal(fd)
 
     def error(self, index: int) -> None:
         """Tell QEMU that ring `index` is broken; it takes note and does nothing."""
@@ -64,7 +64,7 @@ class RingFds:
 
     def close(self) -> None:
         """Close them all."""
-        self._pending.clear()
+        self._called.clear()
         for index in range(len(self._kicks)):
             for fds in (self._kicks, self._calls, self._errors):
                 self._replace(fds, index, None)

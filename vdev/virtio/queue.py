@@ -103,7 +103,7 @@ class Queue:
     def start_at(self, index: int) -> None:
         """Begin at available entry `index` and at the used index in memory: a ring others have worked on.
 
-        RingError when that memory is out of reach, for the moment or not.
+        RingError when that memory is out of reach, for the moment or for good.
         """
         if self._generation != self._memory.generation:
             self._resolve()
