@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,14 @@ NEEDED = (3, 11)
 STAMP = "bootstrap.json"
 WHEELS = (Path("/usr/share/python-wheels"),)  # where Debian's python3-pip-whl puts pip
 PIP_PACKAGE = "python3-pip-whl"
+HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+OWN_CERTIFICATES = """
+
+# vdev's bootstrap: this host has no certificates
+def where() -> str:
+    return __file__.removesuffix("core.py") + "cacert.pem"
+"""
+SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 SCRIPT_VERSION = 1  # raise it when an environment made by an older script must be made anew
 
 
@@ -116,9 +125,25 @@ def ensure_pip(python: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         wheel = find_pip_wheel(WHEELS) or fetch_pip_wheel(Path(directory))
         # A wheel is a zip: the pip inside installs itself.
-        command = [str(python), f"{wheel}/pip", "install", "--no-index", "--no-deps", "--quiet", str(wheel)]
+        packages = Path(directory) / "packages"
+        shutil.unpack_archive(wheel, packages, "zip")
+        use_own_certificates(packages, HOST_CERTIFICATES)
+        command = [str(python), str(packages / "pip"), "install", "--no-index", "--no-deps", "--quiet"]
+        command += ["--ignore-installed", str(wheel)]  # or it finds itself installed: where it runs from
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             fail(f"could not install pip from {wheel}")
+    use_own_certificates(Path(_output([str(python), "-c", SITE_PACKAGES])), HOST_CERTIFICATES)
+
+
+def use_own_certificates(packages: Path, host: Path) -> None:
+    """Let the pip in the directory `packages` use the certificates that it brings, where there is no file `host`.
+
+    Debian's pip looks at the host's only, cannot even be imported without, and is here without what it depends on.
+    """
+    certifi = packages / "pip" / "_vendor" / "certifi"
+    if not host.exists() and (certifi / "cacert.pem").is_file():
+        with (certifi / "core.py").open("a", encoding="utf-8") as file:
+            file.write(OWN_CERTIFICATES)
 
 
 def find_pip_wheel(directories: tuple[Path, ...]) -> Path | None:

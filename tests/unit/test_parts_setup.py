@@ -110,6 +110,25 @@ def test_the_newest_pip_wheel_is_taken(bootstrap: ModuleType, tmp_path: Path) ->
     assert bootstrap.find_pip_wheel((tmp_path / "absent",)) is None
 
 
+@pytest.mark.parametrize("host_has_some", [False, True])
+def test_debians_pip_uses_the_certificates_it_brings_only_where_the_host_has_none(
+    host_has_some: bool, bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    host = tmp_path / "host.crt"
+    certifi = tmp_path / "pip" / "_vendor" / "certifi"
+    certifi.mkdir(parents=True)
+    (certifi / "cacert.pem").touch()
+    (certifi / "core.py").write_text(f"def where() -> str:\n    return {str(host)!r}\n")
+    if host_has_some:
+        host.touch()
+
+    bootstrap.use_own_certificates(tmp_path, host)
+
+    code = "import core; print(core.where())"
+    asked = subprocess.run([sys.executable, "-B", "-c", code], cwd=certifi, capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == str(host if host_has_some else certifi / "cacert.pem")
+
+
 def test_an_old_python_is_refused_in_one_line(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
