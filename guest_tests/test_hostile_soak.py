@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -24,8 +24,8 @@ from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from tests.support.hostile_peers import ACTS, Act, Where, whatever_comes
 from tests.support.hostile_watch import Watch, working
-from tests.support.serve_process import TWO_UNITS, ServeProcess, serving
-from vdev.config import Config, EndpointConfig, UnitConfig, load_config
+from tests.support.serve_process import ATTACKED, ServeProcess, serving
+from vdev.config import Config, EndpointConfig, UnitConfig, load_config, parse_bdf
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
@@ -34,9 +34,10 @@ SECONDS = 600 if SOAK else 15
 SEED = 20261121
 HANDS = 2  # acts under way at a time
 MORE_ROUNDS = 2  # after the last act
+ROUND_S = 240.0  # of the first, the boot included, on a machine that is busy with other things
 ROOM_NBYTES = 64 << 20
 LINES_A_MINUTE = 400  # a dozen kinds of trouble, eight lines each and minute, on a handful of sockets
-UNCHECKED = "vm: {identity: unchecked}\n" + TWO_UNITS
+PEER_SECONDS = 3.0  # of acts that are turned away by identity
 
 # A process of its own for each round, so that the next one finds every device closed.
 PAYLOAD = b"""\
@@ -82,39 +83,62 @@ class Soak:
     done: Counter[str] = field(default_factory=Counter)
     rounds: list[dict[str, str]] = field(default_factory=list)
 
+    acts: tuple[Act, ...] = ACTS
+
     async def hand(self) -> None:
         """Act after act until the time is over; an act that is not answered as it must be fails the test."""
         while time.monotonic() < self.until:
-            act: Act = self.random.choice(ACTS)
+            act: Act = self.random.choice(self.acts)
             self.done[act.name] += 1
             await asyncio.to_thread(whatever_comes, act, self.random.choice(self.targets[act.where]))
 
 
-def _with_spares(config: Config) -> Config:
-    """The same machine with a unit and an endpoint that QEMU is not told of, open to any process of ours."""
+def _with_spares(config: Config, identity: Literal["peer", "unchecked"]) -> Config:
+    """The same machine with units and endpoints that QEMU is not told of; `unchecked` opens them to any process."""
+    bus = 1 + max(parse_bdf(endpoint.bdf) >> 8 for endpoint in config.endpoints)
+    spares = (
+        UnitConfig(name="spare-iommu", bdf="00:1e.0"),
+        UnitConfig(name="spare-vhost", bdf="00:1d.0", attach="vhost-user"),
+    )
     return msgspec.structs.replace(
         config,
-        vm=msgspec.structs.replace(config.vm, identity="unchecked"),
-        units=(*config.units, UnitConfig(name="spare-iommu", bdf="00:1e.0")),
-        endpoints=(*config.endpoints, EndpointConfig(name="spare-accel", unit="spare-iommu", bdf="02:00.0")),
+        vm=msgspec.structs.replace(config.vm, identity=identity),
+        units=(*config.units, *spares),
+        endpoints=(
+            *config.endpoints,
+            EndpointConfig(name="spare-accel", unit="spare-iommu", bdf=f"{bus:02x}:00.0"),
+            EndpointConfig(name="spare-behind", unit="spare-vhost", bdf=f"{bus + 1:02x}:00.0"),
+        ),
     )
 
 
-def _targets(vm: RunningVm, other: ServeProcess) -> dict[Where, list[Path]]:
-    """Sockets by what may be done to them; the VM's own functions are connected, so that only the door is open."""
+def _own_targets(vm: RunningVm) -> dict[Where, list[Path]]:
+    """The VM's sockets by what may be done to them; its own functions are connected, so that only the door is open."""
     directory = Path(vm.control_path).parent
-    spares = [directory / "spare-iommu.sock", directory / "spare-accel.sock"]
-    deep = [*spares, other.path("iommu0"), other.path("accel0")]
-    shallow = [directory / "iommu0.sock", directory / "accel0.sock", other.path("accel1")]
+    deep = [directory / "spare-iommu.sock", directory / "spare-accel.sock"]
+    shallow = [directory / "iommu0.sock", directory / "accel0.sock"]
     return {
         Where.FUNCTION: [*deep, *shallow],
         Where.VFIO: [*deep, *shallow],
-        Where.CONTROL: [Path(vm.control_path), Path(other.ready["control"])],
+        Where.VHOST: [directory / "spare-vhost.sock"],
+        Where.CONTROL: [Path(vm.control_path)],
     }
 
 
+def _targets(vm: RunningVm, other: ServeProcess) -> dict[Where, list[Path]]:
+    """The sockets of the VM and of another one."""
+    functions = [other.path(name) for name in ("iommu0", "accel0", "accel1")]
+    others = {
+        Where.FUNCTION: functions,
+        Where.VFIO: functions,
+        Where.VHOST: [other.path("iommu2")],
+        Where.CONTROL: [Path(other.ready["control"])],
+    }
+    return {where: [*paths, *others[where]] for where, paths in _own_targets(vm).items()}
+
+
 async def _next_round(messages: Any) -> dict[str, str]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(ROUND_S):
         answer: dict[str, str] = (await anext(messages))["round"]
     return answer
 
@@ -139,9 +163,9 @@ async def test_a_vm_works_while_its_backend_is_attacked_and_nothing_is_left_open
 ) -> None:
     config = load_config(CONFIG)
     path = tmp_path / "spares.json"
-    path.write_bytes(msgspec.json.encode(_with_spares(config)))
+    path.write_bytes(msgspec.json.encode(_with_spares(config, "unchecked")))
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
-    with serving(UNCHECKED, tmp_path / "other") as other:
+    with serving(ATTACKED, tmp_path / "other") as other:
         async with bring_up(config, Options(config_path=path, payload_files=files)) as vm, working(other) as worker:
             messages = vm.messages()
             first = await _next_round(messages)
@@ -171,6 +195,29 @@ async def test_a_vm_works_while_its_backend_is_attacked_and_nothing_is_left_open
                 record_property(name, value)
             await messages.aclose()
             _judge(first, soak, watches)
+
+
+async def test_who_is_not_the_vms_qemu_is_turned_away_from_every_function(tmp_path: Path) -> None:
+    config = load_config(CONFIG)
+    path = tmp_path / "peer.json"
+    path.write_bytes(msgspec.json.encode(_with_spares(config, "peer")))
+    files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
+    async with bring_up(config, Options(config_path=path, payload_files=files)) as vm:
+        messages = vm.messages()
+        first = await _next_round(messages)
+        assert vm._backend is not None
+        watch = Watch(vm._backend.pid, vm.logs / "backend.log")
+        acts = tuple(act for act in ACTS if act.where is not Where.CONTROL)
+        soak = Soak(Random(SEED), _own_targets(vm), time.monotonic() + PEER_SECONDS, acts=acts)
+
+        await _attacked(soak, vm, messages)
+
+        await watch.settled()
+        await messages.aclose()
+        _judge(first, soak, [watch])
+        about = [line for line in watch.lines() if "spare-" in line]
+        assert about
+        assert not [line for line in about if "is not the QEMU of this VM" not in line]
 
 
 def _judge(first: dict[str, str], soak: Soak, watches: list[Watch]) -> None:

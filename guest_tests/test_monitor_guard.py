@@ -28,13 +28,17 @@ PIPELINED = (
     + b"{'execute': 'human-monitor-command', 'id': {'a': [2.5]}, 'arguments': {'command-line': ' savevm x'}}"
     b"{'execute': 'human-monitor-command', 'id': 'help', 'arguments': {'command-line': 'info status'}}"
     b"{'execute': 'nonsense', 'id': [\"it's\", 'q\"']} {'execute': @ }\n"
+    b"{N{'execute': 'migrate', 'id': 'inside', 'arguments': {'uri': 'exec:cat >/dev/null'}}}"
+    b"{'execute': 'stop', 'id': '\\ud800'}"
     b"{'execute': 'query-name', 'id': 'last'}"
 )
 
 
-def converse(path: str) -> dict[str, dict[str, Any]]:
-    """Send everything at once; the replies by their ids, in the order they came, the last one included."""
+def converse(path: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Send everything at once; the replies by their ids, in the order they came, the last one included; and what the
+    errors without an id say."""
     replies: dict[str, dict[str, Any]] = {}
+    nameless: list[str] = []
     with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as lines:
         sock.settimeout(60)
         sock.connect(path)
@@ -43,7 +47,8 @@ def converse(path: str) -> dict[str, dict[str, Any]]:
             message = json.loads(lines.readline())
             if "QMP" not in message and "event" not in message:
                 replies[json.dumps(message.get("id"))] = message
-    return replies
+                nameless += [] if "id" in message else [message["error"]["desc"]]
+    return replies, nameless
 
 
 async def _stop_reset_and_continue(vm: RunningVm, qmp: QMPClient) -> list[tuple[bool, bool]]:
@@ -70,7 +75,9 @@ async def _pass_a_file_descriptor(qmp: QMPClient) -> object:
 
 async def test_a_real_qemu_behind_the_guard() -> None:
     async with bring_up(load_config(CONFIG), Options(config_path=CONFIG, payload=None)) as vm:
-        replies = await asyncio.to_thread(converse, vm.monitor_path)
+        replies, nameless = await asyncio.to_thread(converse, vm.monitor_path)
+        async with Control.connected(vm.control_path) as control:
+            frozen_by_what_qemu_could_not_read = (await control.execute("query-status"))["frozen"]
         qmp = QMPClient("user")
         await qmp.connect(vm.monitor_path)
         try:
@@ -92,6 +99,9 @@ async def test_a_real_qemu_behind_the_guard() -> None:
     assert replies['{"a": [2.5]}']["error"]["desc"].startswith("vdev refuses savevm: ")
     assert replies['"help"']["return"].startswith("VM status: ")
     assert "nonsense" in replies['["it\'s", "q\\""]']["error"]["desc"]
-    assert "parse error" in replies["null"]["error"]["desc"]
+    complaints = [desc.partition(": ")[2].partition(",")[0] for desc in nameless]  # QEMU may have several about one @
+    assert complaints[0] == "JSON parse error"
+    assert complaints[-2:] == ["it is not a JSON object", "JSON parse error"]
+    assert frozen_by_what_qemu_could_not_read is None
     assert taken == {}
     assert states == [(False, True), (False, True), (True, False)]

@@ -35,7 +35,7 @@ time.sleep(600)
 """
 
 
-async def _boot_once(messages: Any) -> tuple[str, dict[str, bool]]:
+async def boot_once(messages: Any) -> tuple[str, dict[str, bool]]:
     """The boot's id, and the checks' verdicts."""
     boot_id = (await anext(messages))["boot_id"]
     records = [await anext(messages) for _ in CHECKS]
@@ -47,21 +47,21 @@ async def _reset(vm: RunningVm) -> None:
     await vm.qmp.execute("system_reset")
 
 
-def _options(attach: Attach) -> Options:
+def options(attach: Attach) -> Options:
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
     return Options(config_path=CONFIG, attach=attach, payload_files=files)
 
 
 @pytest.mark.parametrize("attach", ATTACHMENTS)
 async def test_after_a_system_reset_the_driver_binds_again_and_dma_works(attach: Attach) -> None:
-    async with bring_up(load_config(CONFIG), _options(attach)) as vm:
+    async with bring_up(load_config(CONFIG), options(attach)) as vm:
         messages = vm.messages()
-        first, before = await _boot_once(messages)
+        first, before = await boot_once(messages)
         async with Control.connected(vm.control_path) as control:
             (used,) = await control.execute("query-iommu")
             since = (await control.execute("query-events", limit=1))[0]["seq"] + 1
             await _reset(vm)
-            second, after = await _boot_once(messages)
+            second, after = await boot_once(messages)
             resets = await control.execute("query-events", since=since, kinds=["UnitReset"])
             faults = await control.execute("query-events", since=since, kinds=["FaultRaised"])
         await messages.aclose()

@@ -2,8 +2,9 @@
 
 The guest maps, copies, verifies and unmaps without end (payload/load.py) while the host stops it through the user's
 monitor, hashes all of its RAM twice and lets it go on. VDEV_TIER=soak does so 100 times. At the end the same is done
-with the backend thawed: then the hash must change, or the test could not have failed. (Over vhost-user it still must
-not: there QEMU itself suspends the unit's rings, and its endpoints are held with them.)
+with the backend thawed: then the hash must change, or the test could not have failed. Over vhost-user it still must
+not: there QEMU itself suspends the unit's rings, and its endpoints are held with them. There the control is a backend
+that lacks this second hold (unheld_backend.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -182,3 +184,20 @@ async def test_under_load_nothing_is_lost_and_a_stopped_vms_ram_does_not_change(
     assert (counts["submitted"], counts["maps"]) == (counts["completed"], counts["unmaps"])
     assert (counts["refused"], faults) == (0, [])
     assert counts["rounds"] > ROUNDS
+
+
+async def test_over_vhost_user_it_is_the_suspended_rings_that_hold_a_thawed_backend() -> None:
+    files: dict[str, Path | bytes] = {"main.py": MAIN, "guest_payload": Path(payload_path[0])}
+    unheld = (sys.executable, "-m", "guest_tests.unheld_backend")
+    options = Options(attach="vhost-user", payload_files=files, backend=unheld)
+    async with bring_up(configuration(), options) as vm:
+        messages = vm.messages()
+        for _ in range(1 + len(OPENING)):
+            await anext(messages)
+        async with bench(vm) as hands:
+            await hands.make_progress()
+            changed_when_thawed = await hands.stop_unguarded(held_by_rings=False)
+            await hands.make_progress()
+        await messages.aclose()
+
+    assert changed_when_thawed

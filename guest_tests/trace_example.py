@@ -1,4 +1,4 @@
-"""The example in docs/trace.md: scenes of the demo as the trace shows them. A booted test compares; this writes it.
+"""The examples in docs/trace.md: scenes of the demo as the trace shows them. A booted test compares; this writes them.
 
 python -m guest_tests.trace_example --write
 """
@@ -18,6 +18,7 @@ from guest_tests.boot import boot
 from guest_tests.payload.checks import CHECKS
 from qmp_bridge.plan import Options
 from vdev.config import load_config
+from vdev.config.schema import ATTACHMENTS, Attach
 from vdev.trace.text import line
 
 ROOT = Path(__file__).parent.parent
@@ -26,16 +27,37 @@ PAGE = ROOT / "docs" / "trace.md"
 CONFIG = ROOT / "configs" / "first-light.yaml"
 TITLE = next(check.title for check in CHECKS if check.name == "refused-after-unmap")
 DOTS = f"{'...':>12}"
-START, STOP = "<!-- demo: begin -->\n```\n", "```\n<!-- demo: end -->\n"
+STOP = "```\n<!-- demo: end -->\n"
+
+
+def begin(attach: Attach) -> str:
+    """What stands before the example of `attach`."""
+    return f"<!-- demo over {attach}: begin -->\n```\n"
 
 
 def driver_comes(records: Sequence[Record]) -> list[str]:
-    """The unit's registers, from the driver's reset to DRIVER_OK."""
-    kinds = ("register", "reset")
+    """The unit's registers and rings, from the driver's first word, its reset if that shows, to the start."""
+    kinds = ("register", "reset", "rings")
     own = [record for record in records if record.get("function") == "iommu0" and record["kind"] in kinds]
-    stop = next(at for at, record in enumerate(own) if "DRIVER_OK" in record["fields"].get("words", "")) + 1
-    start = max(at for at, record in enumerate(own[:stop]) if record["fields"].get("reset") == "virtio")
+    stop = next(at for at, record in enumerate(own) if _is_start(record["fields"])) + 1
+    start = max(at for at, record in enumerate(own[:stop]) if _is_first_word(record["fields"], own[stop - 1]))
     return [line(record) for record in own[start:stop]]
+
+
+def _is_start(fields: Record) -> bool:
+    return fields.get("rings") == "started" or "DRIVER_OK" in fields.get("words", "")
+
+
+def _is_first_word(fields: Record, start: Record) -> bool:
+    if start["kind"] == "rings":  # over vhost-user nothing shows before the start
+        return fields.get("register") == "driver_features"
+    return fields.get("reset") == "virtio"
+
+
+def _without_rng(records: Sequence[Record]) -> list[Record]:
+    """Without the other device, whose driver draws when it likes."""
+    own = [record for record in records if record.get("function") != "rng0"]
+    return [record for record in own if "02:00.0" not in (record.get("endpoint"), *record.get("endpoints", ()))]
 
 
 def check(records: Sequence[Record]) -> list[str]:
@@ -53,15 +75,22 @@ def driver_goes(records: Sequence[Record]) -> list[str]:
     return [line(record) for record in records[start : requests[-1] + 1] if record["kind"] != "note"]
 
 
-def example(records: Sequence[Record]) -> list[str]:
-    """The three scenes, with a line of dots between them. `records` is the trace of a whole run."""
-    return [*driver_comes(records), DOTS, *check(records), DOTS, *driver_goes(records)]
+def example(records: Sequence[Record], attach: Attach) -> list[str]:
+    """The scenes, with a line of dots between them. `records` is the trace of a whole run.
+
+    Over vhost-user only the first: the others are those of vfio-user.
+    """
+    if attach == "vhost-user":
+        return driver_comes(records)
+    own = _without_rng(records)
+    return [*driver_comes(own), DOTS, *check(own), DOTS, *driver_goes(own)]
 
 
 def normalised(lines: Iterable[str]) -> list[str]:
     """`lines` without what differs between two runs that did the same.
 
-    Times, guest-physical addresses, how a driver's buffer is cut into mappings, whether the ring was being polled.
+    Times, guest-physical addresses, how a driver's buffer is cut into mappings, whether the ring was being polled, and
+    what an interrupt is called: a vector, or over vhost-user its queue.
     """
     out = []
     for text in lines:
@@ -73,38 +102,41 @@ def normalised(lines: Iterable[str]) -> list[str]:
         if re.search(r" (?:MAP|UNMAP) ", text):
             text = re.sub(r"0x[0-9a-f]+\.\.0x[0-9a-f]+ +\w+", "RANGE", text)
             text = re.sub(r"-> 0x[0-9a-f]+", "-> GPA", text)
-            text = re.sub(r"domain \d+", "domain N", text)
+        text = re.sub(r"domain \d+", "domain N", text)
         text = re.sub(r" in \d+ pieces", "", text)
+        text = re.sub(r"(iommu0 +IRQ) .*", r"\1", text)
         out.append(re.sub(r" +", " ", text).strip())
     return [text for text, _ in groupby(out)]
 
 
-def documented() -> list[str]:
-    """The example as the page has it."""
-    _, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+def documented(attach: Attach) -> list[str]:
+    """The example of `attach` as the page has it."""
+    _, _, rest = PAGE.read_text(encoding="utf-8").partition(begin(attach))
     return rest.partition(STOP)[0].splitlines()
 
 
-def write(lines: Sequence[str]) -> None:
+def write(lines: Sequence[str], attach: Attach) -> None:
     """Put `lines` in the page."""
-    before, start, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition(begin(attach))
     _, stop, after = rest.partition(STOP)
     if not (start and stop):
         raise ValueError(f"{PAGE} has no place for the example")
-    PAGE.write_text(before + START + "".join(f"{text}\n" for text in lines) + STOP + after, encoding="utf-8")
+    PAGE.write_text(before + start + "".join(f"{text}\n" for text in lines) + STOP + after, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Boot the demo's guest and show the example, or write it."""
+    """Boot the demo's guest once for each attachment and show the examples, or write them."""
     parser = argparse.ArgumentParser(prog="python -m guest_tests.trace_example", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put it in docs/trace.md")
+    parser.add_argument("--write", action="store_true", help="put them in docs/trace.md")
     arguments = parser.parse_args(argv)
-    run = asyncio.run(boot(load_config(CONFIG), Options(config_path=CONFIG), lambda message, faults: None))
-    lines = example(run.trace)
-    if arguments.write:
-        write(lines)
-    else:
-        sys.stdout.write("".join(f"{text}\n" for text in lines))
+    for attach in ATTACHMENTS:
+        options = Options(config_path=CONFIG, attach=attach)
+        run = asyncio.run(boot(load_config(CONFIG), options, lambda message, faults: None))
+        lines = example(run.trace, attach)
+        if arguments.write:
+            write(lines, attach)
+        else:
+            sys.stdout.write("".join(f"{text}\n" for text in (f"# {attach}", *lines)))
     return 0
 
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from qmp_bridge.json_stream import TooDeep, read_request
+from qmp_bridge.json_stream import TooDeep, Unreadable, read_request
 
 MARK = "__org.vdev_"
 _REFUSED = MARK + "refused-"  # then the key of REASONS, a dot, and the command's name
 _AWAITED = MARK + "awaited"  # the one member of the id of a command we have a part in: its own id, in a list
-_UNREADABLE = "nested-too-deep"
+_TOO_DEEP = "nested-too-deep"
+_NOT_JSON = "not-json"
 
 
 class Rule(Enum):
@@ -38,7 +39,8 @@ REASONS: Mapping[str, str] = {
     "Instead: shut the guest down and start it elsewhere; its disks can be copied while it is off",
     Rule.LOADS_STATE.value: _LOSES + "the guest would wake up with devices that do not know it. "
     "Instead: start the guest from its disks",
-    _UNREADABLE: "it is nested too deeply to be sure that it is harmless",
+    _TOO_DEEP: "it is nested too deeply to be sure that it is harmless",
+    _NOT_JSON: "it is not a JSON object, and QEMU would look for commands in the middle of it",
 }
 
 # QMP commands. Deleting snapshots, and those of disks alone (blockdev-snapshot, transaction, ...), lose nothing.
@@ -51,6 +53,7 @@ QMP: Mapping[str, Rule] = {
     "snapshot-load": Rule.LOADS_STATE,
     "xen-load-devices-state": Rule.LOADS_STATE,
     "stop": Rule.STOPS,
+    "dump-guest-memory": Rule.STOPS,  # for as long as it takes
     "cont": Rule.CONTINUES,
 }
 # Commands of the human monitor, which `human-monitor-command` runs. QEMU takes names whole, or one of their aliases.
@@ -62,6 +65,7 @@ HMP: Mapping[str, Rule] = {
     "loadvm": Rule.LOADS_STATE,
     "stop": Rule.STOPS,
     "s": Rule.STOPS,
+    "dump-guest-memory": Rule.STOPS,
     "cont": Rule.CONTINUES,
     "c": Rule.CONTINUES,
 }
@@ -108,8 +112,9 @@ def judge(raw: bytes) -> Judged:
     """What becomes of one whole value of a client's stream."""
     try:
         request = read_request(raw)
-    except TooDeep:
-        return Judged(json.dumps({"execute": f"{_REFUSED}{_UNREADABLE}."}).encode())
+    except Unreadable as error:
+        key = _TOO_DEEP if isinstance(error, TooDeep) else _NOT_JSON
+        return Judged(json.dumps({"execute": f"{_REFUSED}{key}."}).encode())
     if request is None:
         return Judged(raw)
     rule, shown = rule_for(request.name, request.arguments)
@@ -124,16 +129,20 @@ def judge(raw: bytes) -> Judged:
 
 @dataclass(frozen=True)
 class Answered:
-    """What goes to the client in place of one line of QEMU's; `awaited`: only once our part is done."""
+    """What goes to the client in place of one line of QEMU's; `awaited`: only once our part is done.
+
+    `nameless`: an error without an id, which may be that of a command we have a part in, if QEMU could not read it.
+    """
 
     line: bytes
     awaited: bool = False
+    nameless: bool = False
 
 
 def answer(line: bytes) -> Answered:
     """What becomes of one line of QEMU's, its end included."""
     if MARK.encode() not in line:
-        return Answered(line)
+        return Answered(line, nameless=_is_nameless_error(line))
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -150,3 +159,13 @@ def answer(line: bytes) -> Answered:
             if key in REASONS:
                 message["error"] = {"class": "GenericError", "desc": _reason(key, shown)}
     return Answered(json.dumps(message).encode() + b"\r\n", awaited)
+
+
+def _is_nameless_error(line: bytes) -> bool:
+    if not line.startswith(b'{"error"'):  # QEMU writes an id first, and nothing else has this member
+        return False
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(message, dict) and "error" in message and "id" not in message

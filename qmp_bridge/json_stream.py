@@ -156,7 +156,15 @@ class Request:
         return "exec-oob" if "exec-oob" in self.texts else "execute"
 
 
-class TooDeep(ValueError):
+class Unreadable(Exception):
+    """A value we cannot read; it must not reach QEMU, which would go on reading in the middle of it.
+
+    QEMU's lexer forgets what it has at the first character that cannot be, and a whole command may follow within what
+    is one value for us: `{N{"execute": "stop"}}`.
+    """
+
+
+class TooDeep(Unreadable):
     """A request that QEMU may be able to read and we are not."""
 
 
@@ -169,18 +177,23 @@ def _number(text: str) -> None:
     """No number is looked at, and one of more digits than Python converts must not be an error."""
 
 
-_decoder = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number)
+def _no_constant(text: str) -> None:
+    """NaN and Infinity, which are Python's alone."""
+    raise ValueError(f"{text} is not JSON")
+
+
+_decoder = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number, parse_constant=_no_constant)
 
 
 def read_request(raw: bytes) -> Request | None:
-    """The request in one value of the stream; None for what QEMU would not execute either. Raises TooDeep."""
+    """The request in one value of the stream; None for an object that names no command. Raises Unreadable."""
     text = _STRING.sub(_standard_string, raw.decode("utf-8", "surrogateescape"))
     try:
         members = _members(text)
     except RecursionError:
         raise TooDeep from None
     except (ValueError, IndexError):
-        return None
+        raise Unreadable from None
     if ("exec-oob" in members) == ("execute" in members):
         return None
     name, _ = members.get("exec-oob") or members["execute"]

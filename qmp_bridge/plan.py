@@ -21,6 +21,7 @@ from vdev.parts.disk import disk_format
 from vdev.parts.firmware import find_firmware
 from vdev.parts.initramfs import build_initramfs
 from vdev.parts.kernel import Kernel, find_kernel
+from vdev.parts.paths import own_path
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
 from vdev.qemu.machine import Disk, MachinePaths, qemu_arguments
@@ -134,6 +135,9 @@ def find_parts(config: Config, options: Options) -> Parts:
     """The parts for `config`, found, fetched or built. Blocks, for minutes when it downloads. Raises PartsError."""
     vm, say, cache = config.vm, options.say, Cache()
     wanted = options.kernel or boot_kernel(vm)
+    if wanted is None and options.append:
+        problem = f"there is no kernel to take {options.append!r}: the disk's own boot loader brings its own"
+        raise ConfigError("append", problem, "leave it out, or set vm.kernel")
     _check_paths(wanted, vm.initrd)  # before anything is downloaded
     disk = _disk(vm)
     qemu = find_qemu(vm.qemu, say, cache)
@@ -157,7 +161,7 @@ def find_parts(config: Config, options: Options) -> Parts:
 def _disk(vm: VmConfig) -> Disk | None:
     if vm.disk is None:
         return None
-    path = Path(vm.disk).expanduser().absolute()
+    path = own_path("vm.disk", vm.disk)
     return Disk(str(path), disk_format(path, vm.disk_format), vm.disk_writable)
 
 
@@ -165,7 +169,7 @@ def _initrd(vm: VmConfig, kernel: Kernel | None, options: Options, cache: Cache)
     if kernel is None or vm.initrd == NONE:
         return None
     if vm.initrd is not None:
-        return str(Path(vm.initrd).expanduser())
+        return str(own_path("vm.initrd", vm.initrd))
     if kernel.modules_dir is None:
         options.say(f"kernel {kernel.version} comes without modules: virtio_iommu and VFIO must be built into it")
     files = options.payload_files or {"main.py": CHECKS_MAIN, "guest_payload": CHECKS}
@@ -173,10 +177,10 @@ def _initrd(vm: VmConfig, kernel: Kernel | None, options: Options, cache: Cache)
 
 
 def _check_paths(kernel: str | None, initrd: str | None) -> None:
-    if kernel is not None and "/" in kernel and not Path(kernel).expanduser().exists():
+    if kernel is not None and "/" in kernel and not own_path("vm.kernel", kernel).exists():
         cure = f"give a bzImage, a kernel build tree or one of {', '.join(KERNEL_NAMES)}"
         raise PartsError("vm.kernel", f"{kernel} does not exist", cure)
-    if initrd not in (None, NONE) and not Path(initrd).expanduser().is_file():
+    if initrd is not None and initrd != NONE and not own_path("vm.initrd", initrd).is_file():
         raise PartsError("vm.initrd", f"{initrd} is not a file", "leave it out for vdev's own")
 
 

@@ -136,11 +136,11 @@ class _Session:
             out = bytearray()
             for line in whole.splitlines(keepends=True):
                 answered = answer(line)
-                if answered.awaited:
+                if answered.awaited or (answered.nameless and self._unanswered):
                     await loop.sock_sendall(self._client, out)
                     out.clear()
                     await self._run_state.settle()
-                    self._unanswered -= 1
+                    self._unanswered -= answered.awaited
                 out += answered.line
             await loop.sock_sendall(self._client, out)
         await loop.sock_sendall(self._client, pending)

@@ -25,7 +25,8 @@ class RegisterWritten:
 
 @dataclass(slots=True)
 class FunctionReset:
-    """A function is as at power-on. `kind`: virtio (status 0), function-level (FLR), system."""
+    """A function is as at power-on. `kind`: virtio (status 0), function-level (FLR), system, or new-driver (one that
+    started anew proves that there was a reset, over vhost-user)."""
 
     function: str
     kind: str
@@ -33,10 +34,20 @@ class FunctionReset:
 
 @dataclass(slots=True)
 class InterruptRaised:
-    """An MSI-X vector was signalled."""
+    """An MSI-X vector was signalled; over vhost-user, where the vectors are QEMU's, that of a queue (`vector` None)."""
 
     function: str
-    vector: int
+    vector: int | None
+    queue: str = ""  # in words
+
+
+@dataclass(slots=True)
+class RingsChanged:
+    """The rings of a virtio function as a whole. `state`: started, suspended, resumed, broken (until a reset)."""
+
+    function: str
+    state: str
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -70,13 +81,6 @@ class ConnectionChanged:
     function: str
     pid: int
     connected: bool
-
-
-@dataclass(slots=True)
-class RunStateChanged:
-    """DMA of the whole VM is held (`running` False, the VM is stopped) or goes on."""
-
-    running: bool
 
 
 def flag_words(flags: IntFlag) -> str:

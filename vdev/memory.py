@@ -45,6 +45,9 @@ class Memory(Protocol):
     def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
         """See `RegionTable.slices`."""
 
+    def ring_area(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """The same, for a part of a ring: looked up again whenever `generation` has changed."""
+
 
 class RegionTable:
     """The sorted, non-overlapping regions of one connection."""
@@ -142,6 +145,10 @@ class RegionTable:
             cursor = end
             index += 1
         return out
+
+    def ring_area(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """See `slices`."""
+        return self.slices(gpa, nbytes, write=write)
 
     def read(self, gpa: int, nbytes: int) -> bytes:
         """Copy out [gpa, gpa+nbytes); raises MemoryAccessError as `slices` does."""

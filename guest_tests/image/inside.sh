@@ -11,6 +11,10 @@ dpkg --force-depends --install $debs/base-passwd_*.deb
 dpkg --force-depends --install $debs/base-files_*.deb
 dpkg --force-depends --install $debs/libc6_*.deb $debs/dpkg_*.deb
 dpkg --force-depends --unpack $debs/*.deb
+# Of drivers the initrd needs those of the root disk; all that might be needed elsewhere would cost seconds a boot.
+mkdir -p /etc/initramfs-tools/conf.d /usr/share/initramfs-tools/modules.d
+echo MODULES=list > /etc/initramfs-tools/conf.d/vdev
+printf 'virtio_pci\nvirtio_blk\next4\n' > /usr/share/initramfs-tools/modules.d/vdev
 dpkg --configure -a
 
 passwd -d root # it logs in at the console without one
@@ -34,6 +38,7 @@ ExecStart=/usr/bin/python3 -B /run/payload/main.py all
 WantedBy=dev-disk-by\x2did-virtio\x2dvdev\x2dpayload.device
 EOF
 systemctl enable vdev-payload.service
+systemctl mask getty-static.service # nobody looks at tty2 to tty6
 
 disk=/run/out/disk.img
 esp_start=1 root_start=$((1 + esp_mib))

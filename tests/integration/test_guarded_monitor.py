@@ -129,6 +129,20 @@ async def test_pipelined_stops_and_conts_end_in_the_last_ones_state(vm: RunningV
         assert await frozen(vm)
 
 
+async def test_a_stop_that_qemu_cannot_read_thaws_again(vm: RunningVm) -> None:
+    async with client(vm) as person:
+        person.writer.write(b'{"execute": "stop", "id": "\\ud800"}')  # QEMU's parser refuses lone surrogates
+        reply = await person.receive()
+        was_frozen = await frozen(vm)
+    control = ControlClient(vm.control_path)
+    events = await control.execute("query-events", kinds=["RunStateChanged"])
+    control.close()
+
+    assert "parse error" in reply["error"]["desc"]
+    assert not was_frozen
+    assert len(events) == 2
+
+
 async def test_a_vm_that_stops_by_itself_is_frozen(vm: RunningVm) -> None:
     await vm.qmp.execute("x-panic")
     await becomes(vm, True)

@@ -79,6 +79,16 @@ async def test_a_trace_started_in_mid_run_has_all_kinds_and_stops_when_told(proc
     assert (first["endpoint"], first["fields"]["iova"]) == ("01:00.0", f"{TARGET_IOVA + MIB:#012x}")
 
 
+def test_a_stop_of_the_vm_and_its_end_are_one_record_each_in_words(process: ServeProcess) -> None:
+    process.ask("trace-start")
+    for command in ("freeze", "freeze", "thaw", "thaw"):
+        process.ask(command, by="a test")
+    records = process.ask("query-trace")["newest"]
+
+    _, *told = [(record["kind"], record["type"], record["fields"]) for record in records]
+    assert told == [("run-state", "STOPPED", {"by": "a test"}), ("run-state", "RUNNING", {"by": "a test"})]
+
+
 async def test_a_reader_in_another_process_sees_requests_with_answers_as_they_come(process: ServeProcess) -> None:
     with reading(process, "--type", "MAP,FAULT", "--last", "0") as reader:
         header = [next_line(reader), next_line(reader)]

@@ -183,6 +183,17 @@ async def test_other_ram_than_the_vms_is_not_used(scene: Scene, caplog: pytest.L
     assert "not the RAM that this VM's other functions have" in log
 
 
+async def test_an_address_out_of_memory_leaves_no_ring_where_the_last_driver_had_it(scene: Scene) -> None:
+    async with scene.guest() as guest:
+        await guest.client.stop()
+        outside = wire.RingAddress(0, 0, 0x1000, 0x2000, 0x3000, 0).pack()
+        guest.client.send(Command.SET_VRING_ADDR, outside)
+        guest.client.send(Command.SET_VRING_KICK, wire.U64(0).pack(), [guest.client.fronts[0].kick])
+        await guest.client.enable(True)
+
+        assert scene.carrier.broken
+
+
 async def test_a_broken_ring_is_signalled_and_the_connection_stays(scene: Scene) -> None:
     async with scene.guest() as guest:
         guest.requests.offer(0xFFFF)

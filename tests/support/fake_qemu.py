@@ -98,6 +98,9 @@ class FakeQemu:
                 except ValueError:
                     break
                 pending = pending[end:].lstrip()
+                if "\ud800" in json.dumps(request, ensure_ascii=False):
+                    say(writer, {"error": {"class": "GenericError", "desc": "JSON parse error, not a character"}})
+                    continue
                 if executed is not None:
                     executed.append(request["execute"])
                 answer = self.execute(request["execute"], writer)

@@ -25,7 +25,7 @@ Maker = Callable[[], AbstractContextManager[int]]
 
 
 @contextmanager
-def _one(fd: int) -> Iterator[int]:
+def one(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:
@@ -35,7 +35,7 @@ def _one(fd: int) -> Iterator[int]:
 @contextmanager
 def a_pipe() -> Iterator[int]:
     reading, writing = os.pipe()
-    with _one(reading), _one(writing):
+    with one(reading), one(writing):
         yield reading
 
 
@@ -52,10 +52,17 @@ def an_epoll() -> Iterator[int]:
 
 
 @contextmanager
+def an_o_path_eventfd() -> Iterator[int]:
+    """It has an eventfd's name."""
+    with one(os.eventfd(0)) as fd, one(os.open(f"/proc/self/fd/{fd}", os.O_PATH)) as path:
+        yield path
+
+
+@contextmanager
 def a_file(flags: int) -> Iterator[int]:
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(PAGE)
-        with _one(os.open(file.name, flags)) as fd:
+        with one(os.open(file.name, flags)) as fd:
             yield fd
 
 
@@ -63,7 +70,7 @@ def a_file(flags: int) -> Iterator[int]:
 def huge_pages() -> Iterator[int]:
     """A file of more huge pages than any machine sets aside, sealed."""
     fd = os.memfd_create("hostile-huge", os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
-    with _one(fd):
+    with one(fd):
         os.ftruncate(fd, 1 << 42)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         yield fd
@@ -82,12 +89,12 @@ _REFUSED, _NO_SEAL = "refused DMA_MAP", "not sealed against shrinking"
 # What it is; how it is made; what the log must say when it is called guest RAM.
 WRONG_RAM: dict[str, tuple[str, Maker, str]] = {
     "pipe": ("a pipe", a_pipe, _NO_SEAL),
-    "directory": ("a directory", lambda: _one(os.open("/", os.O_RDONLY | os.O_DIRECTORY)), _NO_SEAL),
+    "directory": ("a directory", lambda: one(os.open("/", os.O_RDONLY | os.O_DIRECTORY)), _NO_SEAL),
     "socket": ("a socket", a_socket, _NO_SEAL),
     "epoll": ("an epoll", an_epoll, _NO_SEAL),
-    "eventfd": ("an eventfd", lambda: _one(os.eventfd(0)), _NO_SEAL),
-    "zero": ("/dev/zero", lambda: _one(os.open("/dev/zero", os.O_RDWR)), _NO_SEAL),
-    "null": ("/dev/null", lambda: _one(os.open(os.devnull, os.O_RDWR)), _NO_SEAL),
+    "eventfd": ("an eventfd", lambda: one(os.eventfd(0)), _NO_SEAL),
+    "zero": ("/dev/zero", lambda: one(os.open("/dev/zero", os.O_RDWR)), _NO_SEAL),
+    "null": ("/dev/null", lambda: one(os.open(os.devnull, os.O_RDWR)), _NO_SEAL),
     "path": ("an O_PATH fd", lambda: a_file(os.O_PATH), _NO_SEAL),
     "read-only": ("a file opened for reading", lambda: a_file(os.O_RDONLY), _NO_SEAL),
     "file": ("an ordinary file", lambda: a_file(os.O_RDWR), _NO_SEAL),
@@ -110,16 +117,16 @@ def as_ram(make: Maker) -> Callable[[Path], None]:
 
 def as_vectors(path: Path) -> None:
     payload = wire.SetIrqs(20, TRIGGER_EVENTFD, wire.IRQ_MSIX, 0, 1).pack()
+    makers = [make for name, (_, make, _) in WRONG_RAM.items() if name != "eventfd"]
     with Peer(path).negotiated() as peer:
-        for name, (_, make, _) in WRONG_RAM.items():
-            if name != "eventfd":
-                with make() as fd:
-                    peer.refused(Command.DEVICE_SET_IRQS, payload, [fd])
+        for make in (*makers, an_o_path_eventfd):
+            with make() as fd:
+                peer.refused(Command.DEVICE_SET_IRQS, payload, [fd])
 
 
 def full_vector(path: Path) -> None:
     """An eventfd that is full when it is triggered, and made blocking again behind our back."""
-    with Peer(path).negotiated() as peer, _one(os.eventfd(0)) as fd:
+    with Peer(path).negotiated() as peer, one(os.eventfd(0)) as fd:
         peer.request(Command.DEVICE_SET_IRQS, wire.SetIrqs(20, TRIGGER_EVENTFD, 2, 0, 1).pack(), [fd])
         os.eventfd_write(fd, (1 << 64) - 2)
         fcntl.fcntl(fd, fcntl.F_SETFL, 0)
@@ -128,23 +135,23 @@ def full_vector(path: Path) -> None:
 
 
 def too_few_vectors(path: Path) -> None:
-    with Peer(path).negotiated() as peer, _one(os.eventfd(0)) as fd:
+    with Peer(path).negotiated() as peer, one(os.eventfd(0)) as fd:
         peer.refused(Command.DEVICE_SET_IRQS, wire.SetIrqs(20, TRIGGER_EVENTFD, 2, 0, 2).pack(), [fd])
 
 
 def stray(path: Path) -> None:
-    with Peer(path).negotiated() as peer, _one(os.eventfd(0)) as fd:
+    with Peer(path).negotiated() as peer, one(os.eventfd(0)) as fd:
         peer.refused(Command.DEVICE_GET_INFO, bytes(16), [fd])
 
 
 def as_many_as_the_kernel_takes(path: Path) -> None:
-    with Peer(path).negotiated() as peer, _one(os.eventfd(0)) as fd:
+    with Peer(path).negotiated() as peer, one(os.eventfd(0)) as fd:
         peer.refused(Command.DMA_MAP, dma_map(0, PAGE), [fd] * 253)
 
 
 def spread(path: Path) -> None:
     raw = wire.message(5, Command.DMA_MAP, dma_map(0, PAGE))
-    with Peer(path).negotiated() as peer, _one(os.eventfd(0)) as fd:
+    with Peer(path).negotiated() as peer, one(os.eventfd(0)) as fd:
         for at in range(0, len(raw), 4):
             peer.send(raw[at : at + 4], [fd] * 5)
         header, _ = peer.reply()
@@ -153,7 +160,7 @@ def spread(path: Path) -> None:
 
 def half(path: Path) -> None:
     with Peer(path).negotiated() as peer, ExitStack() as stack:
-        fds = [stack.enter_context(_one(os.eventfd(0))) for _ in range(8)]
+        fds = [stack.enter_context(one(os.eventfd(0))) for _ in range(8)]
         peer.send(wire.message(5, Command.DEVICE_SET_IRQS, bytes(52))[:30], fds)
 
 
@@ -164,7 +171,7 @@ def cycle(path: Path) -> None:
 
 
 @contextmanager
-def _lingering_socket() -> Iterator[int]:
+def lingering_socket() -> Iterator[int]:
     """A TCP socket full of data its peer does not read, whose last close waits a minute."""
     with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
         sock = socket.create_connection(listening.getsockname())
@@ -179,7 +186,7 @@ def _lingering_socket() -> Iterator[int]:
 
 def lingering(path: Path) -> None:
     """Its last reference is the server's."""
-    with Peer(path).negotiated() as peer, _lingering_socket() as fd:
+    with Peer(path).negotiated() as peer, lingering_socket() as fd:
         rights = array.array("i", [fd])
         message = wire.message(9, Command.DEVICE_GET_INFO, bytes(16))
         try:

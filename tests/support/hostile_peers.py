@@ -1,7 +1,8 @@
 """What a broken or hostile process can do to a socket of `vdev serve`: a table of acts, each a plain blocking function.
 
 An act gets the path of a socket, does its worst and leaves. Acts on `Where.FUNCTION` are stream abuse every server of a
-function must survive, those on `Where.VFIO` speak vfio-user first, those on `Where.CONTROL` need the control socket.
+PCI function must survive, those on `Where.VFIO` speak vfio-user first, those on `Where.VHOST` are for the socket of a
+unit attached by vhost-user, those on `Where.CONTROL` for the control socket.
 Tests perform each alone, the soak draws them at random; both judge what became of the process.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from tests.support import hostile_fds, hostile_ram
+from tests.support import hostile_fds, hostile_ram, hostile_vhost
 from tests.support.hostile_peer import VERSION, Peer, dma_map, region_read
 from vdev.wire import vfio_user as wire
 from vdev.wire.vfio_user import Command
@@ -44,6 +45,7 @@ class Where(Enum):
 
     FUNCTION = auto()
     VFIO = auto()
+    VHOST = auto()
     CONTROL = auto()
 
 
@@ -96,15 +98,20 @@ def slow(path: Path) -> None:
             time.sleep(PAUSE_S)
 
 
-def stopped(path: Path) -> None:
-    command = [sys.executable, "-c", STOPPED, str(path), VERSION[:20].hex()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as popen:
-        try:
-            assert popen.stdout is not None
-            popen.stdout.readline()
-            time.sleep(PAUSE_S)
-        finally:
-            popen.send_signal(signal.SIGKILL)
+def stopped(data: bytes) -> Callable[[Path], None]:
+    """After it has sent `data`."""
+
+    def act(path: Path) -> None:
+        command = [sys.executable, "-c", STOPPED, str(path), data.hex()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as popen:
+            try:
+                assert popen.stdout is not None
+                popen.stdout.readline()
+                time.sleep(PAUSE_S)
+            finally:
+                popen.send_signal(signal.SIGKILL)
+
+    return act
 
 
 def half_closed(path: Path) -> None:
@@ -252,7 +259,7 @@ def control_vanishes(path: Path) -> None:
         peer.send(b'{"execute": "query-events", "arguments": {"limit": 100000}}\n' * 50)
 
 
-_F, _V, _C = Where.FUNCTION, Where.VFIO, Where.CONTROL
+_F, _V, _H, _C = Where.FUNCTION, Where.VFIO, Where.VHOST, Where.CONTROL
 _CUT = "the connection ended inside a message"
 _DEEP = b'{"capabilities": ' + b"[" * 4000
 
@@ -263,7 +270,7 @@ ACTS = (
     Act("promise-64m", _F, "promises a message of 64 MiB", promise(64 << 20), "a message of 67108864 bytes"),
     Act("promise-3", _F, "promises a message of 3 bytes", promise(3), "a message of 3 bytes"),
     Act("slow", _F, "sends a byte at a time, then vanishes", slow, _CUT),
-    Act("stopped", _F, "is stopped (SIGSTOP) inside a message, then killed", stopped, _CUT),
+    Act("stopped", _F, "is stopped (SIGSTOP) inside a message, then killed", stopped(VERSION[:20]), _CUT),
     Act("half-closed", _F, "closes its sending side and waits", half_closed, ""),
     Act("duplicates", _F, "connects again and again while connected", duplicates, "is connected already"),
     Act("storm", _F, "connects 1000 times and holds on", storm, "is connected already"),
@@ -297,6 +304,10 @@ ACTS = (
     Act("fd-cycle", _V, "sends the socket itself over itself, and leaves", hostile_fds.cycle, "at most 0 belong"),
     Act("fd-lingers", _V, "sends a TCP socket whose close takes a minute", hostile_fds.lingering, "at most 0 belong"),
     *(Act(f"ram-{name}", _V, what, act, words) for name, (what, act, words) in hostile_ram.ACTS.items()),
+    Act("vhost-stopped", _H, "is stopped (SIGSTOP) inside a message, then killed", stopped(hostile_vhost.CUT), _CUT),
+    Act("vhost-duplicates", _H, "connects again and again while connected", duplicates, "is connected already"),
+    Act("vhost-storm", _H, "connects 1000 times and holds on", storm, "is connected already"),
+    *(Act(f"vhost-{name}", _H, what, act, words) for name, (what, act, words) in hostile_vhost.ACTS.items()),
     Act("control-garbage", _C, "sends lines that are no JSON", control_garbage, ""),
     Act("control-nesting", _C, "nests JSON 20000 deep", control_nesting, ""),
     Act("control-long-line", _C, "sends a line without an end", control_long_line, "control: client (pid"),

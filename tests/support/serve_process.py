@@ -35,6 +35,19 @@ endpoints:
   - {name: accel1, unit: iommu1, bdf: 02:00.0}
 """
 
+# Open to any process, with a function of each kind to attack beside the second unit, which the worker uses.
+ATTACKED = """
+vm: {identity: unchecked}
+units:
+  - {name: iommu0, bdf: 00:10.0}
+  - {name: iommu1, bdf: 00:11.0}
+  - {name: iommu2, bdf: 00:12.0, attach: vhost-user}
+endpoints:
+  - {name: accel0, unit: iommu0, bdf: 01:00.0}
+  - {name: accel1, unit: iommu1, bdf: 02:00.0}
+  - {name: accel2, unit: iommu2, bdf: 03:00.0}
+"""
+
 
 class ServeProcess:
     """The process and its sockets. `ready` is the line it announced itself with."""

@@ -41,6 +41,8 @@ def test_a_disk_without_a_kernel_boots_itself(words: str, kernel: str | None) ->
     ("words", "refusal"),
     [
         ("kernel: none", "vm.kernel: none, and there is no disk to boot (set vm.disk,"),
+        ('disk: ""', "vm.disk: is empty (name a raw or qcow2 image"),
+        ('initrd: ""', "vm.initrd: is empty (name a file, say none"),
         ("kernel: nonne, disk: d", "vm.kernel: 'nonne' is neither a flavour nor a path (did you mean none?"),
         ("disk: d, initrd: i", "vm.initrd: there is no kernel for it: the disk's own boot loader brings its own"),
         ("disk: d, append: quiet", "vm.append: there is no kernel to take it"),

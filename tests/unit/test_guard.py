@@ -78,8 +78,6 @@ def test_other_commands_of_the_human_monitor_pass(line: str) -> None:
         b'{ "execute":"query-status" ,"id": 1.50 }',
         b'{"execute": "migrate_cancel"}',
         b'{"execute": "snapshot-delete"}',
-        b'{"execute": "migrate"',
-        b'["migrate"]',
         b'{"execute": "human-monitor-command", "arguments": {"command-line": 5}}',
         b'{"execute": "human-monitor-command"}',
     ],
@@ -95,6 +93,7 @@ def test_everything_else_goes_to_qemu_as_it_came(raw: bytes) -> None:
     [
         (b'{"execute": "stop"}', Rule.STOPS),
         (b"{'execute': 'cont', 'id': 7}", Rule.CONTINUES),
+        (b'{"execute": "dump-guest-memory", "arguments": {"paging": 0}}', Rule.STOPS),
         (hmp("stop"), Rule.STOPS),
         (hmp(" s "), Rule.STOPS),
         (hmp("c"), Rule.CONTINUES),
@@ -125,6 +124,30 @@ def test_lines_of_qemu_pass_unchanged() -> None:
     for line in (b'{"return": {}, "id": 1}\r\n', b'{"event": "STOP"}\r\n', MARK.encode() + b"{\r\n"):
         assert answer(line).line == line
         assert not answer(line).awaited
+
+
+@pytest.mark.parametrize("raw", [b'{N{"execute": "migrate"}}', b'["migrate"]', b'{"execute": "stop", "id": NaN}'])
+def test_what_is_one_value_for_us_and_perhaps_not_for_qemu_does_not_reach_it(raw: bytes) -> None:
+    sent = judge(raw)
+    reply = json.loads(answer(as_qemu_answers(sent.data)).line)
+
+    assert sent.rule is None
+    assert b"migrate" not in sent.data
+    assert "it is not a JSON object" in reply["error"]["desc"]
+
+
+@pytest.mark.parametrize(
+    ("line", "nameless"),
+    [
+        (b'{"error": {"class": "GenericError", "desc": "JSON parse error"}}\r\n', True),
+        (b'{"id": 1, "error": {"class": "GenericError", "desc": "no"}}\r\n', False),
+        (b'{"error": {"class": "GenericError", "desc": "no"}, "id": 1}\r\n', False),
+        (b'{"return": {"error": 1}}\r\n', False),
+        (b'{"error"\r\n', False),
+    ],
+)
+def test_an_error_without_an_id_is_told_from_all_else(line: bytes, nameless: bool) -> None:
+    assert answer(line).nameless == nameless
 
 
 def test_a_command_too_deep_to_be_read_is_refused() -> None:

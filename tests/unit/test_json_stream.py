@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qmp_bridge import json_stream
-from qmp_bridge.json_stream import JsonStream, TooDeep, read_request
+from qmp_bridge.json_stream import JsonStream, TooDeep, Unreadable, read_request
 
 
 def values(*chunks: bytes) -> list[bytes]:
@@ -75,10 +75,22 @@ def test_a_request_is_read_as_qemu_reads_it(raw: bytes, name: str) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"[1, 2]",
         b'{"execute": 17}',
         b'{"id": 1}',
         b'{"execute": "stop", "exec-oob": "stop"}',
+    ],
+)
+def test_what_qemu_does_not_execute_is_no_request(raw: bytes) -> None:
+    assert read_request(raw) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[1, 2]",
+        b'[N{"execute": "migrate"}]',
+        b'{N{"execute": "migrate"}}',
+        b'{"id": NaN, "x": {"execute": "migrate"}}',
         b'{"execute": "query-status", "execute": "migrate"}',
         b'{"execute": "stop",}',
         b'{"execute" "stop"}',
@@ -86,8 +98,9 @@ def test_a_request_is_read_as_qemu_reads_it(raw: bytes, name: str) -> None:
         b"{]",
     ],
 )
-def test_what_qemu_does_not_execute_is_no_request(raw: bytes) -> None:
-    assert read_request(raw) is None
+def test_what_is_no_json_object_is_not_taken_for_a_harmless_one(raw: bytes) -> None:
+    with pytest.raises(Unreadable):
+        read_request(raw)
 
 
 def test_a_request_too_deep_for_us_is_not_taken_for_a_harmless_one() -> None:

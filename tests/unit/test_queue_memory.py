@@ -115,3 +115,14 @@ def test_a_dropped_queue_frees_its_views_without_the_cycle_collector() -> None:
         mapping.close()
     finally:
         gc.enable()
+
+
+def test_a_ring_that_goes_on_at_an_index_in_memory_that_is_gone_is_refused() -> None:
+    driver = ring()
+    memory = RegionTable()
+    memory.add(Region(BASE, RAM_NBYTES, driver.buffer))
+    memory.remove(BASE, RAM_NBYTES)
+    queue = driver.queue_over(memory)
+
+    with pytest.raises(RingError, match="no RAM at 0x40000000 any more"):
+        queue.start_at(7)

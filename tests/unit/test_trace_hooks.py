@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.viommu import ATTACH, MAP, ViommuRig
+from tests.support.virtio_endpoint import IOVA, LONE_AT, LONE_IOVA, PAGE, RngRig
+from tests.support.virtio_pci import RAM_NBYTES
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.errors import DmaError
@@ -16,6 +18,7 @@ from vdev.events import (
     FunctionReset,
     InterruptRaised,
     RegisterWritten,
+    RingsChanged,
     flag_words,
 )
 from vdev.iommu.events import FaultRaised
@@ -214,3 +217,34 @@ def test_flags_are_named_and_the_unknown_rest_is_a_number() -> None:
     assert flag_words(pci.Command(0x6)) == "MEMORY|BUS_MASTER"
     assert flag_words(pci.Command(0)) == "0"
     assert flag_words(virtio_pci.Status(0x21)) == "ACKNOWLEDGE|0x20"
+
+
+def test_a_broken_ring_is_told_once_with_what_the_driver_did() -> None:
+    rig, events = ViommuRig(), list[Any]()
+    rig.function.trace = events.append
+    size = rig.requests.size
+    rig.requests.offer(size)
+    rig.requests.publish()
+
+    rig.run()
+    rig.run()
+
+    assert [event for event in events if isinstance(event, RingsChanged)] == [
+        RingsChanged("unit", "broken", f"descriptor {size} of {size}")
+    ]
+
+
+def test_of_an_endpoints_rings_only_what_is_refused_is_told_and_of_its_buffers_everything() -> None:
+    rig, events = RngRig().start(), list[Any]()
+    rig.door.trace = events.append
+    rig.map(LONE_IOVA, LONE_AT, PAGE)
+    rig.post_lone(64)
+    rig.run()
+    buffers, events[:] = list(events), []
+
+    rig.unmap(IOVA, RAM_NBYTES)
+    rig.run()
+
+    assert buffers == [DmaDone(0x200, LONE_IOVA, 64, True, 1)]
+    (refused,) = events
+    assert (refused.iova, refused.reason) == (rig.ring.desc_gpa, "not-mapped")

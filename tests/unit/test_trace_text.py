@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, MAPPED, REFUSED, UNMAP
 from vdev import events
+from vdev.control.run_state import RunStateChanged
 from vdev.functions.virtio_words import feature_words
 from vdev.iommu.events import FaultsDropped, RequestHandled, UnitReset
 from vdev.trace.records import Entry, Lost, Note, Recording
@@ -92,8 +93,14 @@ LINES: list[tuple[object, str]] = [
     ),
     (events.ConnectionChanged("iommu0", 7, True), "iommu0    CONNECT  process 7"),
     (events.ConnectionChanged("iommu0", 7, False), "iommu0    HANGUP   process 7"),
-    (events.RunStateChanged(False), "-         STOPPED  all DMA is held"),
-    (events.RunStateChanged(True), "-         RUNNING  DMA goes on"),
+    (events.InterruptRaised("iommu0", None, "queue 1 (events)"), "iommu0    IRQ      queue 1 (events)"),
+    (
+        events.FunctionReset("iommu0", "new-driver"),
+        "iommu0    RESET    by the driver: a start that is no resume proves it",
+    ),
+    (events.RingsChanged("iommu0", "resumed", "as before"), "iommu0    RINGS    resumed: as before"),
+    (RunStateChanged(True, "me"), "-         STOPPED  nothing of vdev touches guest memory (me)"),
+    (RunStateChanged(False, ""), "-         RUNNING  work on guest memory goes on"),
     (Note("a check starts"), "-         NOTE     a check starts"),
     (Lost(12), "-         LOST     12 records: the reader was too slow for them"),
     (Recording(True, "recorded in memory"), "-         START    recorded in memory"),

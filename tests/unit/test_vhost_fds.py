@@ -28,6 +28,24 @@ async def test_a_full_eventfd_that_was_made_blocking_does_not_stop_us(what: str)
     rings.close()
 
 
+@pytest.mark.parametrize("before", ["an eventfd nobody reads", "none"])
+async def test_a_call_is_not_lost_when_its_eventfd_is_replaced(before: str) -> None:
+    rings = RingFds(2, lambda index: None)
+    rings.set_call(0, os.eventfd(0) if before != "none" else None)
+    new, other = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
+
+    rings.call(0)
+    rings.set_call(0, os.dup(new))
+    rings.set_call(1, os.dup(other))
+
+    assert os.eventfd_read(new) == 1
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(other)
+    rings.close()
+    os.close(new)
+    os.close(other)
+
+
 async def test_a_doorbell_its_peer_emptied_and_made_blocking_does_not_stop_us() -> None:
     kicks: list[int] = []
     rings = RingFds(1, kicks.append)

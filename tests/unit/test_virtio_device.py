@@ -24,7 +24,7 @@ class Echo(QueueDevice):
 
     device_id = 42
     queue_sizes: tuple[int, ...] = (16, 16, 16)
-    served = (0, 1)
+    served: tuple[int, ...] = (0, 1)
 
     def __init__(self) -> None:
         self.woken: list[Worker] = []
@@ -248,6 +248,18 @@ def test_a_device_without_configuration_has_no_structure_for_it_and_reads_as_zer
     assert kinds == [CfgType.COMMON, CfgType.NOTIFY, CfgType.ISR, CfgType.PCI]
     assert rig.driver.device_config(0, 4) == 0
     assert rig.device.config_read(0, 3) == bytes(3)
+
+
+def test_a_device_that_serves_no_queue_may_still_say_something(rig: Rig) -> None:
+    rig.device.served = ()
+    rig.start()
+    rig.driver.submit(SAYS, [], [8])
+    rig.device.news = [b"hot"]
+
+    progress = rig.run()
+
+    assert progress is Progress.IDLE
+    assert rig.echoes(SAYS) == [b"hot"]
 
 
 def test_kicks_are_counted(rig: Rig) -> None:

@@ -267,12 +267,12 @@ def test_a_queue_without_vector_raises_nothing(rig: NotingRig) -> None:
 
 
 def test_needs_reset_is_announced_once_and_only_to_a_running_driver(rig: NotingRig) -> None:
-    rig.function.needs_reset()
+    rig.function.needs_reset("a test")
     before = rig.driver.status(), list(rig.driver.vectors)
     rig.driver.start(OFFERED)
 
-    rig.function.needs_reset()
-    rig.function.needs_reset()
+    rig.function.needs_reset("a test")
+    rig.function.needs_reset("a test")
 
     assert before == (Status.DEVICE_NEEDS_RESET, [])
     assert rig.driver.status() == RUNNING | Status.DEVICE_NEEDS_RESET

@@ -29,6 +29,8 @@ def check_boot(vm: VmConfig) -> None:
     own_loader = "the disk's own boot loader brings its own"
     with_kernel = "set vm.kernel (such as cloud) to have QEMU load kernel and initrd, or leave it out"
     rules = (
+        (vm.disk != "", "vm.disk", "is empty", "name a raw or qcow2 image, or leave it out"),
+        (vm.initrd != "", "vm.initrd", "is empty", "name a file, say none, or leave it out for vdev's own"),
         (kernel or disk, "vm.kernel", "none, and there is no disk to boot", "set vm.disk, or leave vm.kernel out"),
         (kernel or vm.initrd is None, "vm.initrd", f"there is no kernel for it: {own_loader}", with_kernel),
         (kernel or not vm.append, "vm.append", f"there is no kernel to take it: {own_loader}", with_kernel),

@@ -16,8 +16,8 @@ from vdev.errors import ConfigError
 from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_device import QueueDevice
 from vdev.virtio.queue import Chain, Queue
+from vdev.wire.virtio_pci import ENTROPY_DEVICE_ID
 
-DEVICE_ID = 4
 QUEUE_SIZES = (8,)  # the driver has one buffer under way; QEMU's virtio-rng has as many
 CLASS_UNCLASSIFIED = 0x00FF00  # as QEMU's virtio-rng-pci: there is no class for entropy sources
 SLICE_NBYTES = 1 << 16  # what one slice gives: a millisecond of SHA-256
@@ -29,7 +29,7 @@ NS_PER_MS = 1_000_000
 class RngDevice(QueueDevice):
     """The virtio half."""
 
-    device_id = DEVICE_ID
+    device_id = ENTROPY_DEVICE_ID
     queue_sizes: tuple[int, ...] = QUEUE_SIZES
 
     def __init__(

@@ -90,7 +90,7 @@ class VirtioEndpoint(VirtioPciFunction):
         """The IOMMU is about to be reset and old IOVAs mean nothing any more: the driver must set up its rings anew."""
         self._queue_device.suspend()
         if self.status & Status.DRIVER_OK:
-            self.needs_reset()
+            self.needs_reset("the IOMMU was reset, and old IOVAs mean nothing any more")
 
     def describe(self) -> dict[str, int | bool]:
         """State for queries: plain data."""

@@ -36,8 +36,8 @@ class VirtioTransport(Protocol):
     def config_changed(self) -> None:
         """Tell the driver that the device configuration changed."""
 
-    def needs_reset(self) -> None:
-        """DEVICE_NEEDS_RESET, with a configuration interrupt if DRIVER_OK is set."""
+    def needs_reset(self, why: str) -> None:
+        """DEVICE_NEEDS_RESET, with a configuration interrupt if DRIVER_OK is set. `why` is for people."""
 
 
 class NoTransport:
@@ -51,5 +51,5 @@ class NoTransport:
     def config_changed(self) -> None:
         """Nobody listens."""
 
-    def needs_reset(self) -> None:
+    def needs_reset(self, why: str) -> None:
         """Nobody listens."""

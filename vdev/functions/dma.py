@@ -84,11 +84,11 @@ class DmaDoor:
             view[:] = source[cursor : cursor + len(view)]
             cursor += len(view)
 
-    def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
+    def views(self, iova: int, nbytes: int, *, write: bool, quiet: bool = False) -> list[memoryview]:
         """The memory behind [iova, iova+nbytes) in order; the whole range is checked before this returns.
 
         `nbytes` 0 gives []. The caller keeps `nbytes` to its slice and to `slice_nbytes`: with small pages every page
-        costs. Pages that are neighbours in guest memory share a view.
+        costs. Pages that are neighbours in guest memory share a view. `quiet`: a trace is told of a refusal only.
         """
         access = WRITE if write else READ
         try:
@@ -101,7 +101,7 @@ class DmaDoor:
                 self._engine.fault(self.endpoint_id, error, access)
                 self._after_fault()
             raise
-        if self.trace is not None:
+        if self.trace is not None and not quiet:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
         return views
 

@@ -33,7 +33,14 @@ class DoorMemory:
 
     def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
         """The bytes behind the IOVAs [gpa, gpa+nbytes) in order; MemoryAccessError as the class says."""
+        return self._views(gpa, nbytes, write=write, quiet=False)
+
+    def ring_area(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """The same, of a part of a ring. A trace that told of each slice's look at it would tell of little else."""
+        return self._views(gpa, nbytes, write=write, quiet=True)
+
+    def _views(self, gpa: int, nbytes: int, *, write: bool, quiet: bool) -> list[memoryview]:
         try:
-            return self._door.views(gpa, nbytes, write=write)
+            return self._door.views(gpa, nbytes, write=write, quiet=quiet)
         except DmaError as error:
             raise MemoryAccessError(gpa, nbytes, str(error), lost=error.passing) from error

@@ -31,19 +31,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from vdev.errors import MemoryAccessError, MessageError
-from vdev.events import Trace
+from vdev.errors import MessageError
+from vdev.events import FunctionReset, InterruptRaised, RingsChanged, Trace
+from vdev.functions.vhost_rings import RingKey, RingSettings, SuspendedRings, build_queue, negotiated, used_bytes
+from vdev.functions.virtio_words import config_rewritten, notified, queue_name
 from vdev.memory import RegionTable
 from vdev.virtio.device import VirtioDevice
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.queue import Queue, RingError
-from vdev.wire import vring
 from vdev.wire.vhost_user import F_PROTOCOL_FEATURES
-from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC
 
 F_ACCESS_PLATFORM = 1 << 33  # never offered: the rings of an IOMMU are not behind an IOMMU
 
@@ -54,30 +53,6 @@ class State(Enum):
     IDLE = "idle"  # none since power-up or the last proven reset
     RUNNING = "running"
     SUSPENDED = "suspended"  # stopped or reset: not known yet
-
-
-@dataclass(slots=True)
-class RingSettings:
-    """What the front end said about one ring since it was last stopped."""
-
-    size: int
-    base: int = 0
-    gpas: tuple[int, int, int] = (0, 0, 0)  # descriptor table, available ring, used ring
-    has_kick: bool = False  # with it a ring takes part in the next start
-    enabled: bool = False
-
-
-RingKey = tuple[int, tuple[int, int, int]]  # size, addresses
-
-
-@dataclass(frozen=True, slots=True)
-class _Suspended:
-    """The rings as they were left."""
-
-    features: int
-    keys: tuple[RingKey | None, ...]
-    queues: tuple[Queue | None, ...]
-    used: tuple[bytes | None, ...]  # the used rings' bytes
 
 
 def _nobody(*_: Any) -> None:
@@ -118,7 +93,7 @@ class VhostCarrier:
         self._features = 0  # as the front end sent them last
         self._config_waits = False  # a change that could not be told yet
         self._queues: tuple[Queue | None, ...] = ()
-        self._suspended: _Suspended | None = None
+        self._suspended: SuspendedRings | None = None
         self.rings: list[RingSettings] = []
         self._forget_rings()
 
@@ -149,6 +124,8 @@ class VhostCarrier:
     def interrupt_queue(self, index: int) -> None:
         """Used buffers in queue `index`."""
         self.raise_call(index)
+        if self.trace is not None:
+            self.trace(InterruptRaised(self.name, None, queue_name(self._device.device_id, index)))
 
     def config_changed(self) -> None:
         """QEMU dies of a configuration change while its device is not started, so that one waits for the resume."""
@@ -157,12 +134,12 @@ class VhostCarrier:
         else:
             self._config_waits = self.state is State.SUSPENDED
 
-    def needs_reset(self) -> None:
+    def needs_reset(self, why: str) -> None:
         """Nothing is served until a new driver comes; the front end is told as far as it listens."""
         if self.broken:
             return
         self.broken = True
-        self.told("a ring is broken; nothing is served until a new driver starts")
+        self._rings_changed("broken", f"{why}; nothing is served until a new driver starts")
         for index in range(len(self.rings)):
             self.raise_error(index)
 
@@ -178,8 +155,10 @@ class VhostCarrier:
         self._features = features
 
     def set_size(self, index: int, size: int) -> None:
-        """SET_VRING_NUM."""
+        """SET_VRING_NUM. A size that is refused leaves none: few front ends ask whether it was, and the last driver's
+        would be used for a ring of another shape."""
         ring, limit = self._stopped_ring(index), self._device.queue_sizes[index]
+        ring.size = 0
         if not 0 < size <= limit or size & (size - 1):
             raise MessageError(errno.EINVAL, f"ring {index} of {size} entries is not a power of two up to {limit}")
         ring.size = size
@@ -195,6 +174,12 @@ class VhostCarrier:
         gpas = (desc_gpa, avail_gpa, used_gpa)
         if self._ring(index).gpas != gpas:
             self._stopped_ring(index).gpas = gpas
+
+    def forget_addresses(self, index: int) -> None:
+        """SET_VRING_ADDR was refused: a ring that is to start cannot, least of all where the last driver had it."""
+        ring = self._ring(index)
+        if self.state is not State.RUNNING:
+            ring.gpas = None
 
     def set_kick(self, index: int) -> None:
         """SET_VRING_KICK: the ring has its doorbell, or a new one."""
@@ -217,6 +202,8 @@ class VhostCarrier:
 
     def kicked(self, index: int) -> None:
         """The doorbell of ring `index`; without meaning while the rings do not run."""
+        if self.trace is not None:
+            self.trace(notified(self.name, self._device.device_id, index))
         if self.dma_enabled and self._queues[index] is not None:
             self._device.queue_notified(index)
 
@@ -230,7 +217,12 @@ class VhostCarrier:
         """QEMU sends all of the configuration for each byte a driver writes. Features that were accepted show only at
         DRIVER_OK; until then a driver that writes is taken to have accepted what allows it."""
         accepted = self._features if self.state is State.RUNNING else self.offered_features
+        before = self._device.config_read(offset, len(data))
         self._device.config_write(offset, data, accepted)
+        if self.trace is not None:
+            now = self._device.config_read(offset, len(data))
+            for event in config_rewritten(self.name, self._device.device_id, offset, data, before, now):
+                self.trace(event)
 
     def memory_changed(self) -> None:
         """Rings drop the views they cached, the suspended ones too."""
@@ -247,20 +239,20 @@ class VhostCarrier:
         """RESET_DEVICE: a virtio reset."""
         if self.state is not State.IDLE:
             self._suspend()
-            self._to_idle(self._device.reset)
+            self._to_idle("virtio", self._device.reset)
             self.told("the driver reset the device")
 
     def function_was_reset(self) -> None:
         """DEVICE_RESET came for another function of this VM: with our rings suspended that is a machine reset."""
         if self.state is State.SUSPENDED:
             self.machine_resets += 1
-            self._to_idle(self._system_reset)
+            self._to_idle("system", self._system_reset)
             self.told("the machine was reset")
 
     def disconnected(self) -> None:
         """The connection is gone; what comes back, if anything does, is a machine that starts anew."""
         self._suspend()
-        self._to_idle(self._system_reset)
+        self._to_idle("system", self._system_reset)
         self._features = 0
 
     def describe(self) -> dict[str, Any]:
@@ -297,27 +289,28 @@ class VhostCarrier:
             return
         self._device.suspend()
         self.state = State.SUSPENDED
-        used = tuple(self._used_bytes(key) for key in self._keys())
-        self._suspended = _Suspended(self._features, self._keys(), self._queues, used)
+        used = tuple(used_bytes(self.memory, self._features, key) for key in self._keys())
+        self._suspended = SuspendedRings(self._features, self._keys(), self._queues, used)
         for ring, queue in zip(self.rings, self._queues, strict=True):
             if queue is not None:
                 ring.base = queue.next_avail
         self._queues = ()
         # Whether old IOVAs still mean anything is not known until a restart.
         self._freeze(True)
-        self.told("the rings are suspended")
+        self._rings_changed("suspended", "the VM was stopped, or the device reset: the next start tells")
 
     def _start(self) -> None:
         suspended, self._suspended = self._suspended, None
         if suspended is not None and self._goes_on(suspended):
             self.resumes += 1
             self._queues = suspended.queues
-            self.told("the rings go on where they stopped")
+            self._rings_changed("resumed", "the same driver goes on where they stopped")
         else:
             if suspended is not None:
                 self.new_drivers += 1
-                self._reset_device(self._device.reset)
-                self.told("a new driver: the device was reset")
+                self._reset_device("new-driver", self._device.reset)
+            self._tell_negotiation()
+            self._rings_changed("started", "a driver begins")
             self._queues = self._build()
         self.state = State.RUNNING
         if not self.broken:
@@ -327,7 +320,7 @@ class VhostCarrier:
             self._config_waits = False
             self.push_config()
 
-    def _goes_on(self, suspended: _Suspended) -> bool:
+    def _goes_on(self, suspended: SuspendedRings) -> bool:
         """Whether the driver that starts now is the one whose rings were suspended."""
         keys = self._keys()
         if self._features != suspended.features or keys != suspended.keys:
@@ -335,54 +328,48 @@ class VhostCarrier:
         for ring, key, queue, used in zip(self.rings, keys, suspended.queues, suspended.used, strict=True):
             if (key is None) != (queue is None):
                 return False  # a ring that was refused
-            if queue is not None and (ring.base != queue.next_avail or used is None or used != self._used_bytes(key)):
+            if queue is not None and (
+                ring.base != queue.next_avail or used is None or used != used_bytes(self.memory, self._features, key)
+            ):
                 return False
         return True
-
-    def _used_bytes(self, key: RingKey | None) -> bytes | None:
-        """The used ring as it lies in memory; None where it is out of reach."""
-        if key is None:
-            return None
-        size, (_, _, used_gpa) = key
-        try:
-            return self.memory.read(used_gpa, vring.used_nbytes(size, event_idx=bool(self._features & F_EVENT_IDX)))
-        except MemoryAccessError:
-            return None
 
     def _build(self) -> tuple[Queue | None, ...]:
         """A queue for every ring that has its doorbell; none at all, and a broken device, when one cannot be."""
         try:
-            return tuple(self._queue(ring) if ring.has_kick else None for ring in self.rings)
+            return tuple(
+                build_queue(self.memory, self._features, ring, self._ordering) if ring.has_kick else None
+                for ring in self.rings
+            )
         except RingError as error:
-            self.told(f"a ring cannot be used: {error}")
-            self.needs_reset()
+            self.needs_reset(f"it cannot be used: {error}")
             return (None,) * len(self.rings)
 
-    def _queue(self, ring: RingSettings) -> Queue:
-        queue = Queue(
-            self.memory,
-            ring.size,
-            *ring.gpas,
-            event_idx=bool(self._features & F_EVENT_IDX),
-            indirect=bool(self._features & F_INDIRECT_DESC),
-            ordering=self._ordering,
-        )
-        if ring.base:
-            # Taken over from a back end before us: the used index is where that one left it.
-            queue.start_at(ring.base)
-        return queue
-
-    def _reset_device(self, reset: Callable[[], None]) -> None:
+    def _reset_device(self, kind: str, reset: Callable[[], None]) -> None:
+        """`kind` as in `FunctionReset`."""
+        if self.trace is not None:
+            self.trace(FunctionReset(self.name, kind))
         self.broken = False
         self._config_waits = False
         reset()
         self.was_reset()
 
-    def _to_idle(self, reset: Callable[[], None]) -> None:
+    def _to_idle(self, kind: str, reset: Callable[[], None]) -> None:
         """As `reset` leaves the device, with the endpoints free to go on afterwards."""
         self.state = State.IDLE
         self._suspended = None
         self._queues = ()
         self._forget_rings()
-        self._reset_device(reset)
+        self._reset_device(kind, reset)
         self._freeze(False)
+
+    def _rings_changed(self, state: str, why: str) -> None:
+        self.told(f"rings {state}: {why}")
+        if self.trace is not None:
+            self.trace(RingsChanged(self.name, state, why))
+
+    def _tell_negotiation(self) -> None:
+        if self.trace is not None:
+            features = self._features & ~F_PROTOCOL_FEATURES
+            for event in negotiated(self.name, self._device.device_id, features, self.rings):
+                self.trace(event)

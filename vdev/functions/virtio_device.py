@@ -107,7 +107,7 @@ class QueueDevice:
     def run_slice(self, now_ns: int) -> Progress:
         """A batch of every served queue; IDLE leaves notifications enabled. A device that may not work now overrides
         this to say IDLE, and wakes itself when it may."""
-        if not self._served or not self._transport.dma_enabled:
+        if not self._queues or not self._transport.dma_enabled:
             return Progress.IDLE
         try:
             return self._work(now_ns)
@@ -115,8 +115,8 @@ class QueueDevice:
             # A reset would hang a stock driver for good, and QEMU gives memory back that it only re-arranges.
             # `memory_changed` wakes us; until then there is nothing that a doorbell could change.
             return Progress.IDLE
-        except RingError:
-            self.break_down()
+        except RingError as error:
+            self.break_down(str(error))
             return Progress.IDLE
 
     def _work(self, now_ns: int) -> Progress:
@@ -187,16 +187,16 @@ class QueueDevice:
             self.publish(ring, index)
         except RingOutOfReach:
             return False
-        except RingError:
-            self.break_down()
+        except RingError as error:
+            self.break_down(str(error))
             return False
         return True
 
-    def break_down(self) -> None:
-        """The driver broke a ring: nothing is served until it resets the device."""
+    def break_down(self, why: str) -> None:
+        """The driver broke a ring, `why` says how: nothing is served until it resets the device."""
         self.ring_errors += 1
         self.suspend()
-        self._transport.needs_reset()
+        self._transport.needs_reset(why)
 
     # Hooks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vdev.events import FunctionReset
+from vdev.events import FunctionReset, RingsChanged
 from vdev.functions.virtio_common import CommonConfig, QueueRegisters
 from vdev.functions.virtio_words import common_written, config_written, notified
 from vdev.memory import Memory
@@ -111,10 +111,12 @@ class VirtioPciFunction(PciFunction):
             self._isr |= wire.ISR_CONFIG
             self._signal(common.config_vector)
 
-    def needs_reset(self) -> None:
+    def needs_reset(self, why: str) -> None:
         """The device cannot go on until it is reset."""
         if self._common.status & Status.DEVICE_NEEDS_RESET:
             return
+        if self.trace is not None:
+            self.trace(RingsChanged(self.name, "broken", why))
         self._common.status |= Status.DEVICE_NEEDS_RESET
         # D63: a configuration change notification follows if DRIVER_OK is set.
         self.config_changed()
@@ -212,8 +214,8 @@ class VirtioPciFunction(PciFunction):
     def _start(self) -> None:
         try:
             self._rings = tuple(self._ring(queue) for queue in self._common.queues)
-        except RingError:
-            self.needs_reset()
+        except RingError as error:
+            self.needs_reset(str(error))
             return
         self._device.driver_ok(self._common.accepted_features, self._rings)
 

@@ -10,7 +10,10 @@ from vdev.wire.virtio_pci import Status
 # By virtio device id. A device that is not here has no names of its own.
 FEATURE_NAMES: dict[int, dict[int, str]] = {viommu.DEVICE_ID: viommu.FEATURE_NAMES}
 CONFIG_NAMES: dict[int, dict[int, str]] = {viommu.DEVICE_ID: {viommu.BYPASS_OFFSET: "bypass"}}
-QUEUE_NAMES: dict[int, tuple[str, ...]] = {viommu.DEVICE_ID: ("requests", "events")}
+QUEUE_NAMES: dict[int, tuple[str, ...]] = {
+    viommu.DEVICE_ID: ("requests", "events"),
+    virtio_pci.ENTROPY_DEVICE_ID: ("requests",),
+}
 
 
 def common_written(function: str, device_id: int, common: CommonConfig, register: str, value: int) -> list[object]:
@@ -39,9 +42,20 @@ def config_written(function: str, device_id: int, offset: int, data: bytes, now:
     return RegisterWritten(function, name, int.from_bytes(data, "little"), words)
 
 
+def config_rewritten(
+    function: str, device_id: int, offset: int, data: bytes, before: bytes, now: bytes
+) -> list[object]:
+    """The event of a write that carries bytes nobody changed along; none when it changes nothing at all."""
+    changed = [at for at, (old, new) in enumerate(zip(before, data, strict=True)) if old != new]
+    if not changed:
+        return []
+    start, stop = changed[0], changed[-1] + 1
+    return [config_written(function, device_id, offset + start, data[start:stop], now[start:stop])]
+
+
 def notified(function: str, device_id: int, queue: int) -> RegisterWritten:
     """The event of one doorbell."""
-    return RegisterWritten(function, "notify", queue, _queue_name(device_id, queue))
+    return RegisterWritten(function, "notify", queue, queue_name(device_id, queue))
 
 
 def feature_words(device_id: int, features: int) -> str:
@@ -57,9 +71,16 @@ def _status_words(wanted: int, now: Status) -> str:
     return f"{words} ({flag_words(refused)} not taken)" if refused else words
 
 
-def _queue_name(device_id: int, queue: int) -> str:
+def queue_name(device_id: int, queue: int) -> str:
+    """`queue 0 (requests)`; the number alone where it has no name."""
     names = QUEUE_NAMES.get(device_id, ())
     return f"queue {queue} ({names[queue]})" if queue < len(names) else f"queue {queue}"
+
+
+def ring_words(device_id: int, number: int, size: int, desc: int, driver: int, device: int) -> str:
+    """A ring's name, size and addresses."""
+    places = f"desc {desc:#x}, driver {driver:#x}, device {device:#x}"
+    return f"{queue_name(device_id, number)}: {size} entries, {places}"
 
 
 def _queue_words(device_id: int, common: CommonConfig) -> str:
@@ -68,7 +89,6 @@ def _queue_words(device_id: int, common: CommonConfig) -> str:
         return f"there is no queue {number}"
     queue = common.queues[number]
     if not queue.enabled:
-        return f"{_queue_name(device_id, number)} stays off"
+        return f"{queue_name(device_id, number)} stays off"
     vector = "no vector" if queue.vector == virtio_pci.NO_VECTOR else f"vector {queue.vector}"
-    places = f"desc {queue.desc:#x}, driver {queue.driver:#x}, device {queue.device:#x}"
-    return f"{_queue_name(device_id, number)}: {queue.size} entries, {places}, {vector}"
+    return f"{ring_words(device_id, number, queue.size, queue.desc, queue.driver, queue.device)}, {vector}"

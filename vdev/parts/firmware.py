@@ -9,6 +9,7 @@ from vdev.errors import PartsError
 from vdev.parts.apt import STABLE
 from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.fetch import Recipe, fetch_packages, host_arch, only
+from vdev.parts.paths import own_path
 from vdev.parts.progress import Say
 
 PART = "ovmf"
@@ -31,7 +32,7 @@ def find_firmware(spec: str, say: Say, cache: Cache) -> Path | None:
             return replace(manifest, files=digests(directory, IMAGE))
 
         return cache.get(PART, fetch, say) / IMAGE
-    path = Path(spec).expanduser().absolute()
+    path = own_path("vm.firmware", spec)
     if not path.is_file():
         raise PartsError(
             "vm.firmware", f"{spec} is not a file", "use seabios or ovmf, or name an image for QEMU's -bios"

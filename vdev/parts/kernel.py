@@ -10,6 +10,7 @@ from vdev.errors import PartsError
 from vdev.parts.apt import BACKPORTS, STABLE
 from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.fetch import GUEST_ARCH, Recipe, fetch_packages
+from vdev.parts.paths import own_path
 from vdev.parts.progress import Say
 
 # flavour -> (suite, meta package that depends on the newest kernel of that flavour)
@@ -56,7 +57,7 @@ def find_kernel(spec: str, say: Say, cache: Cache | None = None) -> Kernel:
     """
     if spec in FLAVOURS:
         return _debian(spec, cache or Cache(), say)
-    path = Path(spec).expanduser().absolute()
+    path = own_path("vm.kernel", spec)
     if path.is_dir():
         return _built_tree(path)
     if path.parts[-len(TREE_IMAGE.parts) :] == TREE_IMAGE.parts and path.is_file():

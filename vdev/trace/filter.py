@@ -10,7 +10,9 @@ from vdev.errors import ConfigError
 Record = Mapping[str, Any]
 
 REQUEST_TYPES = ("ATTACH", "DETACH", "MAP", "UNMAP", "PROBE")
-OTHER_TYPES = ("FAULT", "DROPPED", "DMA", "REG", "RESET", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING")
+OTHER_TYPES = (
+    "FAULT", "DROPPED", "DMA", "REG", "RESET", "RINGS", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING",
+)  # fmt: skip
 GROUPS = ("REQUEST", "EVENT")  # every request, those of unknown type too; events this version has no words for
 TYPES = (*REQUEST_TYPES, *OTHER_TYPES, *GROUPS)
 REQUEST_STATUSES = ("OK", "IOERR", "UNSUPP", "DEVERR", "INVAL", "RANGE", "NOENT", "FAULT", "NOMEM", "UNWRITTEN")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from vdev import events
+from vdev.control.run_state import RunStateChanged
 from vdev.iommu.events import FaultRaised, FaultsDropped, RequestHandled, UnitReset
 from vdev.wire.viommu import ATTACH_F_BYPASS, MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE, STATUS_NAMES
 
@@ -200,7 +201,13 @@ def _unit_reset(names: Decoder, event: UnitReset) -> Record:
 
 
 def _interrupt(names: Decoder, event: events.InterruptRaised) -> Record:
-    return {"kind": "irq", "type": "IRQ", **names.function(event.function), "fields": {"vector": event.vector}}
+    shown: Record = {"queue": event.queue} if event.vector is None else {"vector": event.vector}
+    return {"kind": "irq", "type": "IRQ", **names.function(event.function), "fields": shown}
+
+
+def _rings(names: Decoder, event: events.RingsChanged) -> Record:
+    shown = {"rings": event.state, "why": event.why}
+    return {"kind": "rings", "type": "RINGS", **names.function(event.function), "fields": shown}
 
 
 def _device_error(names: Decoder, event: events.DeviceError) -> Record:
@@ -214,8 +221,8 @@ def _connection(names: Decoder, event: events.ConnectionChanged) -> Record:
     return {"kind": "connection", "type": word, **names.function(event.function), "fields": {"pid": event.pid}}
 
 
-def _run_state(names: Decoder, event: events.RunStateChanged) -> Record:
-    return {"kind": "run-state", "type": "RUNNING" if event.running else "STOPPED", "fields": {}}
+def _run_state(names: Decoder, event: RunStateChanged) -> Record:
+    return {"kind": "run-state", "type": "STOPPED" if event.frozen else "RUNNING", "fields": {"by": event.by}}
 
 
 def _note(names: Decoder, event: Note) -> Record:
@@ -252,7 +259,8 @@ _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     events.InterruptRaised: _interrupt,
     events.DeviceError: _device_error,
     events.ConnectionChanged: _connection,
-    events.RunStateChanged: _run_state,
+    events.RingsChanged: _rings,
+    RunStateChanged: _run_state,
     Note: _note,
     Lost: _lost,
     Recording: _recording,

@@ -130,6 +130,7 @@ def _reset(record: Record) -> str:
         "virtio": "by the driver: status 0 was written",
         "function-level": "function-level (FLR)",
         "system": "with the whole machine",
+        "new-driver": "by the driver: a start that is no resume proves it",
     }.get(fields["reset"], str(fields["reset"]))
 
 
@@ -137,6 +138,22 @@ def _error(record: Record) -> str:
     fields = record["fields"]
     where = f" at {fields['iova']}" if int(fields["iova"], 16) else ""
     return f"the device says {fields['code']}{where}"
+
+
+def _irq(record: Record) -> str:
+    fields = record["fields"]
+    return f"vector {fields['vector']}" if "vector" in fields else str(fields["queue"])
+
+
+def _rings(record: Record) -> str:
+    fields = record["fields"]
+    return f"{fields['rings']}: {fields['why']}"
+
+
+def _run_state(record: Record) -> str:
+    held = "nothing of vdev touches guest memory" if record["type"] == "STOPPED" else "work on guest memory goes on"
+    by = record["fields"].get("by")
+    return f"{held} ({by})" if by else held
 
 
 def _any(record: Record) -> str:
@@ -150,9 +167,10 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "register": _register,
     "reset": _reset,
     "error": _error,
-    "irq": lambda record: f"vector {record['fields']['vector']}",
+    "irq": _irq,
+    "rings": _rings,
     "connection": lambda record: f"process {record['fields']['pid']}",
-    "run-state": lambda record: "DMA goes on" if record["type"] == "RUNNING" else "all DMA is held",
+    "run-state": _run_state,
     "note": lambda record: str(record["fields"]["text"]),
     "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
     "trace": lambda record: str(record["fields"]["detail"]),

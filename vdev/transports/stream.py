@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ MAX_QUEUED_REPLIES = 4096  # likewise: each costs ten times a header's size in m
 MESSAGES_PER_WAKEUP = 64  # then the other sockets get their turn
 NBYTES_PER_WAKEUP = 256 << 10  # likewise; more than a socket holds, so that only a peer that keeps writing meets it
 FIRST_BUFFER_NBYTES = 64 << 10  # of a body; what a header promises beyond it costs memory when it comes
+MAX_UNREAD = 4096  # messages in a socket's buffer, or connections in its backlog, which are looked at before a close
 SCM_MAX_FD = 253  # fds the kernel lets a peer send at once
 # Room for all of them: what does not fit the kernel closes itself, and a peer's fd may be one that is slow to close.
 _ANCILLARY_NBYTES = socket.CMSG_SPACE(SCM_MAX_FD * 4)
@@ -78,8 +80,13 @@ class ReceivedFds:
         return list(self._fds)
 
     def all_eventfds(self) -> bool:
-        """Whether each is an eventfd: writing to anything else could block, or reach a file of ours."""
-        return all(os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]" for fd in self._fds)
+        """Whether each is an eventfd: writing to anything else could block, or reach a file of ours. One opened with
+        O_PATH has the same name and allows nothing."""
+        return all(
+            os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+            and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+            for fd in self._fds
+        )
 
     def take(self) -> list[int]:
         """All fds; the caller owns them now."""
@@ -88,8 +95,7 @@ class ReceivedFds:
 
     def close(self) -> None:
         """Close what nobody took."""
-        for fd in self.take():
-            _close_foreign(fd)
+        close_foreign(self.take())
 
 
 @dataclass(slots=True)
@@ -323,24 +329,57 @@ def close_connection(sock: socket.socket) -> None:
     """Close `sock`, and first, one by one, the fds in it that nobody read: its close would close them as they are."""
     with contextlib.suppress(OSError):  # the peer may be gone
         sock.shutdown(socket.SHUT_RDWR)  # from here on nothing is added
-    with contextlib.suppress(OSError):
-        nbytes = 1
-        while nbytes:
-            data, ancillary, _, _ = sock.recvmsg(NBYTES_PER_WAKEUP, _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
-            ReceivedFds(_fds_in(ancillary)).close()
-            nbytes = len(data)
+    close_foreign(take_in(sock)[0])
     sock.close()
 
 
-def _close_foreign(fd: int) -> None:
-    """Close an fd that a peer made. The last close of a TCP socket waits as SO_LINGER says: that is switched off."""
-    if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
-        os.close(fd)
-        return
+def take_in(sock: socket.socket, messages: int = MAX_UNREAD) -> tuple[list[int], bool]:
+    """Read up to `messages` pieces of what waits in a UNIX socket: the fds in it, the caller's now, and whether the
+    other side has ended. The data is thrown away."""
+    fds: list[int] = []
     try:
-        sock = socket.socket(fileno=fd)
-    except OSError:
-        os.close(fd)
-        return
-    with sock, contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        for _ in range(messages):
+            data, ancillary, _, _ = sock.recvmsg(FIRST_BUFFER_NBYTES, _ANCILLARY_NBYTES, _RECEIVE_FLAGS)
+            found = _fds_in(ancillary)
+            fds += found
+            if not data and not found and sock.type == socket.SOCK_STREAM:
+                return fds, True
+    except BlockingIOError:
+        return fds, False
+    except OSError:  # reset, or not connected
+        return fds, True
+    return fds, False
+
+
+def close_foreign(fds: list[int]) -> None:
+    """Close fds that a peer made, each as quickly as it can be, and empty the list.
+
+    The last close of a TCP socket waits as SO_LINGER says: that is switched off. The last close of a UNIX socket closes
+    the fds nobody read from it, or from connections nobody accepted, which may be such sockets, or UNIX sockets again.
+    """
+    while fds:
+        fd = fds.pop()
+        try:
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                os.close(fd)
+                continue
+            sock = socket.socket(fileno=fd)
+        except OSError:  # opened with O_PATH
+            os.close(fd)
+            continue
+        with sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            if sock.family == socket.AF_UNIX:
+                fds += _emptied(sock)
+
+
+def _emptied(sock: socket.socket) -> list[int]:
+    """What is in a foreign UNIX socket; it can be used for nothing afterwards."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)  # from here on nothing is added, and accepting never waits
+    fds, _ = take_in(sock)
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        with contextlib.suppress(OSError):
+            for _ in range(MAX_UNREAD):
+                fds.append(sock.accept()[0].detach())
+    return fds

@@ -10,13 +10,19 @@ import socket
 from collections.abc import Callable
 
 from vdev.errors import MessageError
+from vdev.transports.identity import peer_of
+from vdev.transports.stream import close_connection, close_foreign, take_in
 from vdev.wire import vhost_user as wire
+
+CHANNEL_READS = 4  # from the back-end channel, where nothing is expected, before others have their turn
 
 
 class RingFds:
     """Owns the kick, call and error eventfds of `count` rings; `on_kick` hears of doorbells from the event loop.
 
-    A call while there is no eventfd is remembered and made when one comes: at worst one interrupt too many.
+    A call while there is no eventfd is remembered and made when one comes. And the last call
+    on an eventfd that is replaced may have been seen by nobody, so it is made again. At worst that is one interrupt too
+    many for each new eventfd.
     """
 
     def __init__(self, count: int, on_kick: Callable[[int], None]) -> None:
@@ -25,7 +31,7 @@ class RingFds:
         self._kicks: list[int | None] = [None] * count
         self._calls: list[int | None] = [None] * count
         self._errors: list[int | None] = [None] * count
-        self._pending: set[int] = set()
+        self._called: set[int] = set()  # rings that were ever called
 
     def set_kick(self, index: int, fd: int | None) -> None:
         """Watch `fd`, which is ours now, instead of what was there; None: no doorbell."""
@@ -36,8 +42,8 @@ class RingFds:
     def set_call(self, index: int, fd: int | None) -> None:
         """Signal `fd`, which is ours now, for used buffers; None: the driver polls."""
         self._replace(self._calls, index, fd)
-        if fd is not None and index in self._pending:
-            self.call(index)
+        if fd is not None and index in self._called:
+            _signal(fd)
 
     def set_error(self, index: int, fd: int | None) -> None:
         """Signal `fd`, which is ours now, when the ring breaks."""
@@ -45,12 +51,10 @@ class RingFds:
 
     def call(self, index: int) -> None:
         """Tell the driver of used buffers in ring `index`."""
+        self._called.add(index)
         fd = self._calls[index]
-        if fd is None:
-            self._pending.add(index)
-            return
-        self._pending.discard(index)
-        _signal(fd)
+        if fd is not None:
+            _signal(fd)
 
     def error(self, index: int) -> None:
         """Tell QEMU that ring `index` is broken; it takes note and does nothing."""
@@ -60,7 +64,7 @@ class RingFds:
 
     def close(self) -> None:
         """Close them all."""
-        self._pending.clear()
+        self._called.clear()
         for index in range(len(self._kicks)):
             for fds in (self._kicks, self._calls, self._errors):
                 self._replace(fds, index, None)
@@ -80,25 +84,33 @@ class RingFds:
 
 
 class BackendChannel:
-    """The socket for the one message we send of our own accord: the configuration changed."""
+    """The socket for the one message we send of our own accord: the configuration changed.
+
+    Nothing is expected in return. What comes all the same is taken in and thrown away: fds that lay unread in a socket
+    of ours could be the far ends of our own connections, which then never ended.
+    """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self.dropped = 0  # messages that QEMU did not take
 
     def set(self, fd: int) -> None:
-        """SET_BACKEND_REQ_FD: takes `fd`, also when it raises MessageError because it is no UNIX stream socket."""
+        """SET_BACKEND_REQ_FD: takes `fd`, also when it raises MessageError because it is no UNIX stream socket, or one
+        that is connected to a socket of ours."""
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
-            os.close(fd)
+            close_foreign([fd])
             raise MessageError(errno.EINVAL, f"the back-end channel is no socket: {error.strerror}") from error
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            sock.close()
-            raise MessageError(errno.EINVAL, "the back-end channel is no UNIX stream socket")
+        trouble = _trouble_with(sock)
+        if trouble:
+            close_foreign([sock.detach()])
+            raise MessageError(errno.EINVAL, f"the back-end channel {trouble}")
         self.close()
         sock.setblocking(False)
         self._sock = sock
+        self._loop.add_reader(sock, self._readable, sock)
 
     def config_changed(self) -> None:
         """Tell QEMU, which interrupts the driver; without waiting, and without an answer."""
@@ -116,8 +128,29 @@ class BackendChannel:
     def close(self) -> None:
         """Close the socket."""
         if self._sock is not None:
-            self._sock.close()
+            self._loop.remove_reader(self._sock)
+            close_connection(self._sock)
             self._sock = None
+
+    def _readable(self, sock: socket.socket) -> None:
+        fds, is_over = take_in(sock, CHANNEL_READS)
+        close_foreign(fds)
+        if is_over:
+            self.close()
+
+
+def _trouble_with(sock: socket.socket) -> str:
+    """What is wrong with a back-end channel, "" for nothing."""
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        return "is no UNIX stream socket"
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "listens"
+    try:
+        # The far end of a connection of ours: held by ourselves, the connection would outlive the peer.
+        ours = bool(sock.getpeername()) and peer_of(sock).pid == os.getpid()
+    except OSError:
+        return "is not connected"
+    return "is a connection to this process" if ours else ""
 
 
 def _signal(eventfd: int) -> None:

@@ -164,7 +164,11 @@ class VhostSession:
         self._carrier.set_base(state.index, state.num)
 
     def _set_vring_addr(self, ring: wire.RingAddress, rest: memoryview, fds: ReceivedFds) -> None:
-        desc, avail, used = (self._memory.gpa_of(hva) for hva in (ring.desc, ring.avail, ring.used))
+        try:
+            desc, avail, used = (self._memory.gpa_of(hva) for hva in (ring.desc, ring.avail, ring.used))
+        except MessageError:
+            self._carrier.forget_addresses(ring.index)
+            raise
         self._carrier.set_addresses(ring.index, desc, avail, used)
 
     def _set_vring_kick(self, request: wire.U64, rest: memoryview, fds: ReceivedFds) -> None:

@@ -101,7 +101,12 @@ class Queue:
         return self._next_avail
 
     def start_at(self, index: int) -> None:
-        """Begin at available entry `index` and at the used index in memory: a ring others have worked on."""
+        """Begin at available entry `index` and at the used index in memory: a ring others have worked on.
+
+        RingError when that memory is out of reach, for the moment or for good.
+        """
+        if self._generation != self._memory.generation:
+            self._resolve()
         self._next_avail = self._seen_avail = index & 0xFFFF
         self._next_used = self._published_used = self._used[vring.IDX_WORD]
 
@@ -300,7 +305,7 @@ class Queue:
 
     def _area(self, what: str, gpa: int, nbytes: int, *, write: bool) -> memoryview:
         try:
-            views = self._memory.slices(gpa, nbytes, write=write)
+            views = self._memory.ring_area(gpa, nbytes, write=write)
         except MemoryAccessError as error:
             raise ring_error(what, error) from error
         if len(views) != 1:

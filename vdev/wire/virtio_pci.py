@@ -12,6 +12,7 @@ from vdev.wire.record import Record
 
 VENDOR_VIRTIO = 0x1AF4
 DEVICE_ID_BASE = 0x1040
+ENTROPY_DEVICE_ID = 4  # virtio 1.x, "Device Types"
 REVISION_MODERN = 1
 NO_VECTOR = 0xFFFF  # VIRTIO_MSI_NO_VECTOR
 

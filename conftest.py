@@ -1,4 +1,7 @@
-"""What all tests share: the tier, and the record a soak leaves behind."""
+"""What tests/ and guest_tests/ share: short scratch directories, and the record a soak leaves behind.
+
+It is at the root because hooks in a folder's conftest.py are not there when only the other folder is run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent
 SOAK_FILE = ROOT / "docs" / "soak.json"
 _reports: list[pytest.TestReport] = []
 
@@ -40,14 +43,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Under VDEV_TIER=soak, write docs/soak.json: check, count, seed, commit, interpreter, kernel and result."""
+    """Under VDEV_TIER=soak, write docs/soak.json: check, count, seed, commit, interpreter, kernel and result.
+
+    Rows of checks that did not run now stay, each with its own commit, unless their file is gone.
+    """
     if os.environ.get("VDEV_TIER") != "soak" or not _reports:
         return
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    rows = [
-        {
+    rows = {row["check"]: row for row in json.loads(SOAK_FILE.read_text())} if SOAK_FILE.exists() else {}
+    rows |= {
+        report.nodeid: {
             "check": report.nodeid,
             **dict(report.user_properties),
             "seconds": round(report.duration, 1),
@@ -57,5 +64,6 @@ def pytest_sessionfinish() -> None:
             "result": report.outcome,
         }
         for report in _reports
-    ]
-    SOAK_FILE.write_text(json.dumps(rows, indent=2) + "\n")
+    }
+    kept = [row for check, row in rows.items() if (ROOT / check.partition("::")[0]).is_file()]
+    SOAK_FILE.write_text(json.dumps(kept, indent=2) + "\n")

@@ -1,0 +1,110 @@
+"""What a person does to a VM at the wrong moment: stops while it boots, a reset of a stopped VM, a kernel by kexec."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guest_tests.boot import Control
+from guest_tests.conftest import CONFIG
+from guest_tests.test_reset import CHECKS, PAYLOAD, boot_once, options
+from qmp_bridge.plan import find_parts
+from qmp_bridge.up import RunningVm, bring_up
+from vdev.config import load_config
+from vdev.config.schema import ATTACHMENTS, Attach
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+
+WORKS = dict.fromkeys(CHECKS, True)
+BETWEEN_STOPS_S = 0.3  # some twenty of them in a boot, at other moments each time
+# Goes over to the kernel and the initrd among its files, with everything open, mapped and running.
+KEXEC = PAYLOAD.replace(
+    b"time.sleep(600)",
+    b"""\
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+kernel, initrd = (os.open(f"/payload/{name}", os.O_RDONLY) for name in ("kernel", "initrd"))
+command_line = open("/proc/cmdline", "rb").read().strip() + b"\\0"
+KEXEC_FILE_LOAD, REBOOT = 320, 169  # x86-64
+failed = libc.syscall(KEXEC_FILE_LOAD, kernel, initrd, len(command_line), command_line, 0)
+channel.send({"kexec": ctypes.get_errno() if failed else 0})
+libc.syscall(REBOOT, 0xFEE1DEAD, 672274793, 0x45584543, None)
+time.sleep(600)
+""",
+)
+
+
+async def counters(control: Control) -> dict[str, Any]:
+    """What the unit's carrier counted; nothing of it over vfio-user."""
+    status = await control.execute("query-status")
+    assert status["crashed"] == []
+    connection: dict[str, Any] = status["functions"]["iommu0"]["connection"]
+    return {name: connection.get(name) for name in ("rings", "new_drivers", "machine_resets")}
+
+
+async def stop_and_continue(vm: RunningVm) -> None:
+    """For ever."""
+    while True:
+        await asyncio.sleep(BETWEEN_STOPS_S)
+        await vm.qmp.execute("stop")
+        await vm.qmp.execute("cont")
+
+
+@pytest.mark.parametrize("attach", ATTACHMENTS)
+async def test_stops_while_it_boots_and_a_reset_while_it_is_stopped(attach: Attach) -> None:
+    async with bring_up(load_config(CONFIG), options(attach)) as vm:
+        messages = vm.messages()
+        stopping = asyncio.create_task(stop_and_continue(vm))
+        first, before = await boot_once(messages)
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        async with Control.connected(vm.control_path) as control:
+            await vm.qmp.execute("set-action", {"reboot": "reset"})  # -no-reboot would end QEMU instead
+            await vm.qmp.execute("stop")
+            await vm.qmp.execute("system_reset")
+            await vm.qmp.execute("query-status")
+            while (await control.execute("query-iommu"))[0]["mappings"]:
+                pass  # QEMU answers system_reset before it resets
+            frozen = (await control.execute("query-status"))["frozen"]
+            await vm.qmp.execute("cont")
+            second, after = await boot_once(messages)
+            faults = await control.execute("query-events", kinds=["FaultRaised"])
+            counted = await counters(control)
+        await messages.aclose()
+
+    assert before == after == WORKS
+    assert first != second
+    assert frozen is not None
+    assert faults == []
+    assert attach == "vfio-user" or counted == {"rings": "running", "new_drivers": 0, "machine_resets": 1}
+
+
+@pytest.mark.parametrize("attach", ATTACHMENTS)
+async def test_a_kernel_started_by_kexec_finds_a_fresh_device(attach: Attach) -> None:
+    config = load_config(CONFIG)
+    parts = find_parts(config, options(attach))
+    assert parts.kernel is not None
+    assert parts.initrd is not None
+    files: dict[str, Path | bytes] = {**(options(attach).payload_files or {}), "main.py": KEXEC}
+    files |= {"kernel": Path(parts.kernel), "initrd": Path(parts.initrd)}
+    async with bring_up(config, dataclasses.replace(options(attach), payload_files=files)) as vm:
+        messages = vm.messages()
+        first, before = await boot_once(messages)
+        kexec = await anext(messages)
+        second, after = await boot_once(messages)
+        async with Control.connected(vm.control_path) as control:
+            resets = await control.execute("query-events", kinds=["UnitReset"])
+            faults = await control.execute("query-events", kinds=["FaultRaised"])
+            counted = await counters(control)
+        await messages.aclose()
+
+    assert kexec == {"kexec": 0}
+    assert before == after == WORKS
+    assert first != second
+    assert faults == []
+    assert resets[-1]["kind"] == "device"
+    assert attach == "vfio-user" or counted == {"rings": "running", "new_drivers": 1, "machine_resets": 0}
