@@ -61,6 +61,7 @@ def _without_rng(records: Sequence[Record]) -> list[Record]:
 
 def check(records: Sequence[Record]) -> list[str]:
     """The check, from the note that it starts to the note of its verdict. StopIteration when it is not there."""
+    records = _without_rng(records)
     notes = [at for at, record in enumerate(records) if record["kind"] == "note"]
     start = next(at for at in notes if TITLE in records[at]["fields"]["text"])
     stop = next(at for at in notes if at > start)

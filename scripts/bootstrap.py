@@ -128,7 +128,8 @@ def ensure_pip(python: Path) -> None:
         packages = Path(directory) / "packages"
         shutil.unpack_archive(wheel, packages, "zip")
         use_own_certificates(packages, HOST_CERTIFICATES)
-        command = [str(python), str(packages / "pip"), "install", "--no-index", "--no-deps", "--quiet", str(wheel)]
+        command = [str(python), str(packages / "pip"), "install", "--no-index", "--no-deps", "--quiet"]
+        command += ["--ignore-installed", str(wheel)]  # or it finds itself installed: where it runs from
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             fail(f"could not install pip from {wheel}")
     use_own_certificates(Path(_output([str(python), "-c", SITE_PACKAGES])), HOST_CERTIFICATES)

@@ -18,6 +18,7 @@ from vdev.parts.cache import Cache
 from vdev.parts.doctor import Finding, doctor
 
 ROOT = Path(__file__).parent.parent.parent
+BUNDLED = Path(os.__file__).parent / "ensurepip" / "_bundled"
 PYPROJECT = '[project]\nname = "tool"\ndependencies = ["other==1"]\n'
 
 
@@ -108,6 +109,26 @@ def test_the_newest_pip_wheel_is_taken(bootstrap: ModuleType, tmp_path: Path) ->
 
     assert bootstrap.find_pip_wheel((tmp_path,)) == tmp_path / "pip-25.1.1-py3-none-any.whl"
     assert bootstrap.find_pip_wheel((tmp_path / "absent",)) is None
+
+
+@pytest.mark.skipif(not list(BUNDLED.glob("pip-*.whl")), reason="this Python comes without a pip wheel")
+@pytest.mark.parametrize("host_has_certificates", [False, True])
+def test_an_environment_without_ensurepip_gets_its_pip_from_a_wheel(
+    host_has_certificates: bool, bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bootstrap.make_environment(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run = bootstrap._output
+    monkeypatch.setattr(bootstrap, "_output", lambda command: "" if "ensurepip" in command else run(command))
+    monkeypatch.setattr(bootstrap, "WHEELS", (BUNDLED,))
+    monkeypatch.setattr(bootstrap, "HOST_CERTIFICATES", tmp_path if host_has_certificates else tmp_path / "absent")
+
+    bootstrap.ensure_pip(python)
+
+    where = run([str(python), "-c", "import pip._vendor.certifi as certifi; print(certifi.where())"])
+    assert Path(where).is_file()
+    assert run([str(python), "-m", "pip", "--version"])
+    assert ("vdev" in (Path(where).parent / "core.py").read_text()) is not host_has_certificates
 
 
 @pytest.mark.parametrize("host_has_some", [False, True])
