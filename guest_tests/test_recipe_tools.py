@@ -109,7 +109,7 @@ def test_virtme_ng_boots_the_tree_it_is_in_and_every_check_passes(tree: Path, qe
     ours = run([sys.executable, "-m", "vdev", "qemu-args", str(ON_ROOT_BUS), "--runtime-dir", str(tmp_path / "run"),
                 "--no-memory"])  # fmt: skip
     vng = ["vng", "--run", kernel.version, "--disable-microvm", "--memory", "512M", "--cpus", "1"]
-    vng += ["--append", "vfio_iommu_type1.allow_unsafe_interrupts=1"]
+    vng += ["--append", "no_timer_check vfio_iommu_type1.allow_unsafe_interrupts=1"]
     vng += [f"--qemu-opts={ours.strip()} {shlex.join(channel_arguments(channel))}"]
     vng += ["--qemu", str(qemu), "--disable-kvm"]
     vng += ["--exec", "modprobe -a vfio_iommu_type1 vfio_pci && python3 -B /payload/main.py"]

@@ -29,5 +29,5 @@ eval "set -- $arguments \"\$@\""
 $QEMU -nodefaults -no-user-config -display none -no-reboot \
     -accel tcg -cpu max -smp 1 -serial stdio \
     -kernel "$kernel" -initrd "$initrd" \
-    -append "console=ttyS0 panic=-1 vfio_iommu_type1.allow_unsafe_interrupts=1 ${APPEND:-}" \
+    -append "console=ttyS0 panic=-1 no_timer_check vfio_iommu_type1.allow_unsafe_interrupts=1 ${APPEND:-}" \
     "$@"
