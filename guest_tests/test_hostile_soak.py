@@ -230,4 +230,5 @@ def _judge(first: dict[str, str], soak: Soak, watches: list[Watch]) -> None:
         assert watch.ram_maps() == watch.maps
         assert watch.grown_nbytes() < ROOM_NBYTES
         assert not [line for line in watch.lines() if "Traceback" in line or "never retrieved" in line]
-        assert len(watch.lines()) < LINES_A_MINUTE * (1 + SECONDS / 60)
+        lines = [line for line in watch.lines() if " vdev.event: " not in line]  # those have a limit of their own
+        assert len(lines) < LINES_A_MINUTE * (1 + SECONDS / 60)
