@@ -49,7 +49,7 @@ start=${esp_start}MiB, size=${esp_mib}MiB, type=U, name=esp, attrs="LegacyBIOSBo
 start=${root_start}MiB, size=${root_mib}MiB, type=L, name=root
 EOF
 
-append="root=PARTLABEL=root ro console=ttyS0 loglevel=5 no_timer_check vfio_iommu_type1.allow_unsafe_interrupts=1"
+append="root=PARTLABEL=root ro console=ttyS0 loglevel=5 panic=-1 no_timer_check vfio_iommu_type1.allow_unsafe_interrupts=1"
 boot=/run/boot
 mkdir $boot
 echo "timeout 0" > $boot/loader.conf
