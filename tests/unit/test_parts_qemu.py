@@ -192,3 +192,8 @@ def test_a_host_of_another_architecture_has_no_kvm_for_us(monkeypatch: pytest.Mo
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
 
     assert "aarch64" in device_problem(Path("/dev/null"))
+
+
+def test_a_qemu_in_the_home_of_nobody_is_refused_by_name() -> None:
+    with pytest.raises(PartsError, match=r"vm\.qemu: ~nosuchuser/qemu: there is no such user"):
+        find_qemu("~nosuchuser/qemu", quiet)

@@ -14,6 +14,7 @@ from vdev.errors import PartsError
 from vdev.parts.apt import BACKPORTS
 from vdev.parts.cache import Cache, Manifest, digests
 from vdev.parts.fetch import Recipe, fetch_packages, host_arch
+from vdev.parts.paths import own_path
 from vdev.parts.progress import Say
 
 BINARY = "qemu-system-x86_64"
@@ -50,7 +51,7 @@ def find_qemu(configured: str | None, say: Say, cache: Cache | None = None) -> Q
     :raise PartsError: the configured one is unfit (one line), or the packaged one cannot be had.
     """
     if configured is not None:
-        path = shutil.which(str(Path(configured).expanduser()))
+        path = shutil.which(str(own_path("vm.qemu", configured)) if "/" in configured else configured)
         if path is None:
             raise PartsError("vm.qemu", f"{configured} is not a program; name another or remove the key")
         try:
