@@ -311,7 +311,7 @@ class GuestAccelerator(GuestFunction):
 
     async def submit(self, op: int, src: int = 0, dst: int = 0, nbytes: int = 0, arg: int = 0) -> int:
         """Put one operation (with an interrupt at its end) in the ring, ring the doorbell; its index."""
-        index, self.tag = self.tail, self.tag + 1
+        index, self.tag = self.tail, (self.tag + 1) & 0xFFFF
         at = self._completion_gpa(index)
         self.ram.view[at : at + accel.COMPLETION_NBYTES] = bytes(accel.COMPLETION_NBYTES)
         entry = accel.Descriptor(op, accel.Flag.IRQ, self.tag, 0, src, dst, nbytes, arg, bytes(24)).pack()
