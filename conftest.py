@@ -1,4 +1,4 @@
-"""What tests/ and guest_tests/ share: short scratch directories, and the record a soak leaves behind.
+"""What tests/ and guest_tests/ share: short scratch paths, an ordinary Ctrl-C, and the record a soak leaves behind.
 
 It is at the root because hooks in a folder's conftest.py are not there when only the other folder is run.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -22,7 +23,13 @@ _reports: list[pytest.TestReport] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep tmp_path short whatever TMPDIR and the user's name are: a UNIX socket's path has at most 107 bytes."""
+    """Short paths and an ordinary Ctrl-C, whatever started us.
+
+    tmp_path is short whatever TMPDIR and the user's name are: a UNIX socket's path has at most 107 bytes. A script's
+    background job is started with SIGINT ignored; the processes we start and interrupt would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.basetemp is None:
         directory = tempfile.mkdtemp(prefix="vdev-", dir="/tmp")
         config.option.basetemp = directory
