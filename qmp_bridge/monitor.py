@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class LoggedQmp(QMPClient):
             return await super().execute_msg(msg)
         finally:
             await self.run_state.settle()
+
+    async def unguarded(self, name: str, arguments: Mapping[str, object]) -> object:
+        """Execute what the guard refuses to everybody else: for states saved while no function of ours was there."""
+        return await super().execute_msg(self.make_execute_msg(name, arguments))
 
     def _cb_outbound(self, msg: Message) -> Message:
         self._write("->", msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from vdev.parts.paths import own_path
 from vdev.parts.progress import quiet
 from vdev.parts.qemu import find_qemu
 from vdev.qemu.machine import Disk, MachinePaths, qemu_arguments
+from vdev.qemu.restorable import restored_arguments
 
 MODULES = ("virtio_pci?", "virtio_console?", "virtio_iommu", "virtio_rng?", "vfio_pci", "vfio_iommu_type1")
 CHECKS = Path(__file__).parent.parent / "guest_tests" / "payload"
@@ -73,6 +74,7 @@ class Options:
     # The file the configuration came from. Without it, or where options override it, the backend is given a copy.
     config_path: Path | None = None
     timeout: float | None = None  # seconds the VM may live; None: as long as it likes
+    restore: Path | None = None  # a guest saved by qmp_bridge.snapshot: restore it instead of booting one
     trace: str | None = None  # vdev serve --trace: a file, or memory; "logs": trace.jsonl among the logs
     logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
     follow: Callable[[bytes], None] | None = None  # is given all console output
@@ -187,14 +189,9 @@ def _check_paths(kernel: str | None, initrd: str | None) -> None:
 def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -> Plan:
     """The commands for a VM in `directory`. Pure. Raises ConfigError when the directory's name is too long."""
     config = overridden(config, options)
-    words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
-    vm = msgspec.structs.replace(config.vm, append=" ".join(word for word in words if word))
-    paths = MachinePaths.in_directory(str(directory), parts.kernel, parts.initrd)
-    paths = replace(paths, disk=parts.disk, firmware=parts.firmware)
-    arguments = qemu_arguments(msgspec.structs.replace(config, vm=vm), paths, parts.accel)
-    major = parts.version.partition(".")[0]
-    if major.isdigit() and int(major) >= _EXIT_WITH_PARENT:
-        arguments += ["-run-with", "exit-with-parent=on"]  # when we are killed without a chance to clean up
+    paths = paths_in(directory, parts)
+    of_machine = qemu_arguments if options.restore is None else restored_arguments
+    arguments = of_machine(with_append(config, options), paths, parts.accel)
     config_path = directory / CONFIG_COPY
     if options.config_path is not None and options.attach is None:
         config_path = options.config_path.absolute()
@@ -209,7 +206,27 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
             str(directory),
             *(["--trace", trace] if trace else []),
         ],
-        qemu=[*parts.qemu, *arguments],
+        qemu=qemu_command(parts, arguments),
         env=parts.env,
         paths=paths,
     )
+
+
+def with_append(config: Config, options: Options) -> Config:
+    """`config` with all that the kernel command line says besides what every machine's does."""
+    words = [config.vm.append, options.append, f"vdev.payload={options.payload}" if options.payload else ""]
+    vm = msgspec.structs.replace(config.vm, append=" ".join(word for word in words if word))
+    return msgspec.structs.replace(config, vm=vm)
+
+
+def paths_in(directory: Path, parts: Parts) -> MachinePaths:
+    """The usual arrangement in `directory`, with these parts."""
+    paths = MachinePaths.in_directory(str(directory), parts.kernel, parts.initrd)
+    return replace(paths, disk=parts.disk, firmware=parts.firmware)
+
+
+def qemu_command(parts: Parts, arguments: Sequence[str]) -> list[str]:
+    """QEMU with `arguments`, and ended by the kernel when we are killed without a chance to clean up."""
+    major = parts.version.partition(".")[0]
+    dies_with_us = major.isdigit() and int(major) >= _EXIT_WITH_PARENT
+    return [*parts.qemu, *arguments, *(["-run-with", "exit-with-parent=on"] if dies_with_us else [])]

@@ -27,9 +27,11 @@ from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.relay import Relay
 from qmp_bridge.run_directory import RunDirectory
 from qmp_bridge.run_state import RunState
+from qmp_bridge.snapshot import restore
 from vdev.config import Config, boot_kernel
 from vdev.errors import ConfigError
 from vdev.qemu.machine import expected_functions, socket_path
+from vdev.qemu.restorable import late_units, restored_functions
 
 TAIL_LINES = 40
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
@@ -106,11 +108,15 @@ class RunningVm:
         self._watch(tasks, self.channel.run(*await connect(self.plan.paths.channel, CONNECT_SECONDS)))
         name, log = self.config.vm.name, self.logs / "qmp.log"
         self.qmp = self._qmp = await connect_monitor(name, self.plan.paths.qmp, log, CONNECT_SECONDS)
+        expected = expected_functions(self.config)
+        if self.options.restore is not None:
+            await restore(self.qmp, self.options.restore, late_units(self.config, self.plan.paths.socket_dir))
+            expected = restored_functions(self.config)
         self._guard(tasks)
         self._watch(tasks, self._watch_clock())
         if boot_kernel(self.config.vm) is None:
             self._watch(tasks, self._watch_firmware())
-        await check_topology(self.qmp, expected_functions(self.config))
+        await check_topology(self.qmp, expected)
 
     def _guard(self, tasks: asyncio.TaskGroup) -> None:
         """From now on the backend follows QEMU's run state, and the user has a monitor."""

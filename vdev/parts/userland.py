@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vdev.parts.apt import STABLE
@@ -14,9 +15,10 @@ from vdev.parts.cpio import CpioWriter
 from vdev.parts.fetch import GUEST_ARCH, Recipe, fetch_packages, only
 from vdev.parts.progress import Say
 
-PART = "guest-userland"
+PART = "guest-python"
 PYTHON = "python3.13"  # the Python of STABLE
 ARCHIVE = "userland.cpio"
+ROOT = "root"
 COMPILE_SECONDS = 300
 _PACKAGES = (
     "busybox-static", f"{PYTHON}-minimal", f"lib{PYTHON}-minimal", f"lib{PYTHON}-stdlib",
@@ -42,21 +44,41 @@ _DROPPED_ENCODINGS = re.compile(
 def guest_userland(cache: Cache, say: Say) -> Path:
     """The directory of the userland part; `ARCHIVE` in it is a complete cpio archive without /init.
 
+    `ROOT` in it is the same as files, because the guest's Python runs on this host, too: see `GuestPython`.
+
     :raise PartsError: it cannot be had.
     """
     recipe = Recipe(PART, GUEST_ARCH, STABLE, _PACKAGES, f"{PYTHON}-minimal", keep=only(_PACKAGES))
 
     def fetch(directory: Path) -> Manifest:
         manifest = fetch_packages(recipe, cache, directory, say)
-        root = directory / "root"
+        root = directory / ROOT
         trim(root)
         compile_stdlib(root, say)
         with (directory / ARCHIVE).open("wb") as file:
             write_archive(root, CpioWriter(file))
-        shutil.rmtree(root)  # the archive is all we use
-        return replace(manifest, files=digests(directory, ARCHIVE))
+        return replace(manifest, files=digests(directory, ARCHIVE, f"{ROOT}/usr/bin/{PYTHON}"))
 
     return cache.get(PART, fetch, say)
+
+
+@dataclass(frozen=True)
+class GuestPython:
+    """The guest's Python as a command of this host: `argv`, then arguments, with `env` for its whole environment.
+
+    What it compiles is good in the guest, and what it collects is what the guest would.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+    @classmethod
+    def in_root(cls, root: Path) -> GuestPython:
+        """Of an unpacked userland; through its own loader, as the host's libraries may be older."""
+        libraries = root / _LIBRARIES
+        loader = str(libraries / "ld-linux-x86-64.so.2")
+        argv = (loader, "--library-path", str(libraries), str(root / "usr/bin" / PYTHON))
+        return cls(argv, {"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"})
 
 
 def trim(root: Path) -> None:
@@ -83,15 +105,15 @@ def compile_stdlib(root: Path, say: Say) -> None:
     Without .pyc files the guest spends many seconds compiling. Unchecked hashes: no time stamps to get stale.
     """
     say("compiling the guest's Python library")
-    libraries = root / _LIBRARIES
+    python = GuestPython.in_root(root)
     command = [
-        str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(root / "usr/bin" / PYTHON),
-        "-S", "-B", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash",
+        *python.argv, "-S", "-B", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash",
         "-s", str(root), "-p", "/", str(root / "usr/lib" / PYTHON),
     ]  # fmt: skip
-    env = {"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"}
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=python.env, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+        )
         problem = done.stderr.strip() or done.stdout.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)

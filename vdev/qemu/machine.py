@@ -107,7 +107,7 @@ def viot_table(config: Config) -> bytes:
 
 def expected_functions(config: Config) -> dict[str, int]:
     """Name -> PCI address that every function of ours must have once the firmware has numbered the buses."""
-    return {item.name: parse_bdf(item.bdf) for item in _functions(config)}
+    return {item.name: parse_bdf(item.bdf) for item in functions_of(config)}
 
 
 def kernel_append(config: Config) -> str:
@@ -117,6 +117,12 @@ def kernel_append(config: Config) -> str:
 
 def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]:
     """QEMU's arguments after its own name; `accel` is "kvm" or "tcg". Raises ConfigError for a path too long."""
+    devices = device_arguments(config, paths.socket_dir, paths.viot)
+    return [*base_arguments(config, paths, accel), *devices, *boot_arguments(config, paths), *config.vm.extra_args]
+
+
+def base_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]:
+    """The machine without our functions: processors, RAM, monitors, console, the payload's channel."""
     vm = config.vm
     arguments = ["-name", vm.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     arguments += ["-accel", accel, "-cpu", "max", "-smp", str(vm.cpus)]
@@ -125,12 +131,11 @@ def qemu_arguments(config: Config, paths: MachinePaths, accel: str) -> list[str]
     arguments += _monitor(paths.qmp) + _monitor(paths.monitor)
     arguments += _chardev("console", paths.console, f",logfile={_quoted(paths.console_log)}")
     arguments += ["-serial", "chardev:vdev.console"]
-    arguments += _channel(paths.channel, shares_slot=paths.disk is not None)
-    arguments += device_arguments(config, paths.socket_dir, paths.viot)
-    return [*arguments, *_boot(config, paths), *vm.extra_args]
+    return [*arguments, *_channel(paths.channel, shares_slot=paths.disk is not None)]
 
 
-def _boot(config: Config, paths: MachinePaths) -> Iterator[str]:
+def boot_arguments(config: Config, paths: MachinePaths) -> Iterator[str]:
+    """What is booted: firmware, disk, kernel with command line, initrd."""
     if paths.firmware is not None:
         yield from ("-bios", paths.firmware)
     if paths.disk is not None:
@@ -154,7 +159,8 @@ def device_arguments(config: Config, socket_dir: str, viot: str) -> list[str]:
     return [*_devices(config, socket_dir), "-acpitable", f"file={_quoted(viot)}"]
 
 
-def _functions(config: Config) -> Iterator[UnitConfig | EndpointConfig]:
+def functions_of(config: Config) -> Iterator[UnitConfig | EndpointConfig]:
+    """All of ours: units, then endpoints."""
     yield from config.units
     yield from config.endpoints
 
@@ -165,20 +171,26 @@ def _devices(config: Config, socket_dir: str) -> Iterable[str]:
     Units over vhost-user come last: QEMU resets the last first, and the backend must see such a unit stop before the
     endpoints are reset, or it cannot tell a machine reset from a stopped VM.
     """
-    count = sum(parse_bdf(endpoint.bdf) >> 8 != 0 for endpoint in config.endpoints)
+    count = own_buses(config)
     for bus in range(1, count + 1):
-        yield from ("-device", _root_port(bus, count))
+        yield from ("-device", root_port(bus, count))
     last = [unit for unit in config.units if unit.attach == "vhost-user"]
-    for item in _functions(config):
+    for item in functions_of(config):
         if item not in last:
-            yield from ("-device", _vfio_user_function(item, socket_dir))
+            yield from ("-device", vfio_user_function(item, socket_dir))
     for unit in last:
         path = _quoted(socket_path(socket_dir, unit.name))
         yield from ("-chardev", f"socket,id=vdev.{unit.name},path={path}")
-        yield from ("-device", _vhost_user_unit(unit))
+        yield from ("-device", json.dumps(vhost_user_unit(unit)))
 
 
-def _vfio_user_function(item: UnitConfig | EndpointConfig, socket_dir: str) -> str:
+def own_buses(config: Config) -> int:
+    """How many endpoints have a bus, and so a root port, of their own."""
+    return sum(parse_bdf(endpoint.bdf) >> 8 != 0 for endpoint in config.endpoints)
+
+
+def vfio_user_function(item: UnitConfig | EndpointConfig, socket_dir: str) -> str:
+    """The -device of a function over vfio-user, in JSON. ConfigError for a path too long."""
     bus = parse_bdf(item.bdf) >> 8
     return _json(
         driver="vfio-user-pci",
@@ -190,8 +202,9 @@ def _vfio_user_function(item: UnitConfig | EndpointConfig, socket_dir: str) -> s
     )
 
 
-def _vhost_user_unit(unit: UnitConfig) -> str:
-    properties: dict[str, object] = {
+def vhost_user_unit(unit: UnitConfig) -> dict[str, object]:
+    """The properties of a unit over vhost-user."""
+    return {
         "driver": "vhost-user-test-device-pci",
         "id": unit.name,
         "bus": "pcie.0",
@@ -199,7 +212,6 @@ def _vhost_user_unit(unit: UnitConfig) -> str:
         "chardev": f"vdev.{unit.name}",
         **VHOST_USER_DEVICE,
     }
-    return json.dumps(properties)
 
 
 def _slot_and_function(item: UnitConfig | EndpointConfig) -> str:
@@ -207,8 +219,10 @@ def _slot_and_function(item: UnitConfig | EndpointConfig) -> str:
     return f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}"
 
 
-def _root_port(bus: int, count: int) -> str:
-    """Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
+def root_port(bus: int, count: int) -> str:
+    """The -device of the port to `bus`, one of `count`.
+
+    Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
     per_slot = -(-count // len(ROOT_PORT_SLOTS))
     slot, function = divmod(bus - 1, per_slot)
     return _plain(

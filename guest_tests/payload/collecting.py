@@ -1,0 +1,85 @@
+"""Which tests a directory has: run on the host by the guest's Python, so that the answer is what the guest would say.
+
+What is compiled on the way (assertions rewritten) is kept, and sent into the guest with the sources: there
+it would take seconds. Standard input and output carry one JSON object each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import pytest
+
+Message = dict[str, Any]
+
+PLUGINS = ("guest_tests.payload.host", "guest_tests.payload.fixtures")
+
+
+class Collector:
+    """The pytest plugin that writes down what was found."""
+
+    def __init__(self) -> None:
+        self.items: list[Message] = []
+        self.problems: dict[str, Message] = {}  # by node id of the module
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember modules that could not be collected or want to be left out."""
+        if report.outcome == "failed":
+            self.problems[report.nodeid] = {"outcome": "failed", "text": report.longreprtext}
+        elif report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+            self.problems[report.nodeid] = {"outcome": "skipped", "text": report.longrepr[2].removeprefix("Skipped: ")}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remember the tests."""
+        self.items = [described(item) for item in session.items]
+
+
+def described(item: pytest.Item) -> Message:
+    """A test as plain data: `chain` are the names below its module, `line` counts from 0."""
+    chain = [node.name for node in item.listchain()]
+    module = item.getparent(pytest.Module)
+    above = len(module.listchain()) if module is not None else 0
+    path, line, _ = item.reportinfo()
+    return {
+        "id": item.nodeid,
+        "module": module.nodeid if module is not None else item.nodeid,
+        "chain": chain[above:],
+        "line": line if os.fspath(path) == os.fspath(item.path) else None,
+        "marks": [described_mark(mark) for mark in item.iter_markers()],
+        "keywords": sorted(item.listextrakeywords() if hasattr(item, "listextrakeywords") else ()),
+    }
+
+
+def described_mark(mark: pytest.Mark) -> Message:
+    """A marker; arguments that are no plain data are described in words."""
+    return {"name": mark.name, "args": plain(mark.args), "kwargs": plain(mark.kwargs)}
+
+
+def plain(value: Any) -> Any:
+    """`value` through JSON."""
+    return json.loads(json.dumps(value, default=repr))
+
+
+def main() -> int:
+    """Collect the directory that standard input names; 0 unless pytest itself failed."""
+    request = json.load(sys.stdin)
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what modules print while they are imported is no part of the answer
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.chdir(request["root"])
+    sys.pycache_prefix = request["pycache"]  # from here on: pytest itself is compiled already
+    collector = Collector()
+    plugins = [word for name in PLUGINS for word in ("-p", name)]
+    arguments = ["-c", request["ini"], f"--rootdir={request['root']}", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    status = pytest.main([*arguments, *plugins, *request["files"]], plugins=[collector])
+    found = {"status": int(status), "items": collector.items, "problems": collector.problems}
+    with os.fdopen(answer, "w") as file:
+        json.dump(found, file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

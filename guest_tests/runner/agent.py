@@ -1,0 +1,212 @@
+"""The conversation with the agent in one guest: wake it, give it files, run tests, call functions.
+
+What the guest says is in guest_tests/payload/agent.py and session.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guest_tests.runner.steps import HostSide, answer
+from qmp_bridge.up import RunningVm
+from vdev.errors import VdevError
+
+Message = dict[str, Any]
+WAKE_SECONDS = 60.0
+FILES_SECONDS = 120.0
+OPEN_SECONDS = 60.0  # imports of a module
+CLOSE_SECONDS = 30.0  # fixtures of a module and a session are torn down
+GRACE_SECONDS = 2.0  # beyond a test's own limit: for its stacks on the console
+CHUNK_NBYTES = 1 << 19
+
+
+class GuestRefused(VdevError):
+    """The agent cannot do what it was asked, and says why."""
+
+
+class GuestSilent(VdevError):
+    """The guest did not answer in time, or said what makes no sense: it must be ended."""
+
+
+class CallFailed(VdevError):
+    """A function that was called in the guest raised; `traceback` is the guest's."""
+
+    def __init__(self, what: str, traceback: str) -> None:
+        self.traceback = traceback
+        super().__init__(f"{what}\n{traceback}")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One test to be run. `next` is the test after it in the same module: fixtures that it shares are kept."""
+
+    module: str
+    test: str
+    next: str | None
+    limit: float
+
+
+@dataclass
+class Outcome:
+    """What became of a test: pytest's own reports as plain data, in order."""
+
+    reports: list[Message] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of its phases failed."""
+        return any(report["outcome"] == "failed" for report in self.reports)
+
+
+class Agent:
+    """The agent of one running guest. One request at a time."""
+
+    def __init__(self, vm: RunningVm, side: HostSide, machine: Message, options: list[str]) -> None:
+        self._vm = vm
+        self._side = side
+        self._machine = machine
+        self._options = options
+        self._messages: AsyncIterator[Message] = vm.messages()
+        self._open: str | None = None  # the module whose child process listens
+
+    async def wake(self, *, restored: bool) -> Message:
+        """Greet the guest; afterwards it sees vdev's functions. Raises GuestSilent, GuestRefused."""
+        if not restored:
+            await self._next("hello", WAKE_SECONDS)
+        seed = base64.b64encode(os.urandom(64)).decode()
+        request = {"do": "wake", "restored": restored, "time": time.time(), "seed": seed}
+        return await self._ask(request, "kernel", WAKE_SECONDS)
+
+    async def put(self, files: Iterable[tuple[str, Path]]) -> None:
+        """Give the guest files: (its absolute path there, the file here). Raises GuestSilent, GuestRefused."""
+        for path, source in files:
+            content, stat = source.read_bytes(), source.stat()
+            for at in range(0, max(len(content), 1), CHUNK_NBYTES):
+                data = base64.b64encode(content[at : at + CHUNK_NBYTES]).decode()
+                file = {"path": path, "data": data, "more": at > 0, "mtime_ns": stat.st_mtime_ns}
+                await self._ask({"do": "put", "files": [file]}, "stored", FILES_SECONDS)
+
+    async def call(self, function: str, arguments: Message, limit: float) -> Any:
+        """Call "module:function" in the guest's own process. Raises CallFailed, GuestSilent, GuestRefused."""
+        await self.close_module()
+        request = {"do": "call", "function": function, "arguments": arguments}
+        async with within(limit, function):
+            await self._vm.send(request)
+            while True:
+                message = await self._say_next()
+                match message:
+                    case {"returned": value}:
+                        return value
+                    case {"raised": what, "traceback": traceback}:
+                        raise CallFailed(f"{function}: {what}", traceback)
+                    case _:
+                        self._refuse(message, function)
+
+    async def run(self, order: Order, root: Path) -> Outcome:
+        """Run one test. Raises GuestSilent when it takes longer than its limit; GuestRefused."""
+        await self._open_module(order.module, root)
+        outcome = Outcome()
+        request = {"do": "test", "test": order.test, "next": order.next, "limit": order.limit}
+        async with within(order.limit + GRACE_SECONDS, f"{order.test} (its limit is {order.limit:g} s)"):
+            await self._vm.send(request)
+            while await self._take(outcome, order.test):
+                pass
+        if order.next is None:
+            await self.close_module()
+        return outcome
+
+    async def _take(self, outcome: Outcome, test: str) -> bool:
+        """Deal with one message of a running test; False after its last."""
+        message = await self._say_next()
+        match message:
+            case {"report": dict(report)}:
+                outcome.reports.append(report)
+            case {"ask": str(what), "arguments": dict(arguments)}:
+                await self._vm.send(await answer(self._side, what, arguments))
+            case {"finished": _}:
+                return False
+            case {"ended": status}:
+                self._open = None
+                raise GuestRefused(f"{test}: the process of its module ended with status {status} while it ran")
+            case _:
+                self._refuse(message, test)
+        return True
+
+    async def _open_module(self, module: str, root: Path) -> None:
+        if self._open == module:
+            return
+        await self.close_module()
+        request = {
+            "do": "module", "root": str(root), "file": str(root / module), "machine": self._machine,
+            "options": self._options,
+        }  # fmt: skip
+        async with within(OPEN_SECONDS, f"the import of {module}"):
+            await self._vm.send(request)
+            while True:
+                message = await self._say_next()
+                match message:
+                    case {"collected": _}:
+                        self._open = module
+                        return
+                    case {"collection_failed": problem}:
+                        await self.close_module(opened=True)
+                        raise GuestRefused(f"{module} cannot be collected in the guest:\n{problem}")
+                    case {"ended": status}:
+                        raise GuestRefused(f"pytest does not run in the guest: status {status}")
+                    case _:
+                        self._refuse(message, module)
+
+    async def close_module(self, *, opened: bool = False) -> None:
+        """End the open module's process. Raises GuestSilent."""
+        if self._open is None and not opened:
+            return
+        self._open = None
+        await self._vm.send({"do": "end"})
+        await self._next("ended", CLOSE_SECONDS)
+
+    async def _ask(self, request: Message, key: str, seconds: float) -> Message:
+        await self._vm.send(request)
+        return await self._next(key, seconds)
+
+    async def _next(self, key: str, seconds: float) -> Message:
+        """The next message with `key`; reports of what ends now have nobody to go to."""
+        async with within(seconds, f"'{key}'"):
+            while True:
+                message = await self._say_next()
+                if key in message:
+                    return message
+                if "refused" in message:
+                    raise GuestRefused(message["refused"])
+
+    async def _say_next(self) -> Message:
+        try:
+            return await anext(self._messages)
+        except StopAsyncIteration:
+            raise GuestSilent("the guest's channel closed") from None
+
+    def _refuse(self, message: Message, what: str) -> None:
+        match message:
+            case {"refused": reason}:
+                raise GuestRefused(str(reason))
+            case {"hello": _}:
+                raise GuestSilent(f"the guest started anew during {what}")
+            case _:
+                raise GuestSilent(f"the guest said something unexpected during {what}: {str(message)[:200]}")
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """A time-out for the block. Raises GuestSilent, which names what was waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise GuestSilent(f"the guest did not finish within {seconds:g} s: {what}") from None

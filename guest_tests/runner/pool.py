@@ -1,0 +1,158 @@
+"""The guests of a pytest session: found by machine, two at a time at most, the one used longest ago ended first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from guest_tests.runner.collection import Collection, collect, compiled, sources
+from guest_tests.runner.guest import Guest, start_guest
+from guest_tests.runner.library import GuestLibrary, guest_library
+from guest_tests.runner.loop import LoopThread
+from guest_tests.runner.snapshots import saved_guest
+from guest_tests.runner.suite import Machine
+from qmp_bridge.plan import MODULES, Options, Parts, find_parts, overridden
+from vdev.errors import VdevError
+from vdev.parts.cache import Cache
+from vdev.parts.progress import Say, quiet
+
+MAX_LIVE = 2
+CHANNEL_MODULES = ("virtio_pci?", "virtio_console?")
+
+T = TypeVar("T")
+
+
+class NeverCameUp(VdevError):
+    """The machine could not be started earlier in this session, and is not tried again."""
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What the command line says about guests."""
+
+    logs: Path
+    cold: bool  # boot every guest
+    pytest_options: tuple[str, ...]
+    say: Say
+
+
+class Pool:
+    """Owns the loop, the library, the collections and the guests. Methods are for pytest's thread."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        self._options = options
+        self._cache = Cache()
+        self._loop: LoopThread | None = None
+        self._library: GuestLibrary | None = None
+        self._collections: dict[Path, Collection] = {}
+        self._parts: dict[tuple[Any, ...], Parts] = {}
+        self._guests: dict[tuple[Path, str], Guest] = {}  # the one used last is last
+        self._failed: dict[tuple[Path, str], str] = {}
+
+    @property
+    def library(self) -> GuestLibrary:
+        """pytest and the payload for guests. Raises PartsError."""
+        if self._library is None:
+            self._library = guest_library(self._cache, self._options.say)
+        return self._library
+
+    def collection(self, root: Path) -> Collection:
+        """The tests of the suite in `root`. Raises PartsError."""
+        if root not in self._collections:
+            self._collections[root] = collect(root, self.library, self._cache)
+        return self._collections[root]
+
+    def guest(self, machine: Machine) -> Guest:
+        """The running guest of `machine`, started if there is none.
+
+        Raises NeverCameUp, GuestGone, ConfigError and PartsError.
+        """
+        guest = self._guests.pop(machine.key, None)
+        if guest is None or guest.death is not None:
+            if machine.key in self._failed:
+                raise NeverCameUp(f"{machine.id} did not come up before: {self._failed[machine.key]}")
+            self._make_room()
+            try:
+                guest = self._start(machine)
+            except VdevError as error:
+                self._failed[machine.key] = str(error)
+                raise
+        self._guests[machine.key] = guest
+        return guest
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, done in the guests' loop."""
+        if self._loop is None:
+            self._loop = LoopThread()
+        return self._loop.run(work)
+
+    def end(self, machine: Machine) -> None:
+        """End the guest of `machine` if there is one."""
+        guest = self._guests.pop(machine.key, None)
+        if guest is not None:
+            self.do(guest.close())
+
+    def close(self) -> None:
+        """End every guest. Idempotent."""
+        try:
+            while self._guests:
+                self.do(self._guests.popitem()[1].close())
+        finally:
+            if self._loop is not None:
+                self._loop.close()
+
+    def _make_room(self) -> None:
+        for key, guest in list(self._guests.items()):
+            if guest.death is not None:
+                del self._guests[key]
+        while len(self._guests) >= MAX_LIVE:
+            oldest = next(iter(self._guests))
+            self.do(self._guests.pop(oldest).close())
+
+    def _start(self, machine: Machine) -> Guest:
+        options = self._options_for(machine)
+        config = overridden(machine.config, options)
+        options = replace(options, parts=self._parts_for(machine, options))
+        machine = replace(machine, config=config)
+        return self.do(self._started(machine, options))
+
+    async def _started(self, machine: Machine, options: Options) -> Guest:
+        assert options.parts is not None
+        if machine.driver == "none" and not self._options.cold:
+            saved = await saved_guest(machine.config, options.parts, options, self._cache, options.say)
+            options = replace(options, restore=saved)
+        started = time.monotonic()
+        guest = await start_guest(machine, replace(options, say=quiet), list(self._options.pytest_options), options.say)
+        if options.restore is None:
+            options.say(f"{machine.id}: booted in {time.monotonic() - started:.1f} s")
+        root, collection = machine.suite, self._collections.get(machine.suite)
+        files = [(str(root / name), path) for name, path in sources(root)]
+        if collection is not None:
+            files += compiled(root, collection.pycache)
+        await guest.do(lambda living: living.agent.put(files))
+        return guest
+
+    def _options_for(self, machine: Machine) -> Options:
+        modules = CHANNEL_MODULES if machine.driver == "none" else MODULES
+        return Options(
+            attach=machine.attach,
+            kernel=machine.kernel,
+            append=machine.append,
+            payload="agent",
+            payload_files=self.library.files(),
+            modules=(*modules, *machine.modules),
+            trace="logs",
+            logs=self._options.logs,
+            say=self._options.say,
+        )
+
+    def _parts_for(self, machine: Machine, options: Options) -> Parts:
+        """Blocks while it downloads, or builds an initramfs: so it is done here, where Ctrl-C ends it at once."""
+        vm = machine.config.vm
+        key = (options.kernel, options.modules, vm.qemu, vm.kernel, vm.initrd, vm.disk, vm.firmware, vm.accel)
+        if key not in self._parts:
+            self._parts[key] = find_parts(machine.config, options)
+        return self._parts[key]
