@@ -1,1 +1,0 @@
-"""stub until driver lands"""
