@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .errors import DirectError
 from .vring import Segment
-from .wire import TAIL_NBYTES, Request, Status
+from .wire import STATUSES, TAIL_NBYTES, Request, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Layout:
 
     def segments(self, nreadable: int, nwritable: int) -> list[Segment]:
         """The descriptors for parts of these sizes, readable ones first. Raises ValueError if they do not add up."""
+        if self is DIRECT and nreadable and nwritable:
+            return [Segment(nreadable), Segment(nwritable, True)]  # nearly every request there is
         reads = self._sizes("readable", self.readable, nreadable)
         writes = self._sizes("writable", self.writable, nwritable)
         return [*(Segment(size) for size in reads), *(Segment(size, is_writable=True) for size in writes)]
@@ -67,7 +69,7 @@ class Answer:
         tail = self.tail
         if tail is None:
             return None
-        return Status(tail[0]) if tail[0] in list(Status) else tail[0]
+        return STATUSES.get(tail[0], tail[0])
 
     @property
     def ok(self) -> bool:

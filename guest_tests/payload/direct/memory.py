@@ -96,20 +96,27 @@ class Allocator(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Page:
-    """One huge page and its free parts, half-open [start, stop), sorted and never adjacent."""
+    """One huge page and its free parts, half-open [start, stop), sorted and never adjacent.
+
+    Allocation goes round: what was just freed is not given out again at once. A device that still writes there harms
+    nobody, and a unit behind vhost-user, which knows a new driver by its new rings, is not mistaken.
+    """
 
     gpa: int
     memory: memoryview
     free: list[tuple[int, int]]
+    cursor: int = 0
 
     def take(self, nbytes: int, align: int) -> int | None:
-        """First fit: an offset whose guest-physical address is a multiple of `align`, or None."""
-        for number, (start, stop) in enumerate(self.free):
-            offset = -(-(self.gpa + start) // align) * align - self.gpa
-            if offset + nbytes <= stop:
-                rest = [(start, offset), (offset + nbytes, stop)]
-                self.free[number : number + 1] = [part for part in rest if part[0] < part[1]]
-                return offset
+        """Next fit: an offset whose guest-physical address is a multiple of `align`, or None."""
+        for least in (self.cursor, 0):
+            for number, (start, stop) in enumerate(self.free):
+                offset = -(-(self.gpa + max(start, least)) // align) * align - self.gpa
+                if offset + nbytes <= stop:
+                    rest = [(start, offset), (offset + nbytes, stop)]
+                    self.free[number : number + 1] = [part for part in rest if part[0] < part[1]]
+                    self.cursor = offset + nbytes
+                    return offset
         return None
 
     def give_back(self, offset: int, nbytes: int) -> None:

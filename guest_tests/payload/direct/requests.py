@@ -51,8 +51,9 @@ class RequestQueue(Queue):
     def _batches(
         self, requests: Sequence[Request | bytes], nwritable: int, layout: Layout
     ) -> list[Sequence[Request | bytes]]:
-        costs = [1 if layout.indirect else len(layout.segments(len(to_bytes(one)), nwritable)) for one in requests]
-        step = max(1, self.ring.size // max(costs, default=1))
+        longest = max((len(to_bytes(request)) for request in requests), default=1)
+        cost = 1 if layout.indirect else len(layout.segments(longest, nwritable))
+        step = max(1, self.ring.size // cost)
         return [requests[at : at + step] for at in range(0, len(requests), step)]
 
     def _answer(self, used: Used) -> Answer:

@@ -11,7 +11,7 @@ takes a good one, changes a field, and posts it:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from struct import Struct
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from . import fence
 from .errors import RingFull, RingViolation
 from .memory import Allocator, DmaBuffer
 
+DESCRIPTOR_NBYTES = 16
 NEXT, WRITE_ONLY, INDIRECT = 1, 2, 4  # descriptor flags
 NO_INTERRUPT = 1  # of the available ring
 NO_NOTIFY = 1  # of the used ring
@@ -96,28 +97,12 @@ class Used:
 
 def ring_nbytes(size: int) -> tuple[int, int, int]:
     """Bytes of descriptor table, available ring and used ring, the last two with their event words."""
-    return 16 * size, 6 + 2 * size, 6 + 8 * size
+    return DESCRIPTOR_NBYTES * size, 6 + 2 * size, 6 + 8 * size
 
 
 def need_event(event: int, new: int, old: int) -> bool:
     """Whether going from `old` to `new` passes `event`, modulo 2^16."""
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
-
-
-@dataclass(slots=True)
-class _Free:
-    """Free descriptors, lowest first, so that a chain's indexes are easy to foresee."""
-
-    indexes: list[int] = field(default_factory=list)
-
-    def take(self, count: int) -> list[int]:
-        if count > len(self.indexes):
-            raise RingFull(f"{count} descriptors wanted, {len(self.indexes)} are free")
-        taken, self.indexes = self.indexes[:count], self.indexes[count:]
-        return taken
-
-    def give_back(self, indexes: Sequence[int]) -> None:
-        self.indexes = sorted([*self.indexes, *indexes])
 
 
 class SplitRing:
@@ -140,9 +125,10 @@ class SplitRing:
         self._avail = self.buffer.memory[desc : desc + avail].cast("H")
         self._used = self.buffer.memory[used_at : used_at + used].cast("H")
         self._used_elements = self.buffer.memory[used_at + 4 :]
-        self._free = _Free(list(range(size)))
+        self._free = list(range(size - 1, -1, -1))  # popped from its end: lowest first, so indexes can be foreseen
         self.outstanding: dict[int, Chain] = {}
         self._next_avail = self._next_used = self._announced = 0
+        self._wants_interrupts = True
 
     # building
 
@@ -151,20 +137,32 @@ class SplitRing:
 
         Readable segments must come first for it to be well-formed; nobody checks.
         """
-        indexes = self._free.take(1 if indirect else len(segments))
-        table_nbytes = 16 * len(segments) if indirect else 0
-        own = [segment for segment in segments if segment.gpa is None]
-        gpa, memory, buffer = self._room(indexes[0], table_nbytes + sum(segment.nbytes for segment in own))
-        parts = _linked(segments, gpa + table_nbytes, range(len(segments)) if indirect else indexes)
-        descriptors = [Descriptor(gpa, table_nbytes, INDIRECT)] if indirect else parts
-        nreadable = sum(segment.nbytes for segment in own if not segment.is_writable)
-        nwritable = sum(segment.nbytes for segment in own if segment.is_writable)
-        data = memory[table_nbytes : table_nbytes + nreadable + nwritable]
-        data[nreadable:] = bytes([UNWRITTEN]) * nwritable
-        table = parts if indirect else []
+        count = 1 if indirect else len(segments)
+        if count > len(self._free):
+            raise RingFull(f"{count} descriptors wanted, {len(self._free)} of {self.size} are free")
+        nreadable = nwritable = 0
+        for segment in segments:
+            if segment.gpa is None and segment.is_writable:
+                nwritable += segment.nbytes
+            elif segment.gpa is None:
+                nreadable += segment.nbytes
+        table_nbytes = DESCRIPTOR_NBYTES * len(segments) if indirect else 0
+        indexes = [self._free.pop() for _ in range(count)]
+        gpa, memory, buffer = self._room(indexes[0], table_nbytes + nreadable + nwritable)
+        data_gpa = gpa + table_nbytes
+        parts = _linked(segments, data_gpa, data_gpa + nreadable, range(len(segments)) if indirect else indexes)
+        memory[table_nbytes + nreadable :] = bytes([UNWRITTEN]) * nwritable
         return Chain(
-            indexes[0], indexes, descriptors, table, data, memory[:table_nbytes], nreadable, nwritable, buffer
-        )  # fmt: skip
+            head=indexes[0],
+            indexes=indexes,
+            descriptors=[Descriptor(gpa, table_nbytes, INDIRECT)] if indirect else parts,
+            table=parts if indirect else [],
+            memory=memory[table_nbytes:],
+            table_memory=memory[:table_nbytes],
+            nreadable=nreadable,
+            nwritable=nwritable,
+            buffer=buffer,
+        )
 
     def _room(self, index: int, nbytes: int) -> tuple[int, memoryview, DmaBuffer | None]:
         """Memory for a chain's table and data: its slot, or a buffer of its own."""
@@ -176,14 +174,16 @@ class SplitRing:
 
     def put(self, index: int, descriptor: Descriptor) -> None:
         """Write one entry of the descriptor table, free or not."""
-        self.buffer.memory[16 * index : 16 * index + 16] = descriptor.pack()
+        at = DESCRIPTOR_NBYTES * index
+        self.buffer.memory[at : at + DESCRIPTOR_NBYTES] = descriptor.pack()
 
     def post(self, chain: Chain) -> None:
         """Write a chain and its available entry. The device sees it after `publish`."""
         for index, descriptor in zip(chain.indexes, chain.descriptors, strict=True):
             self.put(index, descriptor)
         for number, entry in enumerate(chain.table):
-            chain.table_memory[16 * number : 16 * number + 16] = entry.pack()
+            at = DESCRIPTOR_NBYTES * number
+            chain.table_memory[at : at + DESCRIPTOR_NBYTES] = entry.pack()
         self.outstanding[chain.head] = chain
         self.post_head(chain.head)
 
@@ -222,18 +222,21 @@ class SplitRing:
                 raise RingViolation(f"used element {self._next_used} names id {head}, which is not out; {self}")
             self._next_used = (self._next_used + 1) & 0xFFFF
             found.append(Used(chain, nbytes))
+        if found and self.event_idx and self._wants_interrupts:
+            self.want_interrupts(True)  # the event index asks for one interrupt only
         return found
 
     def recycle(self, chain: Chain) -> None:
         """A chain that came back, or was never posted, is done with: its descriptors and memory are free."""
-        self._free.give_back(chain.indexes)
+        self._free += reversed(chain.indexes)
         if chain.buffer is not None:
             chain.memory.release()
             chain.table_memory.release()
             chain.buffer.close()
 
     def want_interrupts(self, wanted: bool) -> None:
-        """Ask for an interrupt with the next used element, or for none."""
+        """Ask for an interrupt whenever something comes back, or for none."""
+        self._wants_interrupts = wanted
         if self.event_idx:
             self._avail[2 + self.size] = (self._next_used + (0 if wanted else _AHEAD)) & 0xFFFF
         else:
@@ -247,20 +250,23 @@ class SplitRing:
         return f"ring of {self.size}: {words}, {wish}, heads out {sorted(self.outstanding)[:8]}"
 
 
-def _linked(segments: Sequence[Segment], gpa: int, indexes: Sequence[int]) -> list[Descriptor]:
+def _linked(segments: Sequence[Segment], readable: int, writable: int, indexes: Sequence[int]) -> list[Descriptor]:
     """Descriptors of `segments` in their order, each but the last pointing at the next of `indexes`.
 
-    Own memory is from `gpa` on, readable bytes before writable ones whatever the order of the segments.
+    Own memory is taken from gpa `readable` and `writable` on, whatever the order of the segments.
     """
-    nreadable = sum(segment.nbytes for segment in segments if segment.gpa is None and not segment.is_writable)
-    cursors = {False: gpa, True: gpa + nreadable}
     parts: list[Descriptor] = []
-    for segment in segments:
-        at = cursors[segment.is_writable] if segment.gpa is None else segment.gpa
-        if segment.gpa is None:
-            cursors[segment.is_writable] += segment.nbytes
-        parts.append(Descriptor(at, segment.nbytes, WRITE_ONLY if segment.is_writable else 0))
-    for part, following in zip(parts, indexes[1:], strict=False):
-        part.flags |= NEXT
-        part.next = following
+    last = len(segments) - 1
+    for number, segment in enumerate(segments):
+        flags, following = (NEXT, indexes[number + 1]) if number < last else (0, 0)
+        at = segment.gpa
+        if segment.is_writable:
+            flags |= WRITE_ONLY
+            if at is None:
+                at = writable
+                writable += segment.nbytes
+        elif at is None:
+            at = readable
+            readable += segment.nbytes
+        parts.append(Descriptor(at, segment.nbytes, flags, following))
     return parts

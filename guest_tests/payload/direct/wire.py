@@ -53,6 +53,9 @@ class Status(IntEnum):
     NOMEM = 8
 
 
+STATUSES: dict[int, Status] = {int(status): status for status in Status}
+
+
 class Type(IntEnum):
     """Types of request."""
 
@@ -270,6 +273,7 @@ class Reason(IntEnum):
     MAPPING = 2
 
 
+REASONS: dict[int, Reason] = {int(reason): reason for reason in Reason}
 FAULT_READ, FAULT_WRITE, FAULT_ADDRESS = 1, 2, 1 << 8
 
 
@@ -291,9 +295,8 @@ class Fault:
     def parse(cls, raw: bytes) -> Fault:
         """From the 24 bytes."""
         reason, _, flags, endpoint, _, address = cls.layout.unpack(raw)
-        known = Reason(reason) if reason in list(Reason) else reason
         access = Access(flags & (FAULT_READ | FAULT_WRITE))
-        return cls(known, access, endpoint, address if flags & FAULT_ADDRESS else None, raw)
+        return cls(REASONS.get(reason, reason), access, endpoint, address if flags & FAULT_ADDRESS else None, raw)
 
 
 FAULT_NBYTES = Fault.layout.size
