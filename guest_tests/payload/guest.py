@@ -80,6 +80,13 @@ def find_pci(vendor: int, device: int) -> list[str]:
     )
 
 
+def endpoint_id(bdf: str) -> int:
+    """The number the IOMMU knows function "0000:01:00.0" by: bus, device and function packed in 16 bits."""
+    _, bus, rest = bdf.split(":")
+    device, function = rest.split(".")
+    return int(bus, 16) << 8 | int(device, 16) << 3 | int(function)
+
+
 def link_name(path: Path) -> str | None:
     """The last component of what a sysfs link points at, or None where there is no link."""
     return os.path.basename(os.readlink(path)) if path.is_symlink() else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from . import accel, vfio
+from .guest import endpoint_id as endpoint_id
 
 T = TypeVar("T")
 
@@ -50,13 +51,6 @@ class Log(Protocol):
     def mark(self) -> int: ...
     def find(self, *needles: str, since: int = 0) -> list[str]: ...
     def wait_for(self, *needles: str, since: int, timeout_s: float = 2.0) -> str | None: ...
-
-
-def endpoint_id(bdf: str) -> int:
-    """The number the IOMMU knows function "0000:01:00.0" by: bus, device and function packed in 16 bits."""
-    _, bus, rest = bdf.split(":")
-    device, function = rest.split(".")
-    return int(bus, 16) << 8 | int(device, 16) << 3 | int(function)
 
 
 class Lab:

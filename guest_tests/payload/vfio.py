@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
+from .bar import Bar as Bar
+
 VFIO_API_VERSION = 0
 VFIO_TYPE1V2_IOMMU = 3
 
@@ -74,42 +76,6 @@ class Buffer:
     def fill(self, value: int) -> None:
         """Set every byte to `value`."""
         self.memory[:] = bytes([value]) * self.nbytes
-
-
-class Bar:
-    """A mapped BAR. Every method is exactly one access of its width.
-
-    memoryview item access does that. struct.pack_into and slices must never touch device registers: they write
-    twice or in pieces.
-    """
-
-    def __init__(self, region: mmap.mmap) -> None:
-        self._region = region
-        self._view = memoryview(region)
-        self._u32 = self._view.cast("I")
-        self._u64 = self._view.cast("Q")
-
-    def read32(self, offset: int) -> int:
-        """The aligned 32-bit register at byte `offset`."""
-        return self._u32[offset // 4]
-
-    def write32(self, offset: int, value: int) -> None:
-        """Set the aligned 32-bit register at byte `offset`."""
-        self._u32[offset // 4] = value
-
-    def read64(self, offset: int) -> int:
-        """The aligned 64-bit register at byte `offset`."""
-        return self._u64[offset // 8]
-
-    def write64(self, offset: int, value: int) -> None:
-        """Set the aligned 64-bit register at byte `offset`."""
-        self._u64[offset // 8] = value
-
-    def close(self) -> None:
-        """Unmap the BAR. A mapping keeps the device open: its driver could not let go of it."""
-        for view in (self._u64, self._u32, self._view):
-            view.release()
-        self._region.close()
 
 
 @dataclass(frozen=True)

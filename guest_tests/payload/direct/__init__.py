@@ -1,0 +1,108 @@
+"""Drives a virtio-iommu unit and the accelerators behind it from user space, with no kernel driver in between.
+
+docs/direct-driver.md is the tour. In a guest, as root:
+
+    pool = DmaPool()
+    with Viommu.open(find_units()[0], pool) as viommu, Accel.open(find_accels()[0], pool) as accel:
+        accel.start_in(viommu, domain=1)
+        ...
+"""
+
+from __future__ import annotations
+
+from .accel import (
+    Accel,
+    AccelError,
+    EngineStopped,
+    Mismatch,
+    TranslationFault,
+    UnsupportedRequest,
+    find_accels,
+)
+from .answers import Answer, Layout, RequestRefused
+from .errors import (
+    DeviceBroken,
+    DirectError,
+    FeaturesRefused,
+    NoAnswer,
+    NotNegotiated,
+    OutOfDmaMemory,
+    QueueRefused,
+    RingFull,
+    RingViolation,
+)
+from .function import PciFunction
+from .memory import DmaArena, DmaBuffer, DmaPool
+from .viommu import DEFAULT_FEATURES, Viommu, find_units
+from .vring import INDIRECT, NEXT, WRITE_ONLY, Chain, Descriptor, Segment
+from .wire import (
+    ATTACH_BYPASS,
+    MMIO,
+    READ,
+    WRITE,
+    Access,
+    Attach,
+    Config,
+    Detach,
+    Fault,
+    Feature,
+    Map,
+    Probe,
+    Reason,
+    ResvMem,
+    Status,
+    Subtype,
+    Unmap,
+)
+
+__all__ = [
+    "ATTACH_BYPASS",
+    "DEFAULT_FEATURES",
+    "INDIRECT",
+    "MMIO",
+    "NEXT",
+    "READ",
+    "WRITE",
+    "WRITE_ONLY",
+    "Accel",
+    "AccelError",
+    "Access",
+    "Answer",
+    "Attach",
+    "Chain",
+    "Config",
+    "Descriptor",
+    "Detach",
+    "DeviceBroken",
+    "DirectError",
+    "DmaArena",
+    "DmaBuffer",
+    "DmaPool",
+    "EngineStopped",
+    "Fault",
+    "Feature",
+    "FeaturesRefused",
+    "Layout",
+    "Map",
+    "Mismatch",
+    "NoAnswer",
+    "NotNegotiated",
+    "OutOfDmaMemory",
+    "PciFunction",
+    "Probe",
+    "QueueRefused",
+    "Reason",
+    "RequestRefused",
+    "ResvMem",
+    "RingFull",
+    "RingViolation",
+    "Segment",
+    "Status",
+    "Subtype",
+    "TranslationFault",
+    "Unmap",
+    "UnsupportedRequest",
+    "Viommu",
+    "find_accels",
+    "find_units",
+]

@@ -1,0 +1,73 @@
+"""The event queue: buffers the device fills with faults."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from . import wait
+from .errors import DeviceBroken, NoAnswer
+from .memory import Allocator
+from .queue import LOOK_S, TIMEOUT_S, Queue
+from .virtio import DeviceStatus, VirtioPci
+from .vring import Segment
+from .wire import FAULT_NBYTES, Fault, Feature
+
+_SLOT_NBYTES = 64  # of the ring's own memory for each buffer; larger ones are allocated
+
+
+class EventQueue(Queue):
+    """Queue 1 of a unit. `nshort` counts buffers that came back with less than a whole fault record.
+
+    A buffer whose fault was read is posted again, unless `reposts` is False.
+    """
+
+    def __init__(
+        self, transport: VirtioPci, index: int, memory: Allocator, features: Feature, *, size: int | None = None
+    ) -> None:
+        """See `Queue`."""
+        super().__init__(transport, index, memory, features, size=size, slot_nbytes=_SLOT_NBYTES)
+        self.nshort = 0
+        self.reposts = True
+        self._pending: deque[Fault] = deque()
+
+    def post(self, count: int = 1, nbytes: int = FAULT_NBYTES) -> None:
+        """Give the device `count` buffers of `nbytes`. Raises RingFull."""
+        for _ in range(count):
+            self.ring.post(self.ring.chain([Segment(nbytes, is_writable=True)]))
+        if count:
+            self.publish()
+
+    def take(self) -> list[Fault]:
+        """The faults that arrived since the last call, oldest first."""
+        self._drain()
+        faults = list(self._pending)
+        self._pending.clear()
+        return faults
+
+    def wait_fault(self, timeout_s: float = TIMEOUT_S) -> Fault:
+        """The next fault. Raises NoAnswer, DeviceBroken."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._drain()
+            if self._pending:
+                return self._pending.popleft()
+            left = deadline - time.monotonic()
+            if wait.until(lambda: self.ring.has_used, max(0.0, min(LOOK_S, left))):
+                continue
+            status = self.transport.status
+            if status & DeviceStatus.NEEDS_RESET:
+                raise DeviceBroken(f"the device needs a reset. {self.describe(status)}")
+            if left <= 0:
+                raise NoAnswer(f"no fault within {timeout_s:g} s, {self.nshort} too short. {self.describe(status)}")
+
+    def _drain(self) -> None:
+        for used in self.ring.reap():
+            record, nbytes = used.chain.written()[: used.nbytes], used.chain.nwritable
+            self.ring.recycle(used.chain)
+            if len(record) < FAULT_NBYTES:
+                self.nshort += 1
+            else:
+                self._pending.append(Fault.parse(record[:FAULT_NBYTES]))
+            if self.reposts:
+                self.post(1, nbytes)
