@@ -73,8 +73,9 @@ def main() -> int:
     sys.pycache_prefix = request["pycache"]  # from here on: pytest itself is compiled already
     collector = Collector()
     plugins = [word for name in PLUGINS for word in ("-p", name)]
-    arguments = ["-c", request["ini"], f"--rootdir={request['root']}", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    status = pytest.main([*arguments, *plugins, *request["files"]], plugins=[collector])
+    here = [f"--rootdir={request['root']}", f"--confcutdir={request['root']}"]
+    arguments = ["-c", request["ini"], *here, "--collect-only", "-q", "-p", "no:cacheprovider", *plugins]
+    status = pytest.main([*arguments, *request["files"]], plugins=[collector])
     found = {"status": int(status), "items": collector.items, "problems": collector.problems}
     with os.fdopen(answer, "w") as file:
         json.dump(found, file)

@@ -90,7 +90,7 @@ def rehearse() -> None:
 def arguments(root: str, more: list[str]) -> list[str]:
     """The command line of a session in `root`."""
     plugins = [word for name in PLUGINS for word in ("-p", name)]
-    return ["-c", INI, f"--rootdir={root}", *ARGUMENTS, *plugins, *more]
+    return ["-c", INI, f"--rootdir={root}", f"--confcutdir={root}", *ARGUMENTS, *plugins, *more]
 
 
 def run(channel: Channel, request: Message) -> int:
