@@ -130,6 +130,7 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
         item: GuestItem = GuestItem.from_parent(parent, name=_with_machine(test.chain[-1], machine.id))
         item.machine, item.found, item.module, item.order = machine, test, module, order
         item.extra_keyword_matches.update((machine.id, *test.keywords))
+        item.add_marker(_mark(parent.config, {"name": "guest", "args": (), "kwargs": {}}))
         for mark in test.marks:
             item.add_marker(_mark(parent.config, mark))
         yield item

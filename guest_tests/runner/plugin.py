@@ -13,6 +13,7 @@ import pytest
 from guest_tests.runner.agent import GuestRefused, Order
 from guest_tests.runner.evidence import Sections
 from guest_tests.runner.guest import GuestGone
+from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.suite import FILE

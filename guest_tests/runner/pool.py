@@ -128,12 +128,16 @@ class Pool:
         guest = await start_guest(machine, replace(options, say=quiet), list(self._options.pytest_options), options.say)
         if options.restore is None:
             options.say(f"{machine.id}: booted in {time.monotonic() - started:.1f} s")
-        root, collection = machine.suite, self._collections.get(machine.suite)
+        await self.give_files(guest)
+        return guest
+
+    async def give_files(self, guest: Guest) -> None:
+        """Put the directory of the guest's tests, with what was compiled of it, into the guest."""
+        root = guest.machine.suite
         files = [(str(root / name), path) for name, path in sources(root)]
-        if collection is not None:
+        if (collection := self._collections.get(root)) is not None:
             files += compiled(root, collection.pycache)
         await guest.do(lambda living: living.agent.put(files))
-        return guest
 
     def _options_for(self, machine: Machine) -> Options:
         modules = CHANNEL_MODULES if machine.driver == "none" else MODULES
