@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 
 from guest_tests.payload.direct import (
     ATTACH_BYPASS,
     READ,
-    WRITE,
-    Accel,
     Attach,
     DeviceBroken,
-    EngineStopped,
-    Fault,
     Feature,
     FeaturesRefused,
     Layout,
     Map,
-    Mismatch,
     NoAnswer,
     NotNegotiated,
-    Probe,
     QueueRefused,
-    Reason,
     RequestRefused,
     ResvMem,
     Segment,
     Status,
     Subtype,
-    TranslationFault,
-    UnsupportedRequest,
     Viommu,
 )
-from tests.support.direct import Access, SimMachine
-from vdev.config import Config, EndpointConfig, UnitConfig
+from tests.support.direct import Access, DirectRig
+from vdev.config import UnitConfig
 from vdev.functions.virtio_pci import COMMON_NBYTES, DEVICE_OFFSET, NOTIFY_OFFSET, STRUCTURES_BAR
 
 ENDPOINT = 0x100
@@ -46,26 +35,8 @@ WIDTHS = {0x10: 2, 0x12: 2, 0x14: 1, 0x15: 1, 0x16: 2, 0x18: 2, 0x1A: 2, 0x1C: 2
 CONFIG_WIDTHS = {36: 1, 37: 1, 38: 1, 39: 1}  # of the device configuration; all else is 32 bits, or two of them
 
 
-class Rig:
-    """A machine, its unit opened, and its accelerator."""
-
-    def __init__(self, unit: UnitConfig | None = None, **options: int | bool | None) -> None:
-        config = Config(units=(unit or UnitConfig(name="iommu0"),), endpoints=(EndpointConfig(name="accel0"),))
-        self.machine = SimMachine(config)
-        self.function = self.machine.functions["iommu0"]
-        self.viommu = Viommu.open(self.function, self.machine.pool, **options)  # type: ignore[arg-type]
-
-    def accel(self) -> Accel:
-        """The accelerator, running in domain 1."""
-        return Accel.open(self.machine.functions["accel0"], self.machine.pool).start_in(self.viommu)
-
-    @property
-    def mappings(self) -> int:
-        return int(self.machine.vdev.units["iommu0"].engine.describe()["mappings"])
-
-
 def test_a_unit_opens_with_what_it_offers_and_shows_its_configuration() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
 
     config = viommu.config
     assert viommu.features & Feature.MAP_UNMAP
@@ -76,7 +47,7 @@ def test_a_unit_opens_with_what_it_offers_and_shows_its_configuration() -> None:
 
 
 def test_every_register_access_is_of_the_fields_own_width() -> None:
-    rig = Rig(msix=True)
+    rig = DirectRig(msix=True)
     rig.viommu.bypass = False
     rig.viommu.attach(domain=1, endpoint=ENDPOINT)
     rig.viommu.read_config()
@@ -94,7 +65,7 @@ def test_every_register_access_is_of_the_fields_own_width() -> None:
 
 
 def test_bypass_is_written_as_one_byte_and_nothing_else() -> None:
-    rig = Rig()
+    rig = DirectRig()
     rig.function.accesses.clear()
 
     rig.viommu.bypass = False
@@ -104,7 +75,7 @@ def test_bypass_is_written_as_one_byte_and_nothing_else() -> None:
 
 
 def test_the_status_goes_up_step_by_step() -> None:
-    rig = Rig()
+    rig = DirectRig()
 
     statuses = [access.value for access in rig.function.accesses if access.offset == 0x14 and access.is_write]
     assert statuses == [0, 1, 3, 11, 15]
@@ -113,7 +84,7 @@ def test_the_status_goes_up_step_by_step() -> None:
 @pytest.mark.parametrize("without", [0, Feature.EVENT_IDX, Feature.INDIRECT_DESC, Feature.PROBE | Feature.MMIO])
 @pytest.mark.parametrize("queue_size", [None, 2, 64])
 def test_any_subset_of_features_and_any_size_works(without: int, queue_size: int | None) -> None:
-    viommu = Rig(without=without, queue_size=queue_size).viommu
+    viommu = DirectRig(without=without, queue_size=queue_size).viommu
 
     viommu.attach(domain=1, endpoint=ENDPOINT)
     for page in range(10):
@@ -126,18 +97,18 @@ def test_any_subset_of_features_and_any_size_works(without: int, queue_size: int
 
 def test_features_that_are_not_offered_are_refused_with_both_sets() -> None:
     with pytest.raises(FeaturesRefused, match=r"FEATURES_OK refused for .*ACCESS_PLATFORM") as caught:
-        Rig(features=int(Feature.VERSION_1 | Feature.ACCESS_PLATFORM))
+        DirectRig(features=int(Feature.VERSION_1 | Feature.ACCESS_PLATFORM))
 
     assert caught.value.offered & Feature.MAP_UNMAP
 
 
 def test_a_queue_larger_than_the_devices_is_refused() -> None:
     with pytest.raises(QueueRefused, match=r"queue 0 of 0000:00:10\.0 has 256 entries, not 512"):
-        Rig(queue_size=512)
+        DirectRig(queue_size=512)
 
 
 def test_a_refusal_carries_status_and_request() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
 
     with pytest.raises(RequestRefused, match=r"Attach\(domain=1, endpoint=30583.*answered NOENT \(6\)") as caught:
         viommu.attach(domain=1, endpoint=0x7777)
@@ -147,7 +118,7 @@ def test_a_refusal_carries_status_and_request() -> None:
 
 
 def test_send_never_raises_for_a_refusal() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
 
     assert viommu.send(Attach(domain=1, endpoint=ENDPOINT, reserved=b"\1\0\0\0")).status == Status.INVAL
     assert viommu.send(Map(domain=9, virt_start=0, virt_end=4095, phys_start=0, flags=1)).status == Status.NOENT
@@ -155,13 +126,13 @@ def test_send_never_raises_for_a_refusal() -> None:
 
 
 def test_a_strict_device_may_leave_the_tail_unwritten() -> None:
-    answer = Rig(UnitConfig(name="iommu0", mode="strict")).viommu.send(b"\xff" * 64)
+    answer = DirectRig(UnitConfig(name="iommu0", mode="strict")).viommu.send(b"\xff" * 64)
 
     assert (answer.used_nbytes, answer.status, answer.written) == (0, None, b"\xee" * 4)
 
 
 def test_flags_arrive_as_given() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
     viommu.attach(domain=1, endpoint=ENDPOINT, flags=ATTACH_BYPASS)
 
     with pytest.raises(RequestRefused) as caught:
@@ -174,11 +145,11 @@ def test_flags_arrive_as_given() -> None:
     "layout", [Layout(piece_nbytes=1), Layout(readable=(4, 0, 16), writable=(1, 3)), Layout(indirect=True)], ids=str
 )
 def test_a_request_is_understood_in_any_layout(layout: Layout) -> None:
-    assert Rig().viommu.send(ATTACH, layout=layout).ok
+    assert DirectRig().viommu.send(ATTACH, layout=layout).ok
 
 
 def test_probe_reads_the_reserved_regions() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
 
     assert viommu.probe(ENDPOINT) == [ResvMem(Subtype.MSI, 0xFEE0_0000, 0xFEF0_0000)]
     assert viommu.serves(ENDPOINT)
@@ -187,12 +158,12 @@ def test_probe_reads_the_reserved_regions() -> None:
 
 def test_serves_needs_probe() -> None:
     with pytest.raises(NotNegotiated, match="PROBE was not negotiated"):
-        Rig(without=Feature.PROBE).viommu.serves(ENDPOINT)
+        DirectRig(without=Feature.PROBE).viommu.serves(ENDPOINT)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(indirect=True)], ids=str)
 def test_many_requests_are_answered_in_order_with_a_kick_for_each_ring_full(layout: Layout) -> None:
-    rig = Rig(queue_size=16)
+    rig = DirectRig(queue_size=16)
     rig.viommu.attach(domain=1, endpoint=ENDPOINT)
     kicks = rig.viommu.requests.nkicks
     starts = range(0, 40 << 12, 1 << 12)
@@ -210,7 +181,7 @@ def test_many_requests_are_answered_in_order_with_a_kick_for_each_ring_full(layo
 
 
 def test_a_broken_chain_is_an_error_with_everything_known_and_a_new_start_heals() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
     chain = viommu.chain(ATTACH)
     chain.parts[0].next = 999
 
@@ -226,7 +197,7 @@ def test_a_broken_chain_is_an_error_with_everything_known_and_a_new_start_heals(
 
 
 def test_a_chain_that_is_never_answered_times_out_with_the_rings_state() -> None:
-    rig = Rig()
+    rig = DirectRig()
     rig.function.bus_master(False)
 
     with pytest.raises(NoAnswer, match=r"1 of 1 answers did not come within 0.01 s.*heads out \[0\]") as caught:
@@ -236,7 +207,7 @@ def test_a_chain_that_is_never_answered_times_out_with_the_rings_state() -> None
 
 
 def test_a_unit_left_half_started_opens_again() -> None:
-    rig = Rig()
+    rig = DirectRig()
     rig.viommu.transport.reset()
     rig.viommu.transport.status = 3
     rig.viommu.transport.setup_queue(0, 8, 0xDEAD_0000, 0xDEAD_1000, 0xDEAD_2000)
@@ -247,7 +218,7 @@ def test_a_unit_left_half_started_opens_again() -> None:
 
 
 def test_closing_gives_every_byte_back() -> None:
-    rig = Rig(msix=True)
+    rig = DirectRig(msix=True)
     rig.viommu.start(msix=True, queue_size=8)
 
     rig.viommu.close()
@@ -257,7 +228,7 @@ def test_closing_gives_every_byte_back() -> None:
 
 
 def test_a_reset_unit_says_that_it_must_be_started() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
     viommu.reset()
 
     with pytest.raises(NotNegotiated, match="the device is reset: start it first"):
@@ -266,183 +237,11 @@ def test_a_reset_unit_says_that_it_must_be_started() -> None:
 
 def test_resetting_a_queue_needs_its_feature() -> None:
     with pytest.raises(NotNegotiated, match="RING_RESET was not negotiated"):
-        Rig().viommu.reset_queue(0)
-
-
-def test_a_copy_goes_through_the_mappings() -> None:
-    rig = Rig()
-    accel, pool = rig.accel(), rig.machine.pool
-    src, dst = pool.alloc(), pool.alloc()
-    content = src.randomise()
-    rig.viommu.map_buffer(1, 0x10000, src, READ)
-    rig.viommu.map_buffer(1, 0x20000, dst, WRITE)
-
-    accel.copy(0x10000, 0x20000, 4096)
-
-    assert dst.read() == content
-
-
-def test_every_operation_does_its_work() -> None:
-    rig = Rig()
-    accel = rig.accel()
-    buffer = rig.machine.pool.alloc()
-    rig.viommu.map_buffer(1, 0x10000, buffer)
-
-    accel.fill(0x10000, 4096, 0x1111)
-    accel.compare(0x10000, 0x10008, 64)
-    accel.nop()
-
-    assert buffer.read() == bytes.fromhex("1111000000000000") * 512
-    assert accel.checksum(0x10000, 4096) == zlib.crc32(buffer.read())
-
-
-def test_a_refused_access_is_an_exception_and_a_fault() -> None:
-    rig = Rig()
-    accel = rig.accel()
-
-    with pytest.raises(TranslationFault, match="translation fault: read at IOVA 0x50000, after 0 bytes") as caught:
-        accel.checksum(0x50000, 64)
-
-    assert (caught.value.fault_iova, caught.value.access) == (0x50000, READ)
-    assert rig.viommu.wait_fault(SOON_S) == Fault(Reason.MAPPING, READ, ENDPOINT, 0x50000)
-    assert rig.viommu.faults() == []
-
-
-def test_refused_accepts_the_expected_fault_only() -> None:
-    accel = Rig().accel()
-
-    with accel.refused(0x50000, READ):
-        accel.checksum(0x50000, 64)
-    wrong_access = r"refused at 0x50000 for .*READ.*, expected 0x50000 for .*WRITE"
-    with pytest.raises(AssertionError, match=wrong_access), accel.refused(0x50000, WRITE):
-        accel.checksum(0x50000, 64)
-    with pytest.raises(AssertionError, match="the IOMMU let it pass"), accel.refused(0x50000, READ):
-        accel.nop()
-
-
-def test_outcomes_of_the_engine_have_exceptions_of_their_own() -> None:
-    rig = Rig()
-    accel = rig.accel()
-    buffer = rig.machine.pool.alloc()
-    buffer.write(b"x", 100)
-    rig.viommu.map_buffer(1, 0x10000, buffer)
-    rig.viommu.map(domain=1, iova=0x20000, gpa=1 << 38, nbytes=4096)
-
-    with pytest.raises(Mismatch) as caught:
-        accel.compare(0x10000, 0x10080, 128)
-    with pytest.raises(UnsupportedRequest):
-        accel.fill(0x20000, 64, 0)
-
-    assert caught.value.offset == 100
-
-
-def test_an_engine_that_cannot_reach_its_ring_stops_with_the_reason() -> None:
-    rig = Rig()
-    accel = rig.accel()
-
-    with pytest.raises(EngineStopped, match="the engine stopped: ERROR RING_FETCH at 0x5000") as caught:
-        accel.start(0x5000).nop()
-
-    assert caught.value.error_iova == 0x5000
-
-
-def test_an_endpoint_nobody_attached_bypasses_by_its_ring_at_its_own_address() -> None:
-    rig = Rig()
-    accel = Accel.open(rig.machine.functions["accel0"], rig.machine.pool)
-    buffer = rig.machine.pool.alloc()
-
-    accel.start().fill(buffer.gpa, 4096, 0)
-
-    assert buffer.read(4) == bytes(4)
-
-
-def test_a_starved_event_queue_delivers_once_it_is_fed() -> None:
-    rig = Rig(nevents=0)
-    accel = rig.accel()
-    with accel.refused(0x50000, READ):
-        accel.checksum(0x50000, 64)
-
-    before = rig.viommu.faults()
-    rig.viommu.events.post()
-
-    assert before == []
-    assert rig.viommu.wait_fault(SOON_S).address == 0x50000
-
-
-def test_an_event_buffer_too_small_for_a_fault_is_counted() -> None:
-    rig = Rig(nevents=0)
-    accel = rig.accel()
-    rig.viommu.events.reposts = False
-    rig.viommu.events.post(1, nbytes=8)
-    with accel.refused(0x50000, READ):
-        accel.checksum(0x50000, 64)
-
-    with pytest.raises(NoAnswer, match=r"no fault within 0.01 s, 1 too short"):
-        rig.viommu.wait_fault(SOON_S)
-
-
-def test_event_buffers_are_posted_again_after_each_fault() -> None:
-    rig = Rig(nevents=1)
-    accel = rig.accel()
-    seen = []
-    for iova in (0x50000, 0x60000, 0x70000):
-        with accel.refused(iova, READ):
-            accel.checksum(iova, 64)
-        seen.append(rig.viommu.wait_fault(SOON_S).address)
-
-    assert seen == [0x50000, 0x60000, 0x70000]
-
-
-def test_each_queue_interrupts_by_its_own_vector() -> None:
-    rig = Rig(msix=True)
-    accel = rig.accel()
-    config, requests, events = rig.viommu.vectors
-    requests.clear()
-
-    with accel.refused(0x50000, READ):
-        accel.checksum(0x50000, 64)
-    after_fault = (config.has_fired, requests.has_fired, events.wait(SOON_S))
-    rig.viommu.send(Probe(endpoint=ENDPOINT), nwritable=516)
-
-    assert after_fault == (False, False, True)
-    assert requests.wait(SOON_S)
-    assert not requests.wait(0)
-
-
-def test_a_masked_vector_stays_silent() -> None:
-    rig = Rig(msix=True)
-    _, requests, _ = rig.viommu.vectors
-    requests.mask()
-
-    rig.viommu.send(ATTACH)
-
-    assert not requests.has_fired
-
-
-def test_a_broken_device_interrupts_by_the_configuration_vector() -> None:
-    rig = Rig(msix=True)
-    chain = rig.viommu.chain(ATTACH)
-    chain.head = 5000
-    with pytest.raises(DeviceBroken):
-        rig.viommu.send_chain(chain, timeout_s=SOON_S)
-
-    assert rig.viommu.vectors[0].wait(SOON_S)
-
-
-def test_without_msix_there_are_no_vectors_and_no_interrupts() -> None:
-    rig = Rig()
-    raised: list[int] = []
-    rig.function.device.raise_vector = raised.append
-
-    rig.viommu.send(ATTACH)
-
-    assert raised == []
-    with pytest.raises(NotNegotiated, match="not started with msix=True"):
-        _ = rig.viommu.vectors
+        DirectRig().viommu.reset_queue(0)
 
 
 def test_a_request_may_read_from_anywhere() -> None:
-    rig = Rig()
+    rig = DirectRig()
     chain = rig.viommu.requests.ring.chain([Segment(20, gpa=1 << 50), Segment(4, is_writable=True)])
 
     with pytest.raises(DeviceBroken):
@@ -450,7 +249,7 @@ def test_a_request_may_read_from_anywhere() -> None:
 
 
 def test_wanting_more_than_was_answered_is_no_answer() -> None:
-    viommu = Rig().viommu
+    viommu = DirectRig().viommu
 
     with pytest.raises(NoAnswer, match="2 of 2 answers did not come"):
         viommu.requests.wait_used(2, SOON_S)

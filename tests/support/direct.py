@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guest_tests.payload.bar import Registers
-from guest_tests.payload.direct.function import Function
+from guest_tests.payload.direct.accel import Accel
+from guest_tests.payload.direct.function import CAP_MSIX, Function
 from guest_tests.payload.direct.memory import HUGE_NBYTES, DmaPool
+from guest_tests.payload.direct.viommu import Viommu
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.functions.base import Progress, Worker
@@ -107,6 +109,7 @@ class SimFunction(Function):
         self.accesses: list[Access] = []
         self.config_writes: list[tuple[int, bytes]] = []
         self.table = bytearray(_TABLE_NBYTES)
+        self._held: set[int] = set()
         device.raise_vector = self._deliver
         self._bars = {bar.index: SimBar(self, bar.index) for bar in device.bars}
         self.set_command(on=int(pci.Command.MEMORY | pci.Command.BUS_MASTER))
@@ -120,17 +123,29 @@ class SimFunction(Function):
     def _config_write(self, offset: int, data: bytes) -> None:
         self.config_writes.append((offset, data))
         self.device.config_write(offset, data)
+        self.deliver_held()
         self.machine.run()
 
     def _deliver(self, vector: int) -> None:
-        entry = self.table[16 * vector : 16 * vector + 16]
-        if entry[12] & 1:
+        self._held.add(vector)
+        self.deliver_held()
+
+    def deliver_held(self) -> None:
+        """QEMU remembers the messages of masked vectors."""
+        control = self.read_config(self.capability(CAP_MSIX).offset + pci.MSIX_CONTROL, 2)
+        if not control & pci.MSIX_ENABLE or control & pci.MSIX_FUNCTION_MASK:
             return
-        region = self.device.memory.find(int.from_bytes(entry[:8], "little"))
+        for vector in sorted(self._held):
+            entry = self.table[16 * vector : 16 * vector + 16]
+            if not entry[12] & 1:
+                self._held.discard(vector)
+                self._store(int.from_bytes(entry[:8], "little"), bytes(entry[8:12]))
+
+    def _store(self, gpa: int, message: bytes) -> None:
+        region = self.device.memory.find(gpa)
         assert region is not None
         assert region.view is not None
-        at = int.from_bytes(entry[:8], "little") - region.gpa
-        region.view[at : at + 4] = entry[8:12]
+        region.view[gpa - region.gpa : gpa - region.gpa + 4] = message
 
 
 class SimBar:
@@ -174,6 +189,25 @@ class SimBar:
         self.function.accesses.append(Access(self.index, offset, nbytes, value))
         if self.has_table and offset < _TABLE_NBYTES:
             self.function.table[offset : offset + nbytes] = value.to_bytes(nbytes, "little")
+            self.function.deliver_held()
             return
         self.function.device.bar_write(self.index, offset, value.to_bytes(nbytes, "little"))
         self.function.machine.run()
+
+
+class DirectRig:
+    """A machine of one unit and one accelerator; the unit is opened."""
+
+    def __init__(self, unit: UnitConfig | None = None, **options: int | bool | None) -> None:
+        config = Config(units=(unit or UnitConfig(name="iommu0"),), endpoints=ONE_OF_EACH.endpoints)
+        self.machine = SimMachine(config)
+        self.function = self.machine.functions["iommu0"]
+        self.viommu = Viommu.open(self.function, self.machine.pool, **options)  # type: ignore[arg-type]
+
+    def accel(self) -> Accel:
+        """The accelerator, running in domain 1."""
+        return Accel.open(self.machine.functions["accel0"], self.machine.pool).start_in(self.viommu)
+
+    @property
+    def mappings(self) -> int:
+        return int(self.machine.vdev.units["iommu0"].engine.describe()["mappings"])
