@@ -240,6 +240,33 @@ def test_resetting_a_queue_needs_its_feature() -> None:
         DirectRig().viommu.reset_queue(0)
 
 
+def test_a_queue_is_reset_by_its_register_and_waited_for() -> None:
+    rig = DirectRig()
+    rig.viommu.transport.reset()
+    rig.function.accesses.clear()
+
+    rig.viommu.transport.reset_queue(1)
+
+    writes = [(access.offset, access.nbytes, access.value) for access in rig.function.accesses if access.is_write]
+    assert writes == [(0x16, 2, 1), (0x3A, 2, 1)]
+
+
+def test_a_queue_that_stays_enabled_was_not_reset() -> None:
+    viommu = DirectRig().viommu
+
+    with pytest.raises(NoAnswer, match=r"queue 0 of 0000:00:10\.0 does not come out of reset"):
+        viommu.transport.reset_queue(0, SOON_S)
+
+
+def test_the_class_code_tells_who_carries_the_unit() -> None:
+    rig = DirectRig()
+    assert not rig.viommu.is_vhost_user
+
+    rig.function.device.config.set(0x08, 4, 0x07800000)
+
+    assert rig.viommu.is_vhost_user
+
+
 def test_a_request_may_read_from_anywhere() -> None:
     rig = DirectRig()
     chain = rig.viommu.requests.ring.chain([Segment(20, gpa=1 << 50), Segment(4, is_writable=True)])

@@ -41,6 +41,7 @@ DEFAULT_FEATURES = (
     | Feature.EVENT_IDX
 )
 NEVENTS = 16
+CLASS_IOMMU = 0x080600
 _CONFIG_WIDTHS = (8, 8, 8, 4, 4, 4, 1, 1, 1, 1)
 
 
@@ -273,6 +274,11 @@ class Viommu:
         if self.msix is None:
             raise NotNegotiated("not started with msix=True")
         return self._vectors
+
+    @property
+    def is_vhost_user(self) -> bool:
+        """Whether QEMU carries the unit by vhost-user; its class code tells, and little else of what a driver sees."""
+        return self.function.class_code != CLASS_IOMMU
 
     @property
     def is_broken(self) -> bool:
