@@ -11,8 +11,10 @@ docs/direct-driver.md is the tour. In a guest, as root:
 from __future__ import annotations
 
 from .accel import (
+    Aborted,
     Accel,
     AccelError,
+    BadDescriptor,
     EngineStopped,
     Mismatch,
     TranslationFault,
@@ -52,6 +54,7 @@ from .wire import (
     ResvMem,
     Status,
     Subtype,
+    UnknownProperty,
     Unmap,
 )
 
@@ -64,11 +67,13 @@ __all__ = [
     "READ",
     "WRITE",
     "WRITE_ONLY",
+    "Aborted",
     "Accel",
     "AccelError",
     "Access",
     "Answer",
     "Attach",
+    "BadDescriptor",
     "Chain",
     "Config",
     "Descriptor",
@@ -100,6 +105,7 @@ __all__ = [
     "Status",
     "Subtype",
     "TranslationFault",
+    "UnknownProperty",
     "Unmap",
     "UnsupportedRequest",
     "Viommu",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from .. import accel as engine
@@ -17,7 +17,7 @@ from .. import guest
 from ..bar import Registers
 from . import wait
 from .errors import DirectError
-from .function import COMMAND_BUS_MASTER, PciFunction
+from .function import Function, PciFunction
 from .memory import Allocator
 from .viommu import Viommu
 from .wire import Access
@@ -108,7 +108,7 @@ def find_accels() -> list[str]:
 class Accel:
     """One accelerator, reset and not started. `endpoint` is what the IOMMU knows it by."""
 
-    def __init__(self, function: PciFunction, memory: Allocator) -> None:
+    def __init__(self, function: Function, memory: Allocator) -> None:
         """Reset the engine. Raises OSError, OutOfDmaMemory, AcceleratorTimeout, DirectError if it is no accelerator."""
         self.function = function
         self.endpoint = function.endpoint
@@ -117,25 +117,20 @@ class Accel:
         self.devmem: Registers = function.bar(DEVMEM_BAR)
         if (identity := self.registers.read32(engine.ID)) != engine.ID_VALUE:
             raise DirectError(f"{function.bdf}: ID register reads {identity:#x}, expected {engine.ID_VALUE:#x}")
-        self._owned: PciFunction | None = None
+        self._release = ExitStack()  # gives the function back, if `open` took it
         self._memory = memory.arena()
         self.ring = self._memory.alloc(RING_NBYTES)
         self.engine = engine.Accelerator(self.registers, self.ring.memory, RING_IOVA)
-        function.set_command(on=COMMAND_BUS_MASTER)
+        function.bus_master(True)
         self.engine.reset()
 
     @classmethod
-    def open(cls, target: str | PciFunction, memory: Allocator) -> Accel:
+    def open(cls, target: str | Function, memory: Allocator) -> Accel:
         """`target` is a BDF, taken and given back with `close`, or a function taken already."""
-        if isinstance(target, PciFunction):
-            return cls(target, memory)
-        function = PciFunction(target)
-        try:
+        with ExitStack() as undo:
+            function = undo.enter_context(PciFunction(target)) if isinstance(target, str) else target
             accel = cls(function, memory)
-        except BaseException:
-            function.release()
-            raise
-        accel._owned = function
+            accel._release = undo.pop_all()
         return accel
 
     # life
@@ -166,12 +161,10 @@ class Accel:
 
     def close(self) -> None:
         """Reset the engine and free its ring; give the function back if `open` took it. Twice is once."""
-        if not self.ring.is_free:
-            self.engine.reset()
-            self._memory.close()
-        if self._owned is not None:
-            self._owned.release()
-            self._owned = None
+        with self._release:
+            if not self.ring.is_free:
+                self.engine.reset()
+                self._memory.close()
 
     def __enter__(self) -> Accel:
         return self

@@ -87,7 +87,6 @@ class MsixTable:
         """Write every entry, masked as a whole meanwhile, and enable. Needed again after a function-level reset."""
         self._set_control(_ENABLE | _MASK_ALL)
         for vector in self.vectors:
-            vector.clear()
             gpa = self.buffer.gpa + vector.number * _WORD_NBYTES
             entry = self._table_offset + vector.number * _ENTRY_NBYTES
             self._table.write32(entry + _ADDRESS, gpa & 0xFFFFFFFF)
@@ -95,6 +94,8 @@ class MsixTable:
             self._table.write32(entry + _DATA, vector.data)
             self._table.write32(entry + _VECTOR_CONTROL, 0)
         self._set_control(_ENABLE)
+        for vector in self.vectors:
+            vector.clear()  # what an earlier driver left pending arrives with the first enable
 
     def mask_all(self, masked: bool) -> None:
         """The function mask: holds every vector back, whatever its own mask."""

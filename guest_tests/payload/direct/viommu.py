@@ -11,6 +11,7 @@ The same code drives a unit attached by vfio-user and one attached by vhost-user
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 
 from .. import guest
@@ -40,6 +41,7 @@ DEFAULT_FEATURES = (
     | Feature.EVENT_IDX
 )
 NEVENTS = 16
+CLASS_IOMMU = 0x080600
 _CONFIG_WIDTHS = (8, 8, 8, 4, 4, 4, 1, 1, 1, 1)
 
 
@@ -58,7 +60,7 @@ class Viommu:
         self.features = Feature(0)  # what was negotiated
         self.msix: MsixTable | None = None
         self._memory = memory.arena()
-        self._owned: PciFunction | None = None
+        self._release = ExitStack()  # gives the function back, if `open` took it
         self._queues: tuple[RequestQueue, EventQueue] | None = None
         self._config: Config | None = None
 
@@ -78,15 +80,12 @@ class Viommu:
 
         For the rest see `start`. Raises what it raises, and OSError when the function cannot be taken.
         """
-        owned = PciFunction(target) if isinstance(target, str) else None
-        try:
-            viommu = cls(target if owned is None else owned, memory)  # type: ignore[arg-type]
+        with ExitStack() as undo:
+            function = undo.enter_context(PciFunction(target)) if isinstance(target, str) else target
+            viommu = cls(function, memory)
+            undo.callback(viommu._memory.close)
             viommu.start(features=features, without=without, queue_size=queue_size, nevents=nevents, msix=msix)
-        except BaseException:
-            if owned is not None:
-                owned.release()
-            raise
-        viommu._owned = owned
+            viommu._release = undo.pop_all()
         return viommu
 
     # life
@@ -140,14 +139,12 @@ class Viommu:
         self._memory.close()
 
     def close(self) -> None:
-        """Reset the device, free all memory, give the function back if `open` took it. Twice is once."""
-        try:
+        """Reset the device, free all memory, give the function back if `open` took it. Twice is once.
+
+        Raises NoAnswer when the device does not come out of reset.
+        """
+        with self._release:  # it switches bus master off, so even a device without answer is kept from the memory
             self.reset()
-        finally:
-            self._memory.close()
-            if self._owned is not None:
-                self._owned.release()
-                self._owned = None
 
     def __enter__(self) -> Viommu:
         return self
@@ -277,6 +274,11 @@ class Viommu:
         if self.msix is None:
             raise NotNegotiated("not started with msix=True")
         return self._vectors
+
+    @property
+    def is_vhost_user(self) -> bool:
+        """Whether QEMU carries the unit by vhost-user; its class code tells, and little else of what a driver sees."""
+        return self.function.class_code != CLASS_IOMMU
 
     @property
     def is_broken(self) -> bool:
