@@ -5,8 +5,10 @@ Each vector's address is a word of RAM. An interrupt stores the vector's data th
 
 from __future__ import annotations
 
+import time
+
 from . import wait
-from .errors import DirectError, NotNegotiated
+from .errors import DirectError, NoAnswer, NotNegotiated
 from .function import CAP_MSIX, Function
 from .memory import Allocator, DmaBuffer
 
@@ -49,6 +51,16 @@ class Vector:
             return False
         self.clear()
         return True
+
+    def settle(self, quiet_s: float = 0.05, timeout_s: float = 2.0) -> None:
+        """Clear until nothing came for `quiet_s`: before a test that wants silence. Raises NoAnswer if it never ends.
+
+        QEMU may interrupt once too often after a start behind vhost-user, and a message takes its time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.wait(quiet_s):
+            if time.monotonic() > deadline:
+                raise NoAnswer(f"vector {self.number} keeps firing")
 
     def mask(self) -> None:
         """Hold its messages back; the device keeps them pending."""
