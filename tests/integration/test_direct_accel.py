@@ -219,7 +219,7 @@ def test_the_function_mask_holds_every_vector_and_shows_it_pending() -> None:
     table.mask_all(True)
     rig.viommu.send(ATTACH)
 
-    masked = (requests.has_fired, requests.is_pending)
+    masked = (requests.has_fired, requests.wait_pending(SOON_S))
     table.mask_all(False)
 
     assert masked == (False, True)

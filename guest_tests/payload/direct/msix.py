@@ -75,6 +75,10 @@ class Vector:
         """Its bit in the pending-bit array."""
         return bool(self._table.pending() >> self.number & 1)
 
+    def wait_pending(self, timeout_s: float = 2.0) -> bool:
+        """Whether it became pending within `timeout_s`: behind vhost-user an interrupt is later than its answer."""
+        return wait.until(lambda: self.is_pending, timeout_s)
+
 
 class MsixTable:
     """The MSI-X table of a function, every vector pointed at a word of our memory, enabled and unmasked."""
