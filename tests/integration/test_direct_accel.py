@@ -219,7 +219,7 @@ def test_the_function_mask_holds_every_vector_and_shows_it_pending() -> None:
     table.mask_all(True)
     rig.viommu.send(ATTACH)
 
-    masked = (requests.has_fired, requests.is_pending)
+    masked = (requests.has_fired, requests.wait_pending(SOON_S))
     table.mask_all(False)
 
     assert masked == (False, True)
@@ -236,3 +236,22 @@ def test_what_an_earlier_driver_left_pending_is_not_taken_for_ours() -> None:
     rig.viommu.start(msix=True)
 
     assert not rig.viommu.vectors[1].has_fired
+
+
+def test_a_vector_settles_when_nothing_comes_any_more() -> None:
+    rig = DirectRig(msix=True)
+    _, requests, _ = rig.viommu.vectors
+    rig.viommu.send(ATTACH)
+
+    requests.settle(quiet_s=0)
+
+    assert not requests.has_fired
+
+
+def test_a_vector_that_never_rests_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, requests, _ = DirectRig(msix=True).viommu.vectors
+    monkeypatch.setattr(requests, "clear", lambda: None)
+    requests._word[0] = requests.data
+
+    with pytest.raises(NoAnswer, match="vector 1 keeps firing"):
+        requests.settle(quiet_s=0, timeout_s=SOON_S)

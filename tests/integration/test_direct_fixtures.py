@@ -47,7 +47,13 @@ def test_leaves_a_running_engine_and_a_broken_unit(accel, viommu):
     with pytest.raises(NoAnswer):
         viommu.send_chain(chain, timeout_s=0.01)
 
-def test_finds_neither(viommu, accel):
+def test_leaves_a_unit_without_dma_that_does_not_bypass(viommu):
+    viommu.bypass = False
+    viommu.function.bus_master(False)
+    viommu.reset()
+
+def test_finds_nothing_of_that(viommu, accel):
+    assert viommu.bypass
     assert not viommu.is_broken
     assert accel.registers.read32(0x0C) == 0
     assert viommu.send(Attach(domain=1, endpoint=0x7777)).status == Status.NOENT
@@ -72,7 +78,7 @@ def test_fixtures_give_each_test_fresh_devices_and_skip_what_the_machine_has_not
 
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-rs")
 
-    result.assert_outcomes(passed=5, skipped=2)
+    result.assert_outcomes(passed=6, skipped=2)
     result.stdout.fnmatch_lines(
         ["*this machine has 1 IOMMU unit(s), the test wants number 1", "*this machine has 1 accelerator(s), *number 1"]
     )

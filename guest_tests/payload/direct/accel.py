@@ -110,6 +110,7 @@ class Accel:
 
     def __init__(self, function: Function, memory: Allocator) -> None:
         """Reset the engine. Raises OSError, OutOfDmaMemory, AcceleratorTimeout, DirectError if it is no accelerator."""
+        function.awake()
         self.function = function
         self.endpoint = function.endpoint
         self.domain = -1  # where `start_in` put it
@@ -121,7 +122,6 @@ class Accel:
         self._memory = memory.arena()
         self.ring = self._memory.alloc(RING_NBYTES)
         self.engine = engine.Accelerator(self.registers, self.ring.memory, RING_IOVA)
-        function.bus_master(True)
         self.engine.reset()
 
     @classmethod

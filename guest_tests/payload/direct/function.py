@@ -11,6 +11,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 
 from .. import guest
@@ -72,7 +73,11 @@ class Function:
         self._config_write(offset, value.to_bytes(nbytes, "little"))
 
     def capabilities(self) -> list[Capability]:
-        """Both lists, in their order; a list that loops ends with its first repetition."""
+        """Both lists, in their order, as first read; a list that loops ends with its first repetition."""
+        return self._capabilities
+
+    @cached_property
+    def _capabilities(self) -> list[Capability]:
         return [*self._standard(), *self._extended()]
 
     def capability(self, id: int, *, extended: bool = False) -> Capability:
@@ -117,6 +122,10 @@ class Function:
         """Let the function do DMA, or not."""
         bit = COMMAND_BUS_MASTER
         self.set_command(on=bit if enabled else 0, off=0 if enabled else bit)
+
+    def awake(self) -> None:
+        """Memory and bus master on, as a function that was taken has them, whatever a test made of them."""
+        self.set_command(on=COMMAND_MEMORY | COMMAND_BUS_MASTER)
 
     def has_flr(self) -> bool:
         """Whether a PCI Express capability offers function-level reset."""

@@ -5,8 +5,10 @@ Each vector's address is a word of RAM. An interrupt stores the vector's data th
 
 from __future__ import annotations
 
+import time
+
 from . import wait
-from .errors import DirectError, NotNegotiated
+from .errors import DirectError, NoAnswer, NotNegotiated
 from .function import CAP_MSIX, Function
 from .memory import Allocator, DmaBuffer
 
@@ -50,6 +52,16 @@ class Vector:
         self.clear()
         return True
 
+    def settle(self, quiet_s: float = 0.05, timeout_s: float = 2.0) -> None:
+        """Clear until nothing came for `quiet_s`: before a test that wants silence. Raises NoAnswer if it never ends.
+
+        QEMU may interrupt once too often after a start behind vhost-user, and a message takes its time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.wait(quiet_s):
+            if time.monotonic() > deadline:
+                raise NoAnswer(f"vector {self.number} keeps firing")
+
     def mask(self) -> None:
         """Hold its messages back; the device keeps them pending."""
         self._table.set_vector_control(self.number, _VECTOR_MASK)
@@ -62,6 +74,10 @@ class Vector:
     def is_pending(self) -> bool:
         """Its bit in the pending-bit array."""
         return bool(self._table.pending() >> self.number & 1)
+
+    def wait_pending(self, timeout_s: float = 2.0) -> bool:
+        """Whether it became pending within `timeout_s`: behind vhost-user an interrupt is later than its answer."""
+        return wait.until(lambda: self.is_pending, timeout_s)
 
 
 class MsixTable:

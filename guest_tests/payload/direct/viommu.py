@@ -11,13 +11,13 @@ The same code drives a unit attached by vfio-user and one attached by vhost-user
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from .. import guest
 from . import wire
 from .answers import DIRECT, Answer, Layout, RequestRefused
-from .errors import NotNegotiated
+from .errors import NoAnswer, NotNegotiated
 from .events import EventQueue
 from .function import Function, PciFunction
 from .memory import Allocator, DmaBuffer
@@ -53,10 +53,10 @@ def find_units() -> list[str]:
 class Viommu:
     """One unit. `open` makes a running one; `start` and `reset` may be called as often as one likes."""
 
-    def __init__(self, function: Function, memory: Allocator) -> None:
-        """Find the registers of `function`, and touch nothing. Raises NotNegotiated."""
-        self.function = function
-        self.transport = VirtioPci(function)
+    def __init__(self, transport: VirtioPci, memory: Allocator) -> None:
+        """Touches nothing."""
+        self.function = transport.function
+        self.transport = transport
         self.features = Feature(0)  # what was negotiated
         self.msix: MsixTable | None = None
         self._memory = memory.arena()
@@ -67,7 +67,7 @@ class Viommu:
     @classmethod
     def open(
         cls,
-        target: str | Function,
+        target: str | Function | VirtioPci,
         memory: Allocator,
         *,
         features: int | None = None,
@@ -76,16 +76,23 @@ class Viommu:
         nevents: int = NEVENTS,
         msix: bool = False,
     ) -> Viommu:
-        """A running unit: `target` is a BDF, taken and given back with `close`, or a function taken already.
+        """A running unit. `target` is a BDF, taken and given back with `close`; or a function taken already; or the
+        registers of one, which is quicker than finding them anew.
 
         For the rest see `start`. Raises what it raises, and OSError when the function cannot be taken.
         """
         with ExitStack() as undo:
-            function = undo.enter_context(PciFunction(target)) if isinstance(target, str) else target
-            viommu = cls(function, memory)
-            undo.callback(viommu._memory.close)
-            viommu.start(features=features, without=without, queue_size=queue_size, nevents=nevents, msix=msix)
+            if isinstance(target, str):
+                target = undo.enter_context(PciFunction(target))
+            viommu = cls(target if isinstance(target, VirtioPci) else VirtioPci(target), memory)
             viommu._release = undo.pop_all()
+        try:
+            viommu.function.awake()
+            viommu.start(features=features, without=without, queue_size=queue_size, nevents=nevents, msix=msix)
+        except BaseException:
+            with suppress(NoAnswer):
+                viommu.close()
+            raise
         return viommu
 
     # life
