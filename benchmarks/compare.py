@@ -15,7 +15,7 @@ from benchmarks.rows import ROWS
 from benchmarks.summary import Spread, contenders_in, cpus_in, in_process_ratio, paired_ratio, spread
 from benchmarks.table import OURS, REFERENCES, TITLES, aligned, number, vcpus, with_spread
 
-BUSY = 0.5  # load average a core, beyond which the machine had other things to do than one VM after the other
+BUSY = 0.2  # CPUs busy with others during a VM, beyond which its numbers are theirs, too
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def lines(old: Results, new: Results) -> Iterator[str]:
 
 def _remarks(old: Results, new: Results) -> Iterator[str]:
     for name, results in (("old", old), ("new", new)):
-        if results.load > BUSY * results.machine.cores + 1:
-            yield f"take care: the {name} machine was busy (load average up to {results.load:.2f})"
+        if results.others > BUSY:
+            yield f"take care: in the {name} run others kept up to {results.others:.2f} CPUs busy during a VM"
         if failed := sum(bool(sample.problem) for sample in results.samples):
             yield f"take care: {failed} VM(s) of the {name} run failed and are left out"
     if old.setup and new.setup and old.setup.counts != new.setup.counts:
@@ -94,7 +94,7 @@ def _in_process(old: Results, new: Results, *, times: bool, ratios: bool) -> Ite
 
 
 def _guest_times(old: Results, new: Results, cpus: int) -> Iterator[str]:
-    rows = [[f"{vcpus(cpus)}: {'time'}", "old", "new", "old/new", ""]]
+    rows = [[f"{vcpus(cpus)}", "old", "new", "old/new", ""]]
     for row in ROWS:
         for contender in contenders_in(new):
             pair = [spread(results, row.name, contender, cpus) for results in (old, new)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +37,30 @@ def commit() -> tuple[str, bool]:
 def load_average() -> float:
     """Over one minute."""
     return round(os.getloadavg()[0], 2)
+
+
+class Others:
+    """How many CPUs were busy with what is not ours since this was made: other processes, the host of our host."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic(), self._busy_s() - self._own_s()
+
+    def cpus(self) -> float:
+        """On average. Children of ours count as ours once they are waited for."""
+        started, foreign_s = self._started
+        elapsed = max(time.monotonic() - started, 1e-3)
+        return round(max(self._busy_s() - self._own_s() - foreign_s, 0.0) / elapsed, 2)
+
+    @staticmethod
+    def _busy_s() -> float:
+        """CPU seconds of the whole machine, from proc(5): user, nice, system; irq, softirq, steal."""
+        words = [int(word) for word in (_lines("/proc/stat") or ["cpu"])[0].split()[1:]]
+        return (sum(words[:3]) + sum(words[5:8])) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own_s() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def now() -> str:

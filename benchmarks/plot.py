@@ -53,7 +53,8 @@ def svg(results: Results) -> str:
         parts.append(f'<g transform="translate({x:.1f},{y})">')
         parts += _panel(results, row, contenders, groups, width)
         parts.append("</g>")
-    about = f"{results.date} · commit {results.commit} · load average up to {results.load:.2f} · {results.machine.cpu}"
+    others = f"others kept up to {results.others:.2f} CPUs busy"
+    about = f"{results.date} · commit {results.commit} · {results.machine.cpu} · {others}"
     parts += [_text(MARGIN, total - 14, about, "a"), "</svg>"]
     return "\n".join(parts) + "\n"
 
@@ -84,7 +85,7 @@ def _panel(results: Results, row: Row, contenders: Sequence[str], groups: Sequen
     for tick in range(round(top / step) + 1):
         x = left + inner * tick * step / top
         yield f'<path d="M{x:.1f} {TITLE_HEIGHT}V{bottom}" stroke="{"#a8a29e" if tick == 0 else "#e7e5e4"}"/>'
-        yield _text(x, bottom + 15, number(tick * step) if tick else "0", "a m")
+        yield _text(x, bottom + 15, f"{tick * step:g}", "a m")
     y = float(TITLE_HEIGHT)
     for cpus in groups:
         yield _text(0, y + 15, vcpus(cpus), "g")

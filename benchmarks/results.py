@@ -28,12 +28,16 @@ class InProcessRow(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM: `values` by row (benchmarks/rows.py has their units), `facts` beside; a `problem` if it failed."""
+    """One VM: `values` by row (benchmarks/rows.py has their units), `facts` beside; a `problem` if it failed.
+
+    `others` is how many CPUs were busy meanwhile with what is not ours: on a quiet machine next to none.
+    """
 
     round: int
     contender: str
     cpus: int
     load: float  # the host's load average over one minute just before
+    others: float = 0.0
     values: dict[str, float] = {}
     facts: dict[str, Any] = {}
     problem: str = ""
@@ -63,7 +67,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """A whole run. `load` is the highest load average seen before a VM: what else the machine did."""
+    """A whole run."""
 
     schema: int = SCHEMA
     date: str
@@ -80,6 +84,11 @@ class Results(msgspec.Struct, kw_only=True):
     def load(self) -> float:
         """The highest load average seen at the start or before a VM."""
         return max([self.load_at_start, *(sample.load for sample in self.samples)])
+
+    @property
+    def others(self) -> float:
+        """The most CPUs that others kept busy during a VM, on its average."""
+        return max([0.0, *(sample.others for sample in self.samples)])
 
 
 def load(path: Path) -> Results:

@@ -52,7 +52,10 @@ def about(results: Results) -> Iterator[str]:
     dirty = " with changes" if results.modified else ""
     yield f"{results.date}, commit {results.commit or 'unknown'}{dirty}, {results.scale}"
     yield f"machine: {host.cpu}, {host.cores} cores, {host.memory_mib} MiB, Linux {host.kernel}, Python {host.python}"
-    yield f"load average: {results.load_at_start:.2f} at the start, {results.load:.2f} at most before a VM"
+    load = f"load average: {results.load_at_start:.2f} at the start"
+    if results.samples:
+        load += f", {results.load:.2f} at most before a VM; others kept up to {results.others:.2f} CPUs busy during one"
+    yield load
     if (setup := results.setup) is not None:
         yield f"guests: QEMU {setup.qemu}, {setup.accel}, Linux {setup.guest_kernel}, {setup.memory}, {setup.append}"
 
@@ -77,6 +80,8 @@ def guest(results: Results) -> Iterator[str]:
         yield f"Guest with {vcpus(cpus)}: median [lowest..highest] of the rounds"
         yield ""
         yield from aligned(_medians(results, cpus, contenders))
+        if doorbells := _doorbells(results, cpus):
+            yield doorbells
         ratios = _ratios(results, cpus, contenders)
         if len(ratios[0]) > 1:
             yield ""
@@ -108,6 +113,16 @@ def _ratios(results: Results, cpus: int, contenders: Sequence[str]) -> list[list
         if row.compared
     ]
     return [head, *rows]
+
+
+def _doorbells(results: Results, cpus: int) -> str:
+    """How often the guest had to ring vdev's doorbell, in percent of its requests; nothing without vdev."""
+    found = []
+    for name in OURS:
+        facts = [one.facts for one in results.samples if (one.contender, one.cpus) == (name, cpus) and one.facts]
+        shares = Spread.of(100 * fact["doorbells"] / fact["requests"] for fact in facts if fact.get("requests"))
+        found += [f"{_short(name)} {with_spread(shares)}"] if shares else []
+    return f"requests the guest had to ring a doorbell for, in percent: {', '.join(found)}" if found else ""
 
 
 def _short(contender: str) -> str:

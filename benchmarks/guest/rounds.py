@@ -8,17 +8,19 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from benchmarks.describe import load_average
+from benchmarks.describe import Others, load_average
 from benchmarks.guest.counts import Scale
 from benchmarks.guest.machines import APPEND, CONTENDERS, MEMORY, Contender, machine
-from benchmarks.guest.vm import bench_options, measure
+from benchmarks.guest.vm import Measured, bench_options, measure
 from benchmarks.results import Sample, Setup
 from benchmarks.rows import row_values
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options, Parts, find_parts
 from vdev.parts.progress import Say
 
+NOTICED = 0.1  # CPUs busy with others, beyond which numbers suffer
 Keep = Callable[[Setup, Sample], None]
 
 
@@ -75,30 +77,35 @@ def _with_kernel(setup: Setup, release: str) -> Setup:
 
 
 async def _sample(turn: Turn, parts: Parts, options: Options, scale: Scale, kernel: str | None) -> Sample:
-    load = load_average()
+    load, others = load_average(), Others()
+    values: dict[str, float] = {}
+    facts: dict[str, Any] = {}
+    problem = ""
+    config = machine(turn.contender, turn.cpus, kernel)
     try:
-        measured = await measure(
-            turn.contender, machine(turn.contender, turn.cpus, kernel), parts, options, scale.counts
-        )
+        measured = await measure(turn.contender, config, parts, options, scale.counts)
     except VmDied as error:
-        kept = f" (logs: {error.logs})" if error.logs else ""
-        return Sample(
-            round=turn.round, contender=turn.contender.name, cpus=turn.cpus, load=load, problem=f"{error}{kept}"
-        )
-    runs = {name: phase["runs"] for name, phase in measured.phases.items() if "runs" in phase}
-    maps = {name: phase["maps"] for name, phase in measured.phases.items() if "maps" in phase}
+        problem = f"{error} (logs: {error.logs})" if error.logs else str(error)
+    else:
+        values = {name: round(value, 4) for name, value in row_values(measured.boot_s, measured.phases).items()}
+        facts = {**measured.facts, **{fact: _of_phases(measured, fact) for fact in ("runs", "maps", "min", "max")}}
     return Sample(
-        round=turn.round, contender=turn.contender.name, cpus=turn.cpus, load=load,
-        values={name: round(value, 4) for name, value in row_values(measured.boot_s, measured.phases).items()},
-        facts={**measured.facts, "runs": runs, "maps": maps},
+        round=turn.round, contender=turn.contender.name, cpus=turn.cpus, load=load, others=others.cpus(),
+        values=values, facts=facts, problem=problem,
     )  # fmt: skip
+
+
+def _of_phases(measured: Measured, fact: str) -> dict[str, float]:
+    """One fact of each phase that has it; times are microseconds."""
+    return {name: round(phase[fact], 2) for name, phase in measured.phases.items() if fact in phase}
 
 
 def _glance(sample: Sample) -> str:
     found = sample.values
     return (
-        f"1 page {found['page']:.0f} us, 64 scattered {found['scattered']:.0f} us, 256 MiB {found['large']:.0f} us, "
+        f"1 page {found['page']:.0f} us, 64 scattered {found['scattered']:.0f} us, 256 MiB {found['large']:.1f} ms, "
         f"{found['dma-rate']:.0f} DMA API mappings/s, bound after {found['boot']:.1f} s"
+        + (f" (others kept {sample.others:.1f} CPUs busy)" if sample.others >= NOTICED else "")
     )
 
 

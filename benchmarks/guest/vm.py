@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.guest.counts import Counts
 from benchmarks.guest.machines import RNG, Contender
+from guest_tests.boot import Control
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.backend_process import STOP_SECONDS, check_sockets, start_backend
 from qmp_bridge.channel import Channel
@@ -79,7 +80,7 @@ async def _measure(
 ) -> Measured:
     asked = {"vfio": contender.vfio_ids, "rng": RNG, "spin": config.vm.cpus > 1, "counts": counts}
     measured, channel = Measured(), Channel()
-    async with _backend(config, plan, logs, measured):
+    async with _backend(config, plan, logs, measured) as control:
         started = time.monotonic()
         qemu = start_qemu(plan.qemu, plan.env, logs / "qemu.stderr")
         try:
@@ -90,6 +91,8 @@ async def _measure(
                     tasks.create_task(_watch(qemu, logs)),
                 ]
                 await _converse(channel, asked, measured, started)
+                if control is not None:
+                    measured.facts |= await _doorbells(control)
                 for watcher in watchers:
                     watcher.cancel()
         except BaseExceptionGroup as group:
@@ -100,19 +103,26 @@ async def _measure(
 
 
 @asynccontextmanager
-async def _backend(config: Config, plan: Plan, logs: Path, measured: Measured) -> AsyncIterator[None]:
-    """vdev, listening, for the length of the block; nothing where the IOMMU is QEMU's."""
+async def _backend(config: Config, plan: Plan, logs: Path, measured: Measured) -> AsyncIterator[str | None]:
+    """vdev, listening, for the length of the block, and its control socket; None where the IOMMU is QEMU's."""
     if not config.units:
-        yield
+        yield None
         return
     started = time.monotonic()
     child, ready = await start_backend(plan.backend, logs / "backend.log", config.vm.name)
     measured.facts["backend_s"] = round(time.monotonic() - started, 3)
     try:
         check_sockets(ready, expected_functions(config), plan.paths.socket_dir)
-        yield
+        yield ready.control
     finally:
         await child.stop(STOP_SECONDS)
+
+
+async def _doorbells(path: str) -> dict[str, int]:
+    """How many requests vdev handled, and for how many the guest had to ring: few of them while the ring is polled."""
+    async with Control.connected(path) as control:
+        (unit,) = await control.execute("query-iommu")
+    return {"requests": sum(unit["counters"]["requests"].values()), "doorbells": unit["kicks"]}
 
 
 async def _follow(run: Callable[[StreamReader, StreamWriter], Coroutine[Any, Any, None]], path: str) -> None:
