@@ -62,7 +62,8 @@ def svg(results: Results) -> str:
 def _header(results: Results, contenders: Sequence[str]) -> Iterator[str]:
     yield _text(MARGIN, 34, "The IOMMU in front of a stock Linux guest: vdev and QEMU's own", "h")
     if (setup := results.setup) is not None:
-        rounds = f"{setup.rounds} round{'s' if setup.rounds != 1 else ''}"
+        count = max([0, *(sample.round for sample in results.samples)])
+        rounds = f"{count} round{'s' if count != 1 else ''}"
         about = f"QEMU {setup.qemu} ({setup.accel}), guest Linux {setup.guest_kernel}, strict; {rounds}, interleaved"
         yield _text(MARGIN, 55, about, "s")
     x = float(MARGIN)

@@ -36,6 +36,7 @@ class Scale:
     counts: Counts
     cpus: tuple[int, ...] = (1, 2)  # more than one: all others are kept busy
     contenders: tuple[str, ...] = field(default=())  # by name; none named: all
+    limit_s: float | None = None  # a round that would end later, judged by those before it, is left out
 
 
-SCALES = {"full": Scale("full", 5, FULL), "quick": Scale("quick", 2, QUICK)}
+SCALES = {"full": Scale("full", 5, FULL), "quick": Scale("quick", 2, QUICK, limit_s=225)}

@@ -57,7 +57,11 @@ def run(scale: Scale, say: Say, keep: Keep, kernel: str | None = None) -> bool:
     )  # fmt: skip
     failed, started = 0, time.monotonic()
     for done, turn in enumerate(planned):
-        left = f", {(time.monotonic() - started) / done * (len(planned) - done):.0f} s left" if done else ""
+        elapsed_s = time.monotonic() - started
+        if done and turn.round > planned[done - 1].round and not fits(scale, turn.round, elapsed_s):
+            say(f"round {turn.round} is left out: it would not end within {scale.limit_s:.0f} s")
+            break
+        left = f", {elapsed_s / done * (len(planned) - done):.0f} s left" if done else ""
         what = f"{turn.contender.title}, {_vcpus(turn.cpus)}"
         say(f"round {turn.round}/{scale.rounds}: {what} ({done + 1} of {len(planned)}{left})")
         sample = asyncio.run(_sample(turn, parts, options, scale, kernel))
@@ -69,6 +73,11 @@ def run(scale: Scale, say: Say, keep: Keep, kernel: str | None = None) -> bool:
             say(f"  {_glance(sample)}")
         keep(setup, sample)
     return failed == 0
+
+
+def fits(scale: Scale, number: int, elapsed_s: float) -> bool:
+    """Whether round `number` (from 2 on) is likely to end within the scale's limit."""
+    return scale.limit_s is None or elapsed_s * number / (number - 1) <= scale.limit_s
 
 
 def _with_kernel(setup: Setup, release: str) -> Setup:

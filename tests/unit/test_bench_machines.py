@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.guest.counts import FULL, QUICK, SCALES, SMALLEST, Scale
 from benchmarks.guest.machines import CONTENDERS, Contender, machine
-from benchmarks.guest.rounds import turns
+from benchmarks.guest.rounds import fits, turns
 from benchmarks.guest.vm import bench_options, measure
 from guest_tests.payload.bench_timing import Count, sampled_us
 from qmp_bridge.errors import VmDied
@@ -88,6 +88,14 @@ def test_a_scale_may_name_its_contenders() -> None:
     found = list(turns(Scale("x", 1, QUICK, cpus=(1,), contenders=("intel-iommu",))))
 
     assert [turn.contender.name for turn in found] == ["intel-iommu"]
+
+
+def test_a_quick_look_leaves_out_a_round_that_would_not_end_in_time() -> None:
+    quick = SCALES["quick"]
+
+    assert fits(quick, 2, 100.0)
+    assert not fits(quick, 2, 120.0)
+    assert fits(SCALES["full"], 5, 10_000.0)
 
 
 def test_the_full_scale_is_five_rounds_and_all_scales_know_the_same_phases() -> None:
