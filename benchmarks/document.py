@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import table
+from benchmarks.compare import BUSY
 from benchmarks.describe import ROOT
 from benchmarks.results import Results, ResultsError
 
@@ -25,4 +26,12 @@ def with_table(text: str, results: Results) -> str:
     if not found_begin or not found_end:
         raise ResultsError(f"{PAGE.name}: the lines {BEGIN!r} and {END!r} are not there")
     shown = "\n".join(table.lines(results))
-    return f"{before}{BEGIN}\n\n```\n{shown}\n```\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{_warning(results)}```\n{shown}\n```\n\n{END}{after}"
+
+
+def _warning(results: Results) -> str:
+    """What must stand above the numbers of a machine that had other things to do."""
+    if results.others <= BUSY:
+        return ""
+    others = f"others kept up to {results.others:.2f} of its {results.machine.cores} CPUs busy during a VM"
+    return f"**Taken on a busy machine: {others}. These numbers describe that, and are to be taken again.**\n\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.results import InProcessRow, Results
@@ -86,4 +86,5 @@ def summary(results: Results, references: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _plain(found: Spread) -> dict[str, float]:
-    return {"median": found.median, "low": found.low, "high": found.high, "count": found.count}
+    digits = {name: round(value, 4) for name, value in asdict(found).items()}
+    return {**digits, "count": found.count}

@@ -7,6 +7,7 @@ counts from the moment before QEMU is started. With vdev the backend listens by 
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,7 +18,7 @@ from typing import Any
 
 from benchmarks.guest.counts import Counts
 from benchmarks.guest.machines import RNG, Contender
-from guest_tests.boot import Control
+from guest_tests.boot import Control, ControlError
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.backend_process import STOP_SECONDS, check_sockets, start_backend
 from qmp_bridge.channel import Channel
@@ -64,7 +65,10 @@ async def measure(contender: Contender, config: Config, parts: Parts, options: O
     run, console = RunDirectory(), Console()
     try:
         plan = make_plan(config, parts, options, run.path)
-        plan.write(config, run.logs)
+        if config.units:
+            plan.write(config, run.logs)
+        else:  # there is no backend to start
+            (run.logs / "commands.txt").write_text(f"{shlex.join(plan.qemu)}\n", encoding="utf-8")
         try:
             return await _measure(contender, config, plan, run.logs, console, counts)
         except VmDied as error:
@@ -120,8 +124,11 @@ async def _backend(config: Config, plan: Plan, logs: Path, measured: Measured) -
 
 async def _doorbells(path: str) -> dict[str, int]:
     """How many requests vdev handled, and for how many the guest had to ring: few of them while the ring is polled."""
-    async with Control.connected(path) as control:
-        (unit,) = await control.execute("query-iommu")
+    try:
+        async with Control.connected(path) as control:
+            (unit,) = await control.execute("query-iommu")
+    except ControlError as error:
+        raise VmDied(f"vdev did not say what it had counted: {error}") from None
     return {"requests": sum(unit["counters"]["requests"].values()), "doorbells": unit["kicks"]}
 
 

@@ -123,9 +123,9 @@ def _alone() -> Iterator[None]:
 @contextmanager
 def _spinning() -> Iterator[None]:
     """Keep every other vCPU busy with a process that does nothing but run; we stay on the first."""
-    others = sorted(os.sched_getaffinity(0))[1:]
+    first, *others = sorted(os.sched_getaffinity(0))
     children = [_spin_on(cpu) for cpu in others]
-    os.sched_setaffinity(0, {0})
+    os.sched_setaffinity(0, {first})
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +37,7 @@ def phases(bdf: str, counts: dict[str, Count]) -> Iterator[dict[str, Any]]:
         for kind in samples:
             _become(bdf, kind)
             fd = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
-            samples[kind] += sampled_us(counts["rng"], lambda times, fd=fd: _read(fd, times))  # type: ignore[misc]
+            samples[kind] += sampled_us(counts["rng"], partial(_read, fd))
             counted[kind] = counted.get(kind) or _counted(fd, counts["counted"].times)
             os.close(fd)
     for name, kind in (("dma", TRANSLATED), ("identity", IDENTITY)):

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.describe import Others, machine
@@ -91,6 +92,14 @@ def test_the_page_gets_the_table_between_its_marks() -> None:
     assert once.endswith(f"```\n\n{END}\nafter\n")
     assert "old" not in once
     assert with_table(once, FOUND) == once
+
+
+def test_numbers_of_a_busy_machine_are_marked_as_such() -> None:
+    busy = msgspec.structs.replace(FOUND, samples=[msgspec.structs.replace(FOUND.samples[0], others=1.5)])
+    page = f"{BEGIN}\n{END}\n"
+
+    assert "**Taken on a busy machine: others kept up to 1.50 of its 2 CPUs" in with_table(page, busy)
+    assert "busy machine" not in with_table(page, FOUND)
 
 
 def test_a_page_without_the_marks_is_refused() -> None:
