@@ -6,6 +6,7 @@ Results go to build/bench/latest.json and .svg as they come; `show` prints a fil
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VdevError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except BrokenPipeError:  # whoever read the table has seen enough; all files are written before it is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what was measured is in the output file\n")
         return 130
@@ -96,10 +100,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.command != "inprocess":
         whole = rounds.run(scale, screen.say, keep, arguments.kernel)
+    written = _finish(output, results, baseline=arguments.baseline)
     _print(table.lines(results))
     if old is not None:
         _print(["", *compare.lines(old, results)])
-    _announce(output, results, baseline=arguments.baseline)
+    _print(["", *(f"written: {path}" for path in written)])
     return 0 if whole else 1
 
 
@@ -112,15 +117,15 @@ def _keep(output: Path, results: Results) -> None:
     save(output, results, summary(results, table.REFERENCES))
 
 
-def _announce(output: Path, results: Results, *, baseline: bool) -> None:
-    """Write what is made of the file, and say what was written."""
+def _finish(output: Path, results: Results, *, baseline: bool) -> list[Path]:
+    """Write what is made of the file; everything that was written."""
     written = [output]
     if results.samples:
         written.append(output.with_suffix(".svg"))
         written[-1].write_text(plot.svg(results), encoding="utf-8")
     if baseline:
         written.append(document.update(results))
-    _print(["", *(f"written: {path}" for path in written)])
+    return written
 
 
 class _Progress:
