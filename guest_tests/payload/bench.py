@@ -11,11 +11,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 from . import bench_dma_api, bench_memory, guest, vfio
-from .bench_timing import Count, sampled_us
+from .bench_timing import Count, median, sampled_us
 from .checks_open import bind_to_vfio
 from .lab import CheckFailed
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from . import guest
-from .bench_timing import Count, sampled_us
+from .bench_timing import Count, median, sampled_us
 from .checks_hwrng import DEVICE, RNG_CURRENT
 
 READ_NBYTES = 64  # one buffer of the driver
@@ -37,7 +35,7 @@ def phases(bdf: str, counts: dict[str, Count]) -> Iterator[dict[str, Any]]:
         for kind in samples:
             _become(bdf, kind)
             fd = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
-            samples[kind] += sampled_us(counts["rng"], partial(_read, fd))
+            samples[kind] += sampled_us(counts["rng"], _reader(fd))
             counted[kind] = counted.get(kind) or _counted(fd, counts["counted"].times)
             os.close(fd)
     for name, kind in (("dma", TRANSLATED), ("identity", IDENTITY)):
@@ -65,6 +63,13 @@ def _read(fd: int, times: int) -> None:
     for _ in range(times):
         if not os.read(fd, READ_NBYTES):
             raise OSError(f"{DEVICE} ended")
+
+
+def _reader(fd: int) -> Callable[[int], None]:
+    def run(times: int) -> None:
+        _read(fd, times)
+
+    return run
 
 
 def _counted(fd: int, times: int) -> dict[str, float]:

@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from struct import Struct
 
 from .lab import PAGE
@@ -60,7 +59,7 @@ def apart(npages: int, *, huge: bool = False) -> Area:
 def physical_runs(address: int, nbytes: int) -> int:
     """How many pieces without a gap the memory is in physically. Raises OSError."""
     frames = _frames(address, nbytes)
-    return 1 + sum(after != before + 1 for before, after in pairwise(frames))
+    return 1 + sum(frames[at] != frames[at - 1] + 1 for at in range(1, len(frames)))
 
 
 def _frames(address: int, nbytes: int) -> list[int]:

@@ -12,7 +12,7 @@ from benchmarks.guest.counts import FULL, QUICK, SCALES, SMALLEST, Scale
 from benchmarks.guest.machines import CONTENDERS, Contender, machine
 from benchmarks.guest.rounds import fits, turns
 from benchmarks.guest.vm import bench_options, measure
-from guest_tests.payload.bench_timing import Count, sampled_us
+from guest_tests.payload.bench_timing import Count, median, sampled_us
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Parts, make_plan
 from vdev.config.checks import check_config
@@ -110,6 +110,11 @@ def test_the_guest_times_equal_batches_after_a_warm_up() -> None:
 
     assert batches == [7, 7, 7, 7]
     assert len(samples) == 3
+
+
+@pytest.mark.parametrize(("values", "middle"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 3.0], 2.5), ([7.0], 7.0)])
+def test_the_guests_median_is_the_middle(values: list[float], middle: float) -> None:
+    assert median(values) == middle
 
 
 def test_a_qemu_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
