@@ -119,16 +119,18 @@ def test_without_irq_enable_no_error_interrupts(interrupting: Interrupting, host
     assert not interrupting.error.has_fired
 
 
-def test_a_masked_completion_vector_is_pending_and_fires_when_unmasked(interrupting: Interrupting, host: Host) -> None:
+def test_a_masked_completion_vector_is_held_back_and_fires_when_unmasked(
+    interrupting: Interrupting, host: Host
+) -> None:
     vector = interrupting.completion
     vector.mask()
     interrupting.accel.do(NOP_WITH_INTERRUPT)
     settle(host)
-    seen_masked = (vector.has_fired, vector.is_pending)
+    seen_masked = vector.has_fired
 
     vector.unmask()
 
-    assert seen_masked == (False, True)
+    assert not seen_masked
     assert vector.wait()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guest_tests.payload import accel as engine
-from guest_tests.payload.direct import DmaArena, Feature, NotNegotiated, Viommu
+from guest_tests.payload.direct import DmaArena, Feature, NotNegotiated, Viommu, wait
 from guest_tests.payload.direct.msix import NO_VECTOR, MsixTable, Vector
 from guest_tests.payload.direct.wire import EVENT_QUEUE, REQUEST_QUEUE, Probe
 from guest_tests.payload.fixtures import OpenAccel, OpenViommu
@@ -94,25 +94,54 @@ def test_each_queue_interrupts_by_its_own_vector_where_there_are_several(
     config, requests, events = unit.vectors
 
     ask_something(unit)
-    settle(host)
 
-    assert [vector.has_fired for vector in (config, requests, events)] == [False, True, False]
+    assert requests.wait()
+    settle(host)
+    assert not config.has_fired
+    assert not events.has_fired
 
 
 def test_by_vhost_user_there_is_one_vector(unit: Viommu, machine: dict[str, Any]) -> None:
     assert table_of(unit).nvectors == (1 if machine["attach"] == "vhost-user" else 3)
 
 
-def test_a_masked_vector_is_pending_and_fires_when_it_is_unmasked(unit: Viommu, host: Host) -> None:
+def test_a_masked_vector_is_held_back_and_fires_when_it_is_unmasked(unit: Viommu, host: Host) -> None:
     vector = request_vector(unit)
     vector.mask()
     ask_something(unit)
     settle(host)
-    seen_masked = (vector.has_fired, vector.is_pending)
+    seen_masked = vector.has_fired
 
     vector.unmask()
 
-    assert seen_masked == (False, True)
+    assert not seen_masked
+    assert vector.wait()
+
+
+def test_a_vector_held_back_by_its_own_mask_shows_as_pending(unit: Viommu, machine: dict[str, Any]) -> None:
+    if machine["attach"] == "vfio-user":
+        pytest.skip("QEMU remembers the interrupt of a masked vfio-user vector, and its pending bit reads 0")
+    vector = request_vector(unit)
+    vector.mask()
+    ask_something(unit)
+    seen_masked = wait.until(lambda: vector.is_pending, 2.0)
+
+    vector.unmask()
+
+    assert seen_masked
+    assert vector.wait()
+    assert not vector.is_pending
+
+
+def test_a_vector_held_back_by_the_function_mask_shows_as_pending(unit: Viommu) -> None:
+    vector = request_vector(unit)
+    table_of(unit).mask_all(True)
+    ask_something(unit)
+    seen_masked = wait.until(lambda: vector.is_pending, 2.0)
+
+    table_of(unit).mask_all(False)
+
+    assert seen_masked
     assert vector.wait()
     assert not vector.is_pending
 
@@ -168,11 +197,10 @@ def test_the_event_index_says_after_how_many_answers_to_interrupt(unit: Viommu, 
     unit.requests.ring.want_interrupt_after(3)
 
     fired = []
-    for _ in range(5):
+    for number in range(5):
         ask_something(unit)
         settle(host)
-        fired.append(vector.has_fired)
-        vector.clear()
+        fired.append(vector.wait() if number == 2 else vector.has_fired)
 
     assert fired == [False, False, True, False, False]
 
@@ -198,20 +226,22 @@ def test_a_queue_interrupts_by_the_vector_it_was_moved_to(unit: Viommu, machine:
 
     unit.transport.queue_vector(REQUEST_QUEUE, events.number)
     ask_something(unit)
+
+    assert events.wait()
     settle(host)
+    assert not config.has_fired
+    assert not requests.has_fired
 
-    assert [vector.has_fired for vector in (config, requests, events)] == [False, False, True]
 
-
-def test_a_message_rewritten_while_masked_goes_where_it_says_now(unit: Viommu, dma: DmaArena, host: Host) -> None:
+def test_a_message_rewritten_while_masked_goes_where_it_says_now(unit: Viommu, dma: DmaArena) -> None:
     vector, page = request_vector(unit), dma.alloc()
     vector.mask()
     table_of(unit).set_message(vector.number, page.gpa + 64, OTHER_DATA)
     vector.unmask()
 
     ask_something(unit)
-    settle(host)
 
+    assert wait.until(lambda: any(page.memory), 2.0)
     assert page.read(8, 64) == OTHER_DATA.to_bytes(8, "little")
     assert not vector.has_fired
 
