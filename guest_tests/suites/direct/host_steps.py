@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
 from pathlib import Path
@@ -11,10 +12,25 @@ from guest_tests.runner.steps import HostSide
 
 async def sha256_of_ram(vm: HostSide, gpa: int, nbytes: int) -> str:
     """The digest of guest memory as QEMU sees it."""
+    return hashlib.sha256(await _ram(vm, gpa, nbytes)).hexdigest()
+
+
+async def ram_twice_during_pause(vm: HostSide, gpa: int, nbytes: int, seconds: float) -> list[str]:
+    """Guest memory in hex, at the beginning and at the end of a pause of the whole machine."""
+    await vm.qmp("stop")
+    try:
+        before = await _ram(vm, gpa, nbytes)
+        await asyncio.sleep(seconds)
+        return [before.hex(), (await _ram(vm, gpa, nbytes)).hex()]
+    finally:
+        await vm.qmp("cont")
+
+
+async def _ram(vm: HostSide, gpa: int, nbytes: int) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "memory"
         await vm.qmp("pmemsave", val=gpa, size=nbytes, filename=str(path))
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.read_bytes()
 
 
 async def expect_word(vm: HostSide, gpa: int, word: int) -> str:

@@ -106,6 +106,19 @@ def test_an_attach_to_another_domain_switches_translation_at_once(
     assert seen == [zlib.crc32(before.read()), zlib.crc32(after.read())]
 
 
+def test_a_domain_whose_last_endpoint_moves_on_ceases(viommu: Viommu, open_accel: OpenAccel, dma: DmaArena) -> None:
+    # D21, D29
+    accel, second = open_accel(0), open_accel(1)
+    accel.start_in(viommu, domain=1)
+    viommu.map_buffer(1, SOURCE, dma.random(PAGE), READ)
+    viommu.attach(domain=2, endpoint=accel.endpoint)
+
+    second.start_in(viommu, domain=1)
+
+    with second.refused(SOURCE, READ):
+        second.checksum(SOURCE, PAGE)
+
+
 def test_a_new_mapping_at_an_old_address_leads_to_the_new_memory(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
