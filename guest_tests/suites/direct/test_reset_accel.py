@@ -88,8 +88,9 @@ def test_no_byte_lands_after_a_function_level_reset_under_load(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     target = dma.alloc(2 * MIB)
-    viommu.map_buffer(mapped_accel.domain, TARGET, target)
-    work = [Operation(engine.FILL, dst=TARGET, nbytes=2 * MIB, arg=number) for number in range(1, 61)]
+    for number in range(16):  # the same memory again and again: an operation takes long
+        viommu.map_buffer(mapped_accel.domain, (64 + 2 * number) * MIB, target)
+    work = [Operation(engine.FILL, dst=64 * MIB, nbytes=32 * MIB, arg=number) for number in range(1, 61)]
     last = mapped_accel.engine.submit(*work)
 
     mapped_accel.function.flr()

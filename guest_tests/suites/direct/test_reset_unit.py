@@ -119,8 +119,9 @@ def test_a_reset_under_load_leaves_operations_undone_and_says_stopped(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     target = dma.alloc(2 * MIB)
-    viommu.map_buffer(mapped_accel.domain, 2 * MIB, target)
-    work = [Operation(engine.FILL, dst=2 * MIB, nbytes=2 * MIB, arg=number) for number in range(1, 61)]
+    for number in range(16):  # the same memory again and again: an operation takes long
+        viommu.map_buffer(mapped_accel.domain, (64 + 2 * number) * MIB, target)
+    work = [Operation(engine.FILL, dst=64 * MIB, nbytes=32 * MIB, arg=number) for number in range(1, 61)]
     last = mapped_accel.engine.submit(*work)
 
     viommu.start()
