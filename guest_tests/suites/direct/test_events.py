@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from guest_tests.payload import accel as engine
 from guest_tests.payload.accel import Operation
-from guest_tests.payload.direct import Accel, DmaArena, Segment, Viommu
+from guest_tests.payload.direct import Accel, DmaArena, NoAnswer, Segment, Viommu
 from guest_tests.payload.direct.wire import FAULT_NBYTES, Fault
 from guest_tests.payload.fixtures import OpenAccel, OpenViommu
 from guest_tests.payload.host import Host
 
 NOTHING, PAGE = 0x3_0000, 4096
+NO_RAM = 0x8000_0000  # these machines have less than 2 GiB
 
 
 def provoke(accel: Accel, count: int) -> list[int]:
@@ -129,6 +134,59 @@ def test_a_buffer_of_several_descriptors_takes_one_record(open_viommu: OpenViomm
 
     assert used.nbytes == FAULT_NBYTES
     assert Fault.parse(used.chain.written()).address == address
+
+
+def test_a_buffer_that_may_only_be_read_comes_back_and_costs_its_fault(
+    open_viommu: OpenViommu, open_accel: OpenAccel
+) -> None:
+    viommu, accel = starved(open_viommu, open_accel)
+    ring = viommu.events.ring
+    ring.post(ring.chain([Segment(FAULT_NBYTES)]))
+    viommu.events.publish()
+
+    provoke(accel, 1)
+    (used,) = viommu.events.wait_used(1)
+
+    assert used.nbytes == 0
+
+
+def test_a_buffer_outside_memory_breaks_the_unit_until_it_is_reset(
+    open_viommu: OpenViommu, open_accel: OpenAccel, machine: dict[str, Any]
+) -> None:
+    viommu, accel = starved(open_viommu, open_accel)
+    ring = viommu.events.ring
+    ring.post(ring.chain([Segment(FAULT_NBYTES, is_writable=True, gpa=NO_RAM)]))
+    viommu.events.publish()
+    provoke(accel, 1)
+
+    with pytest.raises(NoAnswer):
+        viommu.wait_fault(0.5)
+    seen_broken = viommu.is_broken
+    viommu.start()
+    accel.start_in(viommu)
+
+    (address,) = provoke(accel, 1)
+    assert seen_broken == (machine["attach"] == "vfio-user")  # by vhost-user the status cannot say so
+    assert viommu.wait_fault().address == address
+
+
+def test_an_available_index_that_jumps_breaks_the_unit_until_it_is_reset(
+    open_viommu: OpenViommu, open_accel: OpenAccel, machine: dict[str, Any]
+) -> None:
+    viommu, accel = starved(open_viommu, open_accel)
+    viommu.events.ring.publish(ahead=viommu.events.ring.size + 1)
+    viommu.events.kick()
+    provoke(accel, 1)
+
+    with pytest.raises(NoAnswer):
+        viommu.wait_fault(0.5)
+    seen_broken = viommu.is_broken
+    viommu.start()
+    accel.start_in(viommu)
+
+    (address,) = provoke(accel, 1)
+    assert seen_broken == (machine["attach"] == "vfio-user")
+    assert viommu.wait_fault().address == address
 
 
 def test_a_small_event_queue_serves_many_faults(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from guest_tests.payload import accel as engine
 from guest_tests.payload.accel import Operation
-from guest_tests.payload.direct import Accel, DmaArena
+from guest_tests.payload.direct import Accel, DmaArena, Viommu
 from guest_tests.payload.direct.accel import RING_IOVA
 from guest_tests.payload.direct.msix import MsixTable, Vector
 from guest_tests.payload.host import Host
@@ -143,11 +143,15 @@ def test_masking_one_vector_leaves_the_other_alone(interrupting: Interrupting) -
     interrupting.completion.unmask()
 
 
-def test_messages_are_not_translated_by_the_iommu(interrupting: Interrupting) -> None:
-    # The message goes to memory that is in no domain: it is the machine's, not DMA of the engine's.
+def test_messages_are_not_translated_by_the_iommu(interrupting: Interrupting, viommu: Viommu, dma: DmaArena) -> None:
+    # The message is the machine's write, not DMA of the engine's: what its domain has at that address is not meant.
+    page, iova = dma.alloc(), interrupting.table.buffer.gpa & ~0xFFF
+    viommu.map_buffer(interrupting.accel.domain, iova, page)
+
     interrupting.accel.do(NOP_WITH_INTERRUPT)
 
     assert interrupting.completion.wait()
+    assert not any(page.read())
 
 
 def test_without_bus_master_no_error_interrupts(interrupting: Interrupting, host: Host) -> None:
@@ -179,5 +183,13 @@ def test_after_a_function_level_reset_interrupts_come_once_they_are_programmed(i
     interrupting.enable(True)
 
     accel.do(NOP_WITH_INTERRUPT)
+
+    assert interrupting.completion.wait()
+
+
+def test_an_interrupt_of_before_a_pause_comes_after_it(interrupting: Interrupting, host: Host) -> None:
+    interrupting.accel.engine.submit(*[Operation(engine.NOP)] * 40, NOP_WITH_INTERRUPT)
+
+    host.pause(0.05)
 
     assert interrupting.completion.wait()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from guest_tests.payload import accel as engine
-from guest_tests.payload.direct import DmaArena, Feature, NotNegotiated, Viommu, wait
+from guest_tests.payload.direct import DmaArena, Feature, Viommu, wait
+from guest_tests.payload.direct.function import CAP_MSIX
 from guest_tests.payload.direct.msix import NO_VECTOR, MsixTable, Vector
-from guest_tests.payload.direct.wire import EVENT_QUEUE, REQUEST_QUEUE, Probe
+from guest_tests.payload.direct.wire import REQUEST_QUEUE, Probe
 from guest_tests.payload.fixtures import OpenAccel, OpenViommu
 from guest_tests.payload.host import Host
 
@@ -101,7 +102,7 @@ def test_each_queue_interrupts_by_its_own_vector_where_there_are_several(
     assert not events.has_fired
 
 
-def test_by_vhost_user_there_is_one_vector(unit: Viommu, machine: dict[str, Any]) -> None:
+def test_there_are_three_vectors_by_vfio_user_and_one_by_vhost_user(unit: Viommu, machine: dict[str, Any]) -> None:
     assert table_of(unit).nvectors == (1 if machine["attach"] == "vhost-user" else 3)
 
 
@@ -190,6 +191,22 @@ def test_an_interrupt_comes_where_the_driver_wants_it_again(open_viommu: OpenVio
     ask_something(unit)
 
     assert vector.wait()
+
+
+def test_a_fault_does_not_interrupt_where_the_driver_wants_none(
+    unit: Viommu, open_accel: OpenAccel, host: Host
+) -> None:
+    accel = open_accel().start_in(unit)
+    for ring in (unit.requests.ring, unit.events.ring):
+        ring.want_interrupts(False)
+    for vector in unit.vectors:
+        vector.clear()
+
+    accel.run(engine.Operation(engine.CHECKSUM, NOTHING, nbytes=8))
+    settle(host)
+
+    assert not any(vector.has_fired for vector in unit.vectors)
+    assert unit.wait_fault().address == NOTHING
 
 
 def test_the_event_index_says_after_how_many_answers_to_interrupt(unit: Viommu, host: Host) -> None:
@@ -286,8 +303,12 @@ def test_a_broken_ring_interrupts_by_the_configuration_vector(unit: Viommu, mach
     assert unit.is_broken
 
 
-def test_a_unit_started_without_interrupts_sends_none_and_says_so(viommu: Viommu) -> None:
-    with pytest.raises(NotNegotiated):
-        _ = viommu.vectors
+def test_with_msix_off_there_is_no_message(unit: Viommu, host: Host) -> None:
+    vector = request_vector(unit)
+    control = next(found.offset for found in unit.function.capabilities() if found.id == CAP_MSIX) + 2
+    unit.function.write_config(control, 2, 0)
 
-    assert viommu.transport.queue_vector(EVENT_QUEUE, NO_VECTOR) == NO_VECTOR
+    ask_something(unit)
+    settle(host)
+
+    assert not vector.has_fired
