@@ -8,7 +8,7 @@ The engine reads descriptors and writes completions by DMA as well: they lie at 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
@@ -144,7 +144,7 @@ class Accel:
         where = self.ring.gpa if ring_iova is None else ring_iova
         self.engine = engine.Accelerator(self.registers, self.ring.memory, where)
         self.engine.start()
-        if not self.registers.read32(engine.STATUS) & engine.RUNNING:
+        if not self.is_running:
             raise self._stopped("the engine did not start")
         return self
 
@@ -203,10 +203,24 @@ class Accel:
 
     def run(self, operation: engine.Operation, timeout_s: float = TIMEOUT_S) -> engine.Completion:
         """Any operation, whatever becomes of it. Raises EngineStopped, AcceleratorTimeout."""
+        (completion,) = self.run_all([operation], timeout_s)
+        return completion
+
+    def run_all(self, operations: Sequence[engine.Operation], timeout_s: float = TIMEOUT_S) -> list[engine.Completion]:
+        """Operations that are outstanding together, at most 63, by one doorbell: their completions, in their order.
+
+        A refused one is a completion like any other. Raises EngineStopped, AcceleratorTimeout.
+        """
+        if not 0 < len(operations) < engine.RING_NENTRIES:
+            raise ValueError(f"{len(operations)} operations, the ring holds 1 to {engine.RING_NENTRIES - 1}")
         started = time.monotonic_ns()
-        index = self.engine.submit(operation)
+        stop = self.engine.submit(*operations) + 1
+        indexes = [(stop - len(operations) + number) % engine.RING_NENTRIES for number in range(len(operations))]
+        return [self._completed(index, started, timeout_s) for index in indexes]
+
+    def _completed(self, index: int, started: int, timeout_s: float) -> engine.Completion:
         while not wait.until(lambda: self.engine.status_of(index) != engine.PENDING, _LOOK_S):
-            if not self.registers.read32(engine.STATUS) & engine.RUNNING:
+            if not self.is_running:
                 raise self._stopped("the engine stopped")
             if time.monotonic_ns() - started > timeout_s * 1e9:
                 raise engine.AcceleratorTimeout(f"no completion within {timeout_s:g} s ({self.engine.describe()})")
@@ -224,6 +238,18 @@ class Accel:
                 raise AssertionError(text) from fault
         else:
             raise AssertionError(f"the IOMMU let it pass; it should refuse {Access(access)!r} at {iova:#x}")
+
+    # registers
+
+    @property
+    def is_running(self) -> bool:
+        """STATUS says that the ring is served."""
+        return bool(self.registers.read32(engine.STATUS) & engine.RUNNING)
+
+    @property
+    def error(self) -> int:
+        """ERROR: one of engine.ERROR_*, or 0."""
+        return self.registers.read32(engine.ERROR)
 
     def _stopped(self, words: str) -> EngineStopped:
         read32, read64 = self.registers.read32, self.registers.read64

@@ -29,6 +29,7 @@ class Vector:
 
     def __init__(self, table: MsixTable, number: int, word: memoryview) -> None:
         self.number = number
+        self.gpa = table.buffer.gpa + number * _WORD_NBYTES
         self.data = _DATA_BASE + number
         self._table = table
         self._word = word
@@ -103,15 +104,18 @@ class MsixTable:
         """Write every entry, masked as a whole meanwhile, and enable. Needed again after a function-level reset."""
         self._set_control(_ENABLE | _MASK_ALL)
         for vector in self.vectors:
-            gpa = self.buffer.gpa + vector.number * _WORD_NBYTES
-            entry = self._table_offset + vector.number * _ENTRY_NBYTES
-            self._table.write32(entry + _ADDRESS, gpa & 0xFFFFFFFF)
-            self._table.write32(entry + _ADDRESS_HIGH, gpa >> 32)
-            self._table.write32(entry + _DATA, vector.data)
-            self._table.write32(entry + _VECTOR_CONTROL, 0)
+            self.set_message(vector.number, vector.gpa, vector.data)
+            self.set_vector_control(vector.number, 0)
         self._set_control(_ENABLE)
         for vector in self.vectors:
             vector.clear()  # what an earlier driver left pending arrives with the first enable
+
+    def set_message(self, number: int, gpa: int, data: int) -> None:
+        """What vector `number` writes, and where; mask it meanwhile unless nothing interrupts."""
+        entry = self._table_offset + number * _ENTRY_NBYTES
+        self._table.write32(entry + _ADDRESS, gpa & 0xFFFFFFFF)
+        self._table.write32(entry + _ADDRESS_HIGH, gpa >> 32)
+        self._table.write32(entry + _DATA, data)
 
     def mask_all(self, masked: bool) -> None:
         """The function mask: holds every vector back, whatever its own mask."""

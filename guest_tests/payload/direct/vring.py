@@ -242,6 +242,11 @@ class SplitRing:
         else:
             self._avail[0] = 0 if wanted else NO_INTERRUPT
 
+    def want_interrupt_after(self, count: int) -> None:
+        """Ask for one interrupt, when `count` more chains came back: EVENT_IDX must be negotiated."""
+        self._wants_interrupts = False
+        self._avail[2 + self.size] = (self._next_used + count - 1) & 0xFFFF
+
     def __str__(self) -> str:
         """The ring's state, for error texts."""
         used_flags, used_idx, event = self._used[0], self._used[1], self._used[2 + 4 * self.size]
