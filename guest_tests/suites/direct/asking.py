@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guest_tests.payload.direct import Attach, Map, Status, Unmap, Viommu
+from guest_tests.payload.direct import READ, WRITE, Attach, Map, Status, Unmap, Viommu
 from guest_tests.payload.direct.wire import Request
 from guest_tests.payload.host import Host
 
@@ -41,13 +41,15 @@ def status(viommu: Viommu, request: Request | bytes) -> Status | int | None:
     return viommu.send(request).status
 
 
-def map_pages(first: int, npages: int = 1, domain: int = DOMAIN, **changes: int) -> Map:
+def map_pages(
+    first: int, npages: int = 1, *, domain: int = DOMAIN, phys_start: int = GPA, flags: int = READ | WRITE
+) -> Map:
     """MAP of pages [first, first + npages) of the input range."""
-    fields = {"virt_start": first * PAGE, "virt_end": (first + npages) * PAGE - 1, "phys_start": GPA, "flags": 3}
-    return Map(domain=domain, **{**fields, **changes})
+    start, stop = first * PAGE, (first + npages) * PAGE
+    return Map(domain=domain, virt_start=start, virt_end=stop - 1, phys_start=phys_start, flags=flags)
 
 
-def unmap_pages(first: int, npages: int = 1, domain: int = DOMAIN) -> Unmap:
+def unmap_pages(first: int, npages: int = 1, *, domain: int = DOMAIN) -> Unmap:
     """UNMAP of pages [first, first + npages)."""
     return Unmap(domain=domain, virt_start=first * PAGE, virt_end=(first + npages) * PAGE - 1)
 
