@@ -80,3 +80,10 @@ def domains(host: Host, name: str = "iommu0") -> dict[int, tuple[list[int], int]
 def serves(viommu: Viommu) -> bool:
     """Whether a good request is answered OK. Attaches EP to a domain of its own."""
     return viommu.send(Attach(domain=1000, endpoint=EP)).ok
+
+
+def is_broken(viommu: Viommu, host: Host, machine: dict[str, Any]) -> bool:
+    """Whether the unit serves nothing until it is reset. By vhost-user it cannot show that to a guest: the host knows."""
+    if machine["attach"] == "vfio-user":
+        return viommu.is_broken
+    return bool(host.control("query-status")["functions"]["iommu0"]["connection"]["broken"])
