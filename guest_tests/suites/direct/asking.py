@@ -83,7 +83,7 @@ def serves(viommu: Viommu) -> bool:
 
 
 def is_broken(viommu: Viommu, host: Host, machine: dict[str, Any]) -> bool:
-    """Whether the unit serves nothing until it is reset. By vhost-user it cannot show that to a guest: the host knows."""
+    """Whether the unit serves nothing until it is reset; by vhost-user it cannot show a guest that: the host knows."""
     if machine["attach"] == "vfio-user":
         return viommu.is_broken
     return bool(host.control("query-status")["functions"]["iommu0"]["connection"]["broken"])
