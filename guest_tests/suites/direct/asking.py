@@ -36,6 +36,11 @@ def of(table: dict[str, Any]) -> Any:
     return [pytest.param(*(row if isinstance(row, tuple) else (row,)), id=name) for name, row in table.items()]
 
 
+def one_byte_set(nbytes: int) -> list[bytes]:
+    """Reserved fields of `nbytes`: each has another byte that is not zero."""
+    return [bytes(0xA5 * (at == position) for at in range(nbytes)) for position in range(nbytes)]
+
+
 def status(viommu: Viommu, request: Request | bytes) -> Status | int | None:
     """How `request` is answered."""
     return viommu.send(request).status

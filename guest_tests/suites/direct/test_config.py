@@ -110,15 +110,15 @@ def test_bypass_keeps_what_was_written(viommu: Viommu, host: Host, value: int) -
     assert unit_state(host)["bypass"] is bool(value)
 
 
-@pytest.mark.parametrize("value", [2, 3, 0x7F, 0x80, 0xFE, 0xFF])
-@pytest.mark.parametrize("before", [0, 1])
-def test_bypass_never_shows_another_value_than_0_and_1(viommu: Viommu, before: int, value: int) -> None:
+@pytest.mark.parametrize("value", [2, 3, 0x80, 0xFF])
+def test_bypass_never_shows_another_value_than_0_and_1(viommu: Viommu, value: int) -> None:
     """D8: the device MUST NOT. Such a write is ignored."""
-    viommu.bypass = before
+    for before in (0, 1):
+        viommu.bypass = before
 
-    viommu.bypass = value
+        viommu.bypass = value
 
-    assert viommu.transport.read_config(BYPASS_OFFSET, 1) == before
+        assert viommu.transport.read_config(BYPASS_OFFSET, 1) == before
 
 
 @pytest.mark.parametrize("value", [0, 1])

@@ -14,6 +14,7 @@ from asking import (
     is_mapped,
     map_pages,
     of,
+    one_byte_set,
     status,
 )
 
@@ -31,14 +32,13 @@ def test_detach_of_the_last_endpoint_ends_the_domain(viommu: Viommu, host: Host)
     assert domains(host) == {}
 
 
-@pytest.mark.parametrize("position", range(8))
-def test_detach_ignores_its_reserved_bytes(viommu: Viommu, position: int) -> None:
+def test_detach_ignores_each_of_its_reserved_bytes(viommu: Viommu) -> None:
     """D25: the device MUST ignore reserved."""
-    viommu.attach(domain=DOMAIN, endpoint=EP)
-    reserved = bytes(0xFF * (at == position) for at in range(8))
+    for reserved in one_byte_set(8):
+        viommu.attach(domain=DOMAIN, endpoint=EP)
 
-    assert status(viommu, Detach(domain=DOMAIN, endpoint=EP, reserved=reserved)) == Status.OK
-    assert not exists(viommu, DOMAIN)
+        assert status(viommu, Detach(domain=DOMAIN, endpoint=EP, reserved=reserved)) == Status.OK
+        assert not exists(viommu, DOMAIN)
 
 
 @pytest.mark.parametrize("endpoint", of(UNKNOWN_ENDPOINTS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from asking import DOMAIN, EP, MSI_START, MSI_STOP, OTHER_EP, UNKNOWN_ENDPOINTS, of
+from asking import DOMAIN, EP, MSI_START, MSI_STOP, OTHER_EP, UNKNOWN_ENDPOINTS, of, one_byte_set
 
 from guest_tests.payload.direct import Feature, Probe, ResvMem, Status, Subtype, Viommu
 from guest_tests.payload.fixtures import OpenViommu
@@ -43,15 +43,14 @@ def test_what_properties_leave_of_the_buffer_is_zero(viommu: Viommu) -> None:
     assert written[24:PROBE_SIZE] == bytes(PROBE_SIZE - 24)
 
 
-@pytest.mark.parametrize("position", [0, 1, 31, 62, 63])
-def test_probe_ignores_its_reserved_bytes(viommu: Viommu, position: int) -> None:
+def test_probe_ignores_each_of_its_reserved_bytes(viommu: Viommu) -> None:
     """D45: the device MUST ignore reserved."""
-    reserved = bytes(0xFF * (at == position) for at in range(64))
+    expected = viommu.send(Probe(endpoint=EP), nwritable=WHOLE)
 
-    answer = viommu.send(Probe(endpoint=EP, reserved=reserved), nwritable=WHOLE)
+    answers = viommu.submit([Probe(endpoint=EP, reserved=reserved) for reserved in one_byte_set(64)], nwritable=WHOLE)
 
-    assert answer.status == Status.OK
-    assert answer.written[:4] == b"\x01\x00\x14\x00"
+    assert expected.status == Status.OK
+    assert answers == [expected] * 64
 
 
 @pytest.mark.parametrize("endpoint", of(UNKNOWN_ENDPOINTS))
@@ -70,15 +69,6 @@ def test_probe_with_a_buffer_below_probe_size_is_refused(viommu: Viommu, nwritab
 
     assert (answer.used_nbytes, answer.status) == (nwritable, Status.INVAL)
     assert answer.written[:-4] == bytes(nwritable - 4)
-
-
-@pytest.mark.parametrize("nwritable", range(4))
-def test_probe_without_room_for_a_tail_comes_back_unwritten(viommu: Viommu, nwritable: int) -> None:
-    """D15: where no tail fits, the device returns the chain without writing."""
-    answer = viommu.send(Probe(endpoint=EP), nwritable=nwritable)
-
-    assert answer.used_nbytes == 0
-    assert answer.written == bytes([UNTOUCHED]) * nwritable
 
 
 @pytest.mark.parametrize("more", [1, 4, 100, 4096])

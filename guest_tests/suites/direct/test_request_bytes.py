@@ -66,20 +66,20 @@ def test_a_request_cut_short_anywhere_is_refused_and_not_performed(
     assert domains(host) == {DOMAIN: ([EP], 1)}
 
 
-@pytest.mark.parametrize("nwritable", range(4))
 @pytest.mark.parametrize(("data", "nproperties"), of(REQUESTS))
 def test_a_request_without_room_for_its_tail_comes_back_unwritten_and_is_not_performed(
-    attached: Viommu, host: Host, data: bytes, nproperties: int, nwritable: int
+    attached: Viommu, host: Host, data: bytes, nproperties: int
 ) -> None:
     """D15: used length 0, R7: which a driver SHOULD treat as a failure."""
-    answer = attached.send(data, nwritable=nwritable)
+    for nwritable in range(TAIL):
+        answer = attached.send(data, nwritable=nwritable)
 
-    assert answer.used_nbytes == 0
-    assert answer.written == untouched(nwritable)
+        assert answer.used_nbytes == 0
+        assert answer.written == untouched(nwritable)
     assert domains(host) == {DOMAIN: ([EP], 1)}
 
 
-@pytest.mark.parametrize("more", [1, 4, 100, 4096])
+@pytest.mark.parametrize("more", [1, 4096])
 @pytest.mark.parametrize(("data", "nproperties"), of(REQUESTS))
 def test_bytes_after_a_request_are_ignored(attached: Viommu, data: bytes, nproperties: int, more: int) -> None:
     """The specification is silent; a longer one is accepted (engine.py)."""
@@ -88,7 +88,7 @@ def test_bytes_after_a_request_are_ignored(attached: Viommu, data: bytes, nprope
     assert (answer.used_nbytes, answer.status) == (nproperties + TAIL, Status.OK)
 
 
-@pytest.mark.parametrize("more", [1, 4, 4096])
+@pytest.mark.parametrize("more", [1, 4096])
 @pytest.mark.parametrize(("data", "nproperties"), of(REQUESTS))
 def test_room_after_the_tail_is_left_alone(attached: Viommu, data: bytes, nproperties: int, more: int) -> None:
     """The answer starts where the writable part starts."""
@@ -128,13 +128,13 @@ def test_a_request_of_unknown_type_is_unsupported(attached: Viommu, type_: int) 
     assert (answer.used_nbytes, answer.tail) == (TAIL, bytes([Status.UNSUPP, 0, 0, 0]))
 
 
-@pytest.mark.parametrize("nwritable", range(4))
-def test_a_request_of_unknown_type_without_room_for_a_tail_comes_back_unwritten(viommu: Viommu, nwritable: int) -> None:
+def test_a_request_of_unknown_type_without_room_for_a_tail_comes_back_unwritten(viommu: Viommu) -> None:
     """D11, and there is no other way."""
-    answer = viommu.send(bytes([0x40]) + bytes(35), nwritable=nwritable)
+    for nwritable in range(TAIL):
+        answer = viommu.send(bytes([0x40]) + bytes(35), nwritable=nwritable)
 
-    assert answer.used_nbytes == 0
-    assert answer.written == untouched(nwritable)
+        assert answer.used_nbytes == 0
+        assert answer.written == untouched(nwritable)
 
 
 def test_a_request_without_any_readable_byte_is_refused(viommu: Viommu) -> None:
@@ -189,7 +189,7 @@ def test_a_request_split_in_two_at_any_byte_is_served(
         assert answer.status == Status.OK, f"split at {at}"
 
 
-PIECES = {"bytes": 1, "threes": 3, "sevens": 7}
+PIECES = {"bytes": 1, "sevens": 7}
 
 
 @pytest.mark.parametrize("piece_nbytes", of(PIECES))

@@ -14,6 +14,7 @@ from asking import (
     is_mapped,
     map_pages,
     of,
+    one_byte_set,
     status,
     unmap_pages,
 )
@@ -110,14 +111,14 @@ def test_unmap_that_would_split_one_of_several_removes_none(
     assert domains(host) == {DOMAIN: ([EP], 3)}
 
 
-@pytest.mark.parametrize("position", range(4))
-def test_unmap_with_a_reserved_byte_set_removes_nothing(attached: Viommu, position: int) -> None:
+def test_unmap_with_any_of_its_reserved_bytes_set_removes_nothing(attached: Viommu) -> None:
     """D39: the device MAY answer INVAL; this one does, and does not perform it."""
     attached.ask(map_pages(10))
     request = unmap_pages(10)
-    request.reserved = bytes(int(at == position) for at in range(4))
 
-    assert status(attached, request) == Status.INVAL
+    for reserved in one_byte_set(4):
+        request.reserved = reserved
+        assert status(attached, request) == Status.INVAL
     assert is_mapped(attached, 10)
 
 

@@ -95,7 +95,7 @@ def test_map_outside_the_input_range_is_refused(attached: Viommu, name: str) -> 
     assert status(attached, mapping(*OUTSIDE[name])) == Status.RANGE
 
 
-@pytest.mark.parametrize("off", [1, 0x1000, 0x8000, 0xFFFF])
+@pytest.mark.parametrize("off", [0x1000, 0x8000])
 @pytest.mark.parametrize("what", ["virt_start", "virt_end", "phys_start"])
 def test_map_off_a_granule_of_64_kib_is_refused(attached: Viommu, what: str, off: int) -> None:
     """D30: RANGE, for what would do with one of 4 KiB."""
