@@ -79,19 +79,19 @@ def test_a_request_without_room_for_its_tail_comes_back_unwritten_and_is_not_per
     assert domains(host) == {DOMAIN: ([EP], 1)}
 
 
-@pytest.mark.parametrize("more", [1, 4096])
 @pytest.mark.parametrize(("data", "nproperties"), of(REQUESTS))
-def test_bytes_after_a_request_are_ignored(attached: Viommu, data: bytes, nproperties: int, more: int) -> None:
+def test_bytes_after_a_request_are_ignored(attached: Viommu, data: bytes, nproperties: int) -> None:
     """The specification is silent; a longer one is accepted (engine.py)."""
-    answer = attached.send(data + b"\xff" * more, nwritable=nproperties + TAIL)
+    answer = attached.send(data + b"\xff" * 1001, nwritable=nproperties + TAIL)
 
     assert (answer.used_nbytes, answer.status) == (nproperties + TAIL, Status.OK)
 
 
-@pytest.mark.parametrize("more", [1, 4096])
 @pytest.mark.parametrize(("data", "nproperties"), of(REQUESTS))
-def test_room_after_the_tail_is_left_alone(attached: Viommu, data: bytes, nproperties: int, more: int) -> None:
+def test_room_after_the_tail_is_left_alone(attached: Viommu, data: bytes, nproperties: int) -> None:
     """The answer starts where the writable part starts."""
+    more = 1001
+
     answer = attached.send(data, nwritable=nproperties + TAIL + more)
 
     assert (answer.used_nbytes, answer.status) == (nproperties + TAIL, Status.OK)
@@ -120,12 +120,13 @@ def test_the_reserved_bytes_of_the_tail_are_zero(attached: Viommu, request_: Req
     assert attached.send(request_).tail == bytes([expected, 0, 0, 0])
 
 
-@pytest.mark.parametrize("type_", [0, 6, 7, 0x40, 0x7F, 0x80, 0xFF])
-def test_a_request_of_unknown_type_is_unsupported(attached: Viommu, type_: int) -> None:
+def test_a_request_of_any_unknown_type_is_unsupported(viommu: Viommu) -> None:
     """D11 says used length 0, which stock Linux reads as success: `compat` answers UNSUPP (docs/decisions.md)."""
-    answer = attached.send(bytes([type_]) + bytes(35))
+    unknown = [0, *range(6, 256)]
 
-    assert (answer.used_nbytes, answer.tail) == (TAIL, bytes([Status.UNSUPP, 0, 0, 0]))
+    answers = viommu.submit([bytes([number]) + bytes(35) for number in unknown])
+
+    assert {(answer.used_nbytes, answer.tail) for answer in answers} == {(TAIL, bytes([Status.UNSUPP, 0, 0, 0]))}
 
 
 def test_a_request_of_unknown_type_without_room_for_a_tail_comes_back_unwritten(viommu: Viommu) -> None:
@@ -189,17 +190,13 @@ def test_a_request_split_in_two_at_any_byte_is_served(
         assert answer.status == Status.OK, f"split at {at}"
 
 
-PIECES = {"bytes": 1, "sevens": 7}
-
-
-@pytest.mark.parametrize("piece_nbytes", of(PIECES))
 @pytest.mark.parametrize("indirect", of({"direct": False, "indirect": True}))
 @pytest.mark.parametrize("name", ["attach", "detach", "map", "unmap"])
-def test_a_request_in_many_pieces_is_served(attached: Viommu, name: str, indirect: bool, piece_nbytes: int) -> None:
-    """Every descriptor has as little as that, those of the tail too."""
+def test_a_request_in_single_bytes_is_served(attached: Viommu, name: str, indirect: bool) -> None:
+    """A byte in each descriptor, those of the tail too."""
     data, _ = REQUESTS[name]
 
-    answer = attached.send(data, TAIL, Layout(piece_nbytes=piece_nbytes, indirect=indirect))
+    answer = attached.send(data, TAIL, Layout(piece_nbytes=1, indirect=indirect))
 
     assert (answer.used_nbytes, answer.status) == (TAIL, Status.OK)
 
