@@ -36,7 +36,7 @@ from .errors import (
 from .function import PciFunction
 from .memory import DmaArena, DmaBuffer, DmaPool
 from .viommu import DEFAULT_FEATURES, Viommu, find_units
-from .vring import INDIRECT, NEXT, WRITE_ONLY, Chain, Descriptor, Segment
+from .vring import INDIRECT, NEXT, NO_NOTIFY, UNWRITTEN, WRITE_ONLY, Chain, Descriptor, Segment
 from .wire import (
     ATTACH_BYPASS,
     MMIO,
@@ -64,7 +64,9 @@ __all__ = [
     "INDIRECT",
     "MMIO",
     "NEXT",
+    "NO_NOTIFY",
     "READ",
+    "UNWRITTEN",
     "WRITE",
     "WRITE_ONLY",
     "Aborted",
