@@ -9,6 +9,7 @@ import faulthandler
 import json
 import os
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ class Conversation:
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[HOST] = Host(self._channel)
         config.stash[MACHINE] = self._machine
+        config.addinivalue_line("markers", "timeout(seconds): how long the test may take; the host watches it")
         self._config = config
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -47,6 +49,15 @@ class Conversation:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._channel.send({"report": fitting(data)})
+
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str) -> None:
+        if when == "runtest":
+            said = warning_message
+            warning = {"text": str(said.message)[:MAX_SECTION], "category": said.category.__name__}
+            self._channel.send({"warning": {**warning, "file": said.filename, "line": said.lineno}})
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self._channel.send({"left": excinfo.exconly()[-MAX_SECTION:]})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guest_tests.runner.collection import Collection, collect, compiled, sources
-from guest_tests.runner.guest import Guest, start_guest
+from guest_tests.runner.guest import Guest, GuestGone, start_guest
 from guest_tests.runner.library import GuestLibrary, guest_library
 from guest_tests.runner.loop import LoopThread
 from guest_tests.runner.snapshots import saved_guest
@@ -26,7 +27,12 @@ T = TypeVar("T")
 
 
 class NeverCameUp(VdevError):
-    """The machine could not be started earlier in this session, and is not tried again."""
+    """The machine could not be started, now or earlier: it is tried once a session. `sections` as of GuestGone."""
+
+    def __init__(self, text: str, sections: Iterable[tuple[str, str]] = (), logs: Path | None = None) -> None:
+        self.sections = list(sections)
+        self.logs = logs
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Pool:
         self._parts: dict[tuple[Any, ...], Parts] = {}
         self._guests: dict[tuple[Path, str], Guest] = {}  # the one used last is last
         self._failed: dict[tuple[Path, str], str] = {}
+        self._unsaved: set[tuple[Path, str]] = set()  # machines that are booted because they cannot be restored
 
     @property
     def library(self) -> GuestLibrary:
@@ -68,7 +75,7 @@ class Pool:
     def guest(self, machine: Machine) -> Guest:
         """The running guest of `machine`, started if there is none.
 
-        Raises NeverCameUp, GuestGone, ConfigError and PartsError.
+        Raises NeverCameUp.
         """
         guest = self._guests.pop(machine.key, None)
         if guest is None or guest.death is not None:
@@ -77,11 +84,24 @@ class Pool:
             self._make_room()
             try:
                 guest = self._start(machine)
-            except VdevError as error:
-                self._failed[machine.key] = str(error)
-                raise
+            except (VdevError, OSError) as error:
+                self._failed[machine.key] = str(error).partition("\n")[0]
+                raise _never_came_up(machine, error) from error
         self._guests[machine.key] = guest
         return guest
+
+    def lost(self) -> list[tuple[tuple[Path, str], GuestGone]]:
+        """The guests that are gone though nobody asked anything of them, by key; each is told once."""
+        gone = [(key, death) for key, guest in self._guests.items() if (death := guest.death) is not None]
+        for key, _ in gone:
+            del self._guests[key]
+        return gone
+
+    def settle(self) -> None:
+        """Tear down the fixtures of modules that are still open, as after -x. Nobody hears what they say."""
+        for guest in self._guests.values():
+            with suppress(VdevError):
+                self.do(guest.do(lambda living: living.agent.close_module()))
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in the guests' loop."""
@@ -121,18 +141,23 @@ class Pool:
 
     async def _started(self, machine: Machine, options: Options) -> Guest:
         assert options.parts is not None
-        if machine.driver == "none" and not self._options.cold:
+        if machine.driver == "none" and not self._options.cold and machine.key not in self._unsaved:
             saved = await saved_guest(machine.config, options.parts, options, self._cache, options.say)
             options = replace(options, restore=saved)
         started = time.monotonic()
         guest = await start_guest(machine, replace(options, say=quiet), list(self._options.pytest_options), options.say)
-        if options.restore is None:
+        if not guest.restored:
+            self._unsaved.add(machine.key)  # saving or restoring it would fail again
             options.say(f"{machine.id}: booted in {time.monotonic() - started:.1f} s")
         root, collection = machine.suite, self._collections.get(machine.suite)
         files = [(str(root / name), path) for name, path in sources(root)]
         if collection is not None:
             files += compiled(root, collection.pycache)
-        await guest.do(lambda living: living.agent.put(files))
+        try:
+            await guest.do(lambda living: living.agent.put(files))
+        except BaseException:
+            await guest.close()
+            raise
         return guest
 
     def _options_for(self, machine: Machine) -> Options:
@@ -156,3 +181,8 @@ class Pool:
         if key not in self._parts:
             self._parts[key] = find_parts(machine.config, options)
         return self._parts[key]
+
+
+def _never_came_up(machine: Machine, error: Exception) -> NeverCameUp:
+    text = f"{machine.id} did not come up: {error}"
+    return NeverCameUp(text, error.sections, error.logs) if isinstance(error, GuestGone) else NeverCameUp(text)
