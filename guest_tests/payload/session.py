@@ -57,7 +57,8 @@ class Conversation:
             self._channel.send({"warning": {**warning, "file": said.filename, "line": said.lineno}})
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self._channel.send({"left": excinfo.exconly()[-MAX_SECTION:]})
+        name = "pytest.exit" if isinstance(excinfo.value, pytest.exit.Exception) else excinfo.typename
+        self._channel.send({"left": f"{name}: {excinfo.value}"[:MAX_SECTION].removesuffix(": ")})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

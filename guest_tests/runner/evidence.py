@@ -84,7 +84,7 @@ def of_trace_file(logs: Path) -> list[str]:
 
 def _sections(vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str]) -> Sections:
     parts = [
-        ("guest console, last lines", vm.console_tail(min(NCONSOLE, vm.console.nlines - since.line + 1))),
+        ("guest console, last lines", vm.console_tail(NCONSOLE, since.line)),
         ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP)]),
         (TRACE, trace),
         ("refused by vdev", faults),

@@ -184,7 +184,7 @@ def run(item: GuestItem, nextitem: pytest.Item | None) -> list[pytest.TestReport
     except NeverCameUp as error:
         return failed(item, "setup", started, str(error), _with_logs(error))
     except GuestGone as gone:
-        pool.lost()  # it is told here
+        pool.forget(item.machine)
         return failed(item, "call", started, gone.reason, _with_logs(gone))
     except GuestRefused as error:
         return failed(item, "call", started, str(error), error.sections)

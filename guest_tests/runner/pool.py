@@ -57,6 +57,7 @@ class Pool:
         self._parts: dict[tuple[Any, ...], Parts] = {}
         self._guests: dict[tuple[Path, str], Guest] = {}  # the one used last is last
         self._failed: dict[tuple[Path, str], str] = {}
+        self._lost: list[tuple[tuple[Path, str], GuestGone]] = []  # and not told of yet
         self._unsaved: set[tuple[Path, str]] = set()  # machines that are booted because they cannot be restored
 
     @property
@@ -77,8 +78,9 @@ class Pool:
 
         Raises NeverCameUp.
         """
+        self._sort_out_the_dead()
         guest = self._guests.pop(machine.key, None)
-        if guest is None or guest.death is not None:
+        if guest is None:
             if machine.key in self._failed:
                 raise NeverCameUp(f"{machine.id} did not come up before: {self._failed[machine.key]}")
             self._make_room()
@@ -92,10 +94,13 @@ class Pool:
 
     def lost(self) -> list[tuple[tuple[Path, str], GuestGone]]:
         """The guests that are gone though nobody asked anything of them, by key; each is told once."""
-        gone = [(key, death) for key, guest in self._guests.items() if (death := guest.death) is not None]
-        for key, _ in gone:
-            del self._guests[key]
+        self._sort_out_the_dead()
+        gone, self._lost = self._lost, []
         return gone
+
+    def forget(self, machine: Machine) -> None:
+        """The guest of `machine` is gone, and whoever asked something of it knows."""
+        self._guests.pop(machine.key, None)
 
     def settle(self) -> None:
         """Tear down the fixtures of modules that are still open, as after -x. Nobody hears what they say."""
@@ -124,10 +129,13 @@ class Pool:
             if self._loop is not None:
                 self._loop.close()
 
-    def _make_room(self) -> None:
+    def _sort_out_the_dead(self) -> None:
         for key, guest in list(self._guests.items()):
             if guest.death is not None:
+                self._lost.append((key, guest.death))
                 del self._guests[key]
+
+    def _make_room(self) -> None:
         while len(self._guests) >= MAX_LIVE:
             oldest = next(iter(self._guests))
             self.do(self._guests.pop(oldest).close())

@@ -91,7 +91,9 @@ def restored(item: GuestItem, data: dict[str, Any], sections: Sections) -> pytes
         for key in ("longrepr", "location"):  # JSON has no tuples, and pytest looks for them: a skip's reason is one
             if isinstance(value := data.get(key), list):
                 data[key] = tuple(value)
-        report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        if not isinstance(report, pytest.TestReport):
+            raise TypeError("it is none of a test")
         report.sections = [(str(title), str(text)) for title, text in report.sections]
         properties = [(str(name), value) for name, value in report.user_properties]
         report.duration, report.start, report.stop = float(report.duration), float(report.start), float(report.stop)
