@@ -87,7 +87,7 @@ def test_passes_last():
     pass
 """
 OWN_PROCESS = """\
-import ctypes, os, subprocess, sys
+import ctypes, os, subprocess, sys, time
 import pytest
 
 def test_leaves():
@@ -111,8 +111,9 @@ def test_reports_nonsense(host):
 def test_says_what_is_no_report(host):
     host._channel.send({"report": {"outcome": 1, "when": "call"}})
 
-def test_passes_after_all():
-    pass
+def test_passes_after_all(machine):
+    if machine["attach"] == "vhost-user":
+        time.sleep(3)  # meanwhile the other guest is lost
 
 def test_is_lost_afterwards():
     subprocess.Popen(["/bin/busybox", "sh", "-c", "sleep 0.5; echo c > /proc/sysrq-trigger"])
@@ -153,7 +154,8 @@ class Lost:
 
     def titles(self, test: str) -> list[str]:
         """The sections printed with a failed test."""
-        return re.findall(r"^-{3,} (.+?) -{3,}$", self.ended.failure(test), re.MULTILINE)
+        found = re.findall(r"^-{3,} (.+?) -{3,}$", self.ended.failure(test), re.MULTILINE)
+        return [title for title in found if not title.startswith("generated xml file")]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_the_test_fails_and_its_first_line_is_the_cause(lost: Lost, test: str, c
 def test_the_evidence_is_printed_with_it(lost: Lost, test: str) -> None:
     said = lost.ended.failure(f"{test}[vfio-user]")
 
-    assert [title for title in lost.titles(f"{test}[vfio-user]") if title not in SECTIONS] == []
+    assert set(lost.titles(f"{test}[vfio-user]")) <= set(SECTIONS)
     assert re.search(r"\d -> {\"execute\":\"query-", said)  # QMP
     assert re.search(
         rf"NOTE +test: test_[ab]\.py::{test}$", said, re.MULTILINE
@@ -261,4 +263,4 @@ def test_it_ends_with_status_1_and_leaves_nothing(lost: Lost) -> None:
     assert lost.ended.status == 1
     assert lost.ended.left == []
     nfailed = len(CAUSES) + len(OWN_CAUSES) + 1 + 2
-    assert lost.ended.counted() == f"{nfailed} failed, 7 passed, 18 deselected, 1 error"
+    assert lost.ended.counted() == f"{nfailed} failed, 7 passed, 17 deselected, 1 error"

@@ -64,7 +64,7 @@ class Guest:
         self._since = Beginning()
         self._complete = False  # the sections lack nothing
         self._task: asyncio.Task[None] | None = None
-        self._idle = False  # it waits for work
+        self.idle = False  # it waits for work
         self.restored = False
 
     async def start(self, options: Options, pytest_options: list[str]) -> None:
@@ -90,7 +90,7 @@ class Guest:
         """End it, whatever it does. Idempotent."""
         if self._task is None:
             return
-        if self._idle:
+        if self.idle:
             self._work.put_nowait(None)
         else:
             self._task.cancel()
@@ -160,9 +160,9 @@ class Guest:
                 future.set_result(result)
 
     async def _next(self) -> tuple[Work, asyncio.Future[Any]] | None:
-        self._idle = True
+        self.idle = True
         given = await self._work.get()
-        self._idle = False
+        self.idle = False
         return given
 
 

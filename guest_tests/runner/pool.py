@@ -103,10 +103,14 @@ class Pool:
         self._guests.pop(machine.key, None)
 
     def settle(self) -> None:
-        """Tear down the fixtures of modules that are still open, as after -x. Nobody hears what they say."""
+        """Tear down the fixtures of modules that are still open, as after -x. Nobody hears what they say.
+
+        A guest whose test was interrupted is left alone.
+        """
         for guest in self._guests.values():
-            with suppress(VdevError):
-                self.do(guest.do(lambda living: living.agent.close_module()))
+            if guest.idle:
+                with suppress(VdevError):
+                    self.do(guest.do(lambda living: living.agent.close_module()))
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in the guests' loop."""
