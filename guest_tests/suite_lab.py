@@ -55,9 +55,9 @@ class Ended:
         return [*self.processes, *self.files]
 
     def outcomes(self) -> dict[str, str]:
-        """The word -v prints, by the test's name with its machine."""
-        found = re.findall(r"^\S*::(\S+) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b", self.output, re.MULTILINE)
-        return dict(found)
+        """The last word -v prints of each test, by its class and name with its machine."""
+        words = "PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS"
+        return dict(re.findall(rf"^\S+?\.py::(\S+) ({words})\b", self.output, re.MULTILINE))
 
     def counted(self) -> str:
         """The last line's numbers, such as "1 failed, 2 passed"."""

@@ -124,7 +124,7 @@ CAUSES = {
     "test_is_stopped": "test_a.py::test_is_stopped did not finish within its limit of 2 s",
     "test_waits_for_the_host": "test_a.py::test_waits_for_the_host did not finish within its limit of 1 s, "
     "which waited for the host to do step 'sleep'",
-    "test_panics": "the guest died of a Kernel panic - not syncing: sysrq triggered crash",
+    "test_panics": "the guest died of a Kernel panic - not syncing",
     "test_reboots": "QEMU exited with status 0 (guest-reset, before the guest's payload was done)",
     "test_powers_off": "QEMU exited with status 0 (guest-shutdown, before the guest's payload was done)",
     "test_kills_qemu": "QEMU was ended by SIGKILL (before the guest's payload was done)",

@@ -189,20 +189,23 @@ class Agent:
                         self._refuse(message, module)
 
     async def close_module(self, *, opened: bool = False) -> None:
-        """End the open module's process. Raises GuestSilent."""
+        """End the open module's process, whose fixtures may still ask things of the host. Raises GuestSilent."""
         if self._open is None and not opened:
             return
         self._open = None
         await self._vm.send({"do": "end"})
-        await self._next("ended", CLOSE_SECONDS, "its module's fixtures are torn down")
+        async with within(CLOSE_SECONDS, "its module's fixtures are torn down"):
+            while "ended" not in (message := await self._say_next()):
+                match message:
+                    case {"ask": str(what), "arguments": dict(arguments)}:
+                        await self._vm.send(await answer(self._side, what, arguments))
 
     async def _ask(self, request: Message, key: str, seconds: float) -> Message:
         await self._vm.send(request)
         return await self._next(key, seconds)
 
-    async def _next(self, key: str, seconds: float, what: str = "") -> Message:
-        """The next message with `key`; reports of what ends now have nobody to go to."""
-        async with within(seconds, what or f"it was to say '{key}'"):
+    async def _next(self, key: str, seconds: float) -> Message:
+        async with within(seconds, f"it was to say '{key}'"):
             while True:
                 message = await self._say_next()
                 if key in message:
