@@ -42,13 +42,14 @@ async def save_guest(config: Config, parts: Parts, options: Options, target: Pat
     `target` appears complete or not at all. Raises VmDied when the guest does not come up or QEMU cannot save it, and
     OSError when there is no room.
     """
-    run = RunDirectory()
-    try:
-        paths = paths_in(run.path, parts)
-        command = qemu_command(parts, source_arguments(with_append(config, options), paths, parts.accel))
-        await _boot_and_save(command, parts, paths, config, target)
-    finally:
-        run.remove()
+    with _staged(target) as path:  # before the boot: it would be in vain
+        run = RunDirectory()
+        try:
+            paths = paths_in(run.path, parts)
+            command = qemu_command(parts, source_arguments(with_append(config, options), paths, parts.accel))
+            await _boot_and_save(command, parts, paths, config, path)
+        finally:
+            run.remove()
 
 
 async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, config: Config, target: Path) -> None:
@@ -71,6 +72,8 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
         reason = str(group.exceptions[0]) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
         problem = f"no guest to restore could be made: {console.panic() or reason}"
         raise VmDied(problem, console.tail(TAIL_LINES)) from None
+    except* OSError as group:
+        raise group.exceptions[0] from None
     finally:
         await stop_qemu(qemu, qmp)
         if qmp is not None:
@@ -89,11 +92,10 @@ async def _greeted(channel: Channel, qemu: Child, seconds: float) -> None:
 
 
 async def _save(qmp: LoggedQmp, target: Path) -> None:
-    with _staged(target) as path:
-        await qmp.execute("stop")
-        await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
-        await qmp.unguarded("migrate", {"uri": f"file:{path}"})
-        await _moved(qmp, "saved")
+    await qmp.execute("stop")
+    await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+    await qmp.unguarded("migrate", {"uri": f"file:{target}"})
+    await _moved(qmp, "saved")
 
 
 @contextmanager
