@@ -26,7 +26,7 @@ MAX_MESSAGE_NBYTES = 200_000  # the host takes lines of 256 KiB
 MAX_SECTION = 20_000  # characters of captured output kept where a report is too long
 STACKS_BEFORE_S = 0.5  # before the host gives up on a test, its stacks go to the console
 INI = "/payload/pytest.ini"  # empty: the settings of the host's pytest are not the guest's
-ARGUMENTS = ("-q", "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:stepwise")
+ARGUMENTS = ("-q", "-p", "no:cacheprovider", "-p", "no:stepwise")
 
 
 class Conversation:
@@ -55,6 +55,9 @@ class Conversation:
             said = warning_message
             warning = {"text": str(said.message)[:MAX_SECTION], "category": said.category.__name__}
             self._channel.send({"warning": {**warning, "file": said.filename, "line": said.lineno}})
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        print(excrepr, file=sys.__stderr__, flush=True)  # the console; the terminal report goes nowhere
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         name = "pytest.exit" if isinstance(excinfo.value, pytest.exit.Exception) else excinfo.typename

@@ -137,7 +137,9 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
     for order, machine in enumerate(suite.machines):
         if wanted and machine.id not in wanted:
             continue
-        item: GuestItem = GuestItem.from_parent(parent, name=_with_machine(test.chain[-1], machine.id))
+        name = _with_machine(test.chain[-1], machine.id)
+        # Given as text, it is taken apart as that of a report is: --lf compares the two.
+        item: GuestItem = GuestItem.from_parent(parent, name=name, nodeid=f"{parent.nodeid}::{name}")
         item.machine, item.found, item.module, item.order = machine, test, module, order
         item.extra_keyword_matches.update((machine.id, *test.keywords))
         for mark in test.marks:

@@ -57,7 +57,7 @@ def _options_for_guests(config: pytest.Config) -> Generator[str, None, None]:
     if config.getoption("showlocals"):
         yield "--showlocals"
     if config.get_verbosity() > 1:
-        yield "-vvv"  # differences in full; its own -q is one less
+        yield from ("-o", f"verbosity_assertions={config.get_verbosity()}")  # differences in full
     for rule in config.getoption("pythonwarnings") or ():
         yield from ("-W", rule)
 
