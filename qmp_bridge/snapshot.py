@@ -60,11 +60,12 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
     try:
         async with asyncio.TaskGroup() as tasks:
             followers = [
+                tasks.create_task(_until_gone(qemu)),
                 tasks.create_task(console.run(*await connect(paths.console, CONNECT_SECONDS))),
                 tasks.create_task(channel.run(*await connect(paths.channel, CONNECT_SECONDS))),
             ]
             qmp = await connect_monitor(config.vm.name, paths.qmp, logs / "qmp.log", CONNECT_SECONDS)
-            await _greeted(channel, qemu, config.vm.boot_timeout)
+            await _greeted(channel, config.vm.boot_timeout)
             await _save(qmp, target)
             for follower in followers:
                 follower.cancel()
@@ -80,15 +81,18 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
             await qmp.close()
 
 
-async def _greeted(channel: Channel, qemu: Child, seconds: float) -> None:
-    greeted: asyncio.Future[Any] = asyncio.ensure_future(channel.greeted.wait())
-    either: list[asyncio.Future[Any]] = [greeted, qemu.exited]
+async def _until_gone(qemu: Child) -> None:
+    """Raise VmDied when QEMU ends: nobody need wait for its sockets or its guest any more."""
+    await asyncio.shield(qemu.exited)
+    raise VmDied("QEMU ended")
+
+
+async def _greeted(channel: Channel, seconds: float) -> None:
     try:
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not greeted.done():
-            raise VmDied(f"the guest's payload did not report within {seconds:.0f} s")
-    finally:
-        greeted.cancel()
+        async with asyncio.timeout(seconds):
+            await channel.greeted.wait()
+    except TimeoutError:
+        raise VmDied(f"the guest's payload did not report within {seconds:.0f} s") from None
 
 
 async def _save(qmp: LoggedQmp, target: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from qmp_bridge import snapshot
 from qmp_bridge.errors import VmDied
 from qmp_bridge.monitor import LoggedQmp
-from qmp_bridge.snapshot import restore
+from qmp_bridge.plan import Options, Parts
+from qmp_bridge.snapshot import restore, save_guest
+from vdev.config import parse_config
 from vdev.qemu.restorable import LateUnit
 
 UNIT = LateUnit({"id": "vdev.iommu0", "backend": {}}, {"driver": "vhost-user-device-pci", "bus": "vdev.port2"})
@@ -101,3 +103,14 @@ def test_where_nothing_can_be_written_it_is_said_before_the_guest_boots(tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="exists"), snapshot._staged(tmp_path / "file" / "saved"):
         pytest.fail("it went on")
+
+
+@pytest.mark.timeout(20)  # less than a socket is waited for
+async def test_a_qemu_that_ends_at_once_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    config = parse_config("units: [{name: iommu0}]", "x")
+
+    with pytest.raises(VmDied, match="no guest to restore could be made: QEMU exited with status 1"):
+        await save_guest(config, Parts(("false",), {}, "11", "/k", "/i", "tcg"), Options(), tmp_path / "saved")
+
+    assert list(tmp_path.iterdir()) == []
