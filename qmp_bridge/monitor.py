@@ -37,6 +37,7 @@ class LoggedQmp(QMPClient):
         with suppress(OSError):
             self._log = log.open("a", encoding="utf-8", buffering=1)
         self._newest: deque[str] = deque(maxlen=NKEPT)
+        self.nmessages = 0  # so far, forgotten ones included
         self._started = time.monotonic()
         self.shutdown_reason = ""
         self.run_state: RunState | None = None
@@ -83,14 +84,16 @@ class LoggedQmp(QMPClient):
     def _write(self, direction: str, msg: Message) -> None:
         text = f"{time.monotonic() - self._started:10.4f} {direction} {bytes(msg).decode().strip()}"
         self._newest.append(text[:KEPT_CHARACTERS])
+        self.nmessages += 1
         try:
             if self._log is not None:
                 self._log.write(f"{text}\n")
         except OSError:
             self._end_log()
 
-    def tail(self, count: int) -> list[str]:
-        """The newest messages, oldest first, each cut to KEPT_CHARACTERS."""
+    def tail(self, count: int, since: int = 0) -> list[str]:
+        """The newest messages, oldest first, each cut to KEPT_CHARACTERS; none from before `nmessages` was `since`."""
+        count = min(count, self.nmessages - since)
         return list(self._newest)[-count:] if count > 0 else []
 
     def _end_log(self) -> None:

@@ -84,9 +84,9 @@ class RunningVm:
         """The console's last `count` lines; none from before `console.nlines` was `since`."""
         return self.console.tail(count, since)
 
-    def qmp_tail(self, count: int) -> list[str]:
-        """The last `count` messages to and from QEMU's monitor."""
-        return self._qmp.tail(count) if self._qmp is not None else []
+    def qmp_tail(self, count: int, since: int = 0) -> list[str]:
+        """The last `count` messages to and from QEMU's monitor; none from before `qmp.nmessages` was `since`."""
+        return self._qmp.tail(count, since) if self._qmp is not None else []
 
     def died(self, reason: str) -> VmDied:
         """The error to raise for `reason`, with the console's last lines."""

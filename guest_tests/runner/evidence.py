@@ -32,17 +32,18 @@ MAX_NOTE = 200  # characters
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a test began: the first of vdev's events and of the console's lines that belong to it."""
+    """Where a test began: its first of vdev's events, of the console's lines, of QMP's messages."""
 
     event: int = 0
     line: int = 0
+    message: int = 0
 
 
 async def begin(vm: RunningVm, control: Control, test: str) -> Beginning:
     """Mark the beginning of `test`. Raises ControlError."""
     newest = await control.execute("query-events", limit=1)
     await control.execute("trace-note", text=f"{NOTE}{test}"[:MAX_NOTE])
-    return Beginning(int(newest[0]["seq"]) + 1 if newest else 0, vm.console.nlines)
+    return Beginning(int(newest[0]["seq"]) + 1 if newest else 0, vm.console.nlines, vm.qmp.nmessages)
 
 
 async def of_living(vm: RunningVm, control: Control, since: Beginning) -> Sections:
@@ -85,7 +86,7 @@ def of_trace_file(logs: Path) -> list[str]:
 def _sections(vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str]) -> Sections:
     parts = [
         ("guest console, last lines", vm.console_tail(NCONSOLE, since.line)),
-        ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP)]),
+        ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP, since.message)]),
         (TRACE, trace),
         ("refused by vdev", faults),
     ]

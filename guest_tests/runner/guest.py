@@ -130,11 +130,11 @@ class Guest:
                     ready.set_result(None)
                     await self._serve(Living(vm, agent, control, side))
                 except GuestSilent as silent:
-                    self._sections = await evidence.of_living(vm, control, self._since)
+                    self._sections = await evidence.of_living(vm, control, self._whole)
                     self._complete = True
                     raise vm.died(str(silent)) from silent
                 except BaseException:
-                    self._sections = self._sections or evidence.of_gone(vm, self._since)
+                    self._sections = self._sections or evidence.of_gone(vm, self._whole)
                     raise
         except VmDied as death:
             sections = self._sections or _console(death)
@@ -143,6 +143,11 @@ class Guest:
             if death.logs_problem:
                 sections = [*sections, ("logs", death.logs_problem)]
             self.death = GuestGone(death.reason, sections, death.logs)
+
+    @property
+    def _whole(self) -> Beginning:
+        """What a lost guest shows: of QMP, how it started as well."""
+        return replace(self._since, message=0)
 
     async def _serve(self, living: Living) -> None:
         while (given := await self._next()) is not None:

@@ -29,13 +29,21 @@ class FakeVm:
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.console = Console()
-        self.qmp = ["1 -> a", "2 <- b"]
+        self.said = ["1 -> a", "2 <- b"]
 
     def console_tail(self, count: int, since: int = 0) -> list[str]:
         return self.console.tail(count, since)
 
-    def qmp_tail(self, count: int) -> list[str]:
-        return self.qmp[-count:]
+    @property
+    def qmp(self) -> FakeVm:
+        return self
+
+    @property
+    def nmessages(self) -> int:
+        return len(self.said)
+
+    def qmp_tail(self, count: int, since: int = 0) -> list[str]:
+        return self.said[since:][-count:]
 
 
 class FakeControl:
@@ -77,7 +85,7 @@ async def test_a_beginning_marks_trace_events_and_console(vm: FakeVm) -> None:
 
     beginning = await begin(as_vm(vm), as_control(control), "test_a.py::" + "x" * 500)
 
-    assert beginning == Beginning(event=42, line=2)
+    assert beginning == Beginning(event=42, line=2, message=2)
     (_, noted) = control.asked[-1]
     assert noted["text"].startswith("test: test_a.py::x")
     assert len(noted["text"]) == evidence.MAX_NOTE
@@ -88,10 +96,10 @@ async def test_a_living_guest_is_shown_from_the_beginning_of_the_test(vm: FakeVm
     trace = [reset(1.0), note("test: a"), note("of the test itself", 2.0), reset(3.0)]
     control = FakeControl(query_trace={"newest": trace}, query_events=[])
 
-    sections = dict(await of_living(as_vm(vm), as_control(control), Beginning(7, 1)))
+    sections = dict(await of_living(as_vm(vm), as_control(control), Beginning(7, 1, 1)))
 
     assert sections["guest console, last lines"] == "during"
-    assert sections["QMP, last messages"] == "1 -> a\n2 <- b"
+    assert sections["QMP, last messages"] == "2 <- b"
     assert [line.split()[-1] for line in sections[evidence.TRACE].splitlines()] == ["a", "itself", "STOP"]
     assert ("query-events", {"since": 7, "kinds": ["FaultRaised"]}) in control.asked
 
@@ -106,7 +114,7 @@ async def test_a_backend_that_does_not_answer_is_said_and_its_file_is_read(vm: F
 
 
 def test_what_is_empty_is_no_section(vm: FakeVm) -> None:
-    vm.qmp = []
+    vm.said = []
     assert of_gone(as_vm(vm), Beginning()) == []
 
 
