@@ -28,7 +28,7 @@ class GuestDirectory(pytest.Directory):
         directory: GuestDirectory = cls.from_parent(parent, path=path)
         kernels = tuple(parent.config.getoption("guest_kernel"))
         try:
-            directory.suite = load_suite(path, kernels)
+            directory.suite = load_suite(path, kernels, "soak" if os.environ.get("VDEV_TIER") == "soak" else "normal")
         except VdevError as error:
             raise pytest.Collector.CollectError(str(error)) from None
         return directory
