@@ -34,6 +34,10 @@ def test_the_driver_logs_the_width_of_the_input_range_and_the_granule(stock: Mac
     assert granules.endswith("page mask: 0xfffffffffffff000")
 
 
+def test_the_unit_is_attached_as_the_machine_asks(stock: Machine, unit: Unit) -> None:
+    assert unit.state()["attach"] == stock.facts["attach"]
+
+
 def test_the_unit_itself_is_behind_no_iommu(stock: Machine) -> None:
     assert driver_of(stock.bdf("iommu0")) == "virtio-pci"
     assert group_of(stock.bdf("iommu0")) is None
