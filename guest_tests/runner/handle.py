@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from guest_tests.runner.guest import Guest, Living
-from guest_tests.runner.nodes import POOL
+from guest_tests.runner.nodes import POOL, tier
 from guest_tests.runner.pool import Pool
 from guest_tests.runner.suite import Driver, Machine
 from vdev.config import Attach, Config, load_config
@@ -94,6 +94,7 @@ def guest_on(request: pytest.FixtureRequest) -> Iterator[GuestOn]:
             kernel=kernel,
             append=append,
             modules=(),
+            tier=tier(),
         )
         machines.append(machine)
         return GuestHandle(pool, pool.guest(machine))
