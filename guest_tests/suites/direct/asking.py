@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def one_byte_set(nbytes: int) -> list[bytes]:
 def status(viommu: Viommu, request: Request | bytes) -> Status | int | None:
     """How `request` is answered."""
     return viommu.send(request).status
+
+
+def statuses(viommu: Viommu, requests: Mapping[str, Request]) -> dict[str, Status | int | None]:
+    """How each is answered, sent in one batch; by the names of `requests`."""
+    answers = viommu.submit(list(requests.values()))
+    return {name: answer.status for name, answer in zip(requests, answers, strict=True)}
 
 
 def map_pages(

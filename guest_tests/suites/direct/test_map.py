@@ -20,6 +20,7 @@ from asking import (
     map_pages,
     of,
     status,
+    statuses,
 )
 
 from guest_tests.payload.direct import ATTACH_BYPASS, MMIO, READ, WRITE, Feature, Map, Status, Viommu
@@ -89,10 +90,11 @@ def test_map_beside_a_mapping_is_no_overlap(attached: Viommu, host: Host, first:
     assert domains(host) == {DOMAIN: ([EP], 2)}
 
 
-@pytest.mark.parametrize("bit", [3, 4, 7, 8, 16, 31])
-def test_map_with_an_unknown_flag_is_refused(attached: Viommu, bit: int) -> None:
+def test_map_with_any_unknown_flag_is_refused(attached: Viommu) -> None:
     """D32: the device MUST reject a flag it does not know, with INVAL."""
-    assert status(attached, map_pages(16, flags=READ | 1 << bit)) == Status.INVAL
+    requests = {f"bit {bit}": map_pages(16, flags=READ | 1 << bit) for bit in range(3, 32)}
+
+    assert statuses(attached, requests) == dict.fromkeys(requests, Status.INVAL)
     assert not is_mapped(attached, 16)
 
 

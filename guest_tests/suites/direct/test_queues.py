@@ -27,10 +27,15 @@ def transport(dma: DmaArena, viommu: Viommu) -> VirtioPci:
 
 
 @pytest.fixture
-def registers(transport: VirtioPci, machine: dict[str, Any]) -> VirtioPci:
-    """The same, where they are ours."""
+def ours(machine: dict[str, Any]) -> None:
+    """Skip where they are QEMU's, before anything is started for nothing."""
     if machine["attach"] == "vhost-user":
         pytest.skip("QEMU owns the queue registers of a unit attached by vhost-user")
+
+
+@pytest.fixture
+def registers(ours: None, transport: VirtioPci) -> VirtioPci:
+    """The same, where they are ours."""
     return transport
 
 
@@ -102,7 +107,7 @@ def test_a_size_that_qemu_takes_and_the_unit_does_not_breaks_a_vhost_user_unit(
     assert not is_broken(viommu, host, machine)
 
 
-def test_size_and_addresses_stay_once_the_queue_is_enabled(dma: DmaArena, registers: VirtioPci) -> None:
+def test_size_and_addresses_stay_once_the_queue_is_enabled(registers: VirtioPci, dma: DmaArena) -> None:
     """A driver MUST NOT change them; it cannot."""
     ring = SplitRing(16, dma)
     setup(registers, ring)
@@ -114,7 +119,7 @@ def test_size_and_addresses_stay_once_the_queue_is_enabled(dma: DmaArena, regist
     assert registers.read(QUEUE_DESC, 8) == ring.desc_gpa
 
 
-def test_a_queue_cannot_be_disabled_by_writing_0(dma: DmaArena, registers: VirtioPci) -> None:
+def test_a_queue_cannot_be_disabled_by_writing_0(registers: VirtioPci, dma: DmaArena) -> None:
     """The driver MUST NOT write 0 to queue_enable."""
     setup(registers, SplitRing(16, dma))
 
@@ -123,7 +128,7 @@ def test_a_queue_cannot_be_disabled_by_writing_0(dma: DmaArena, registers: Virti
     assert registers.read(QUEUE_ENABLE, 2) == 1
 
 
-def test_a_queue_cannot_be_enabled_after_driver_ok(dma: DmaArena, registers: VirtioPci) -> None:
+def test_a_queue_cannot_be_enabled_after_driver_ok(registers: VirtioPci, dma: DmaArena) -> None:
     """All queues are set up before DRIVER_OK."""
     registers.driver_ok()
 
@@ -132,7 +137,7 @@ def test_a_queue_cannot_be_enabled_after_driver_ok(dma: DmaArena, registers: Vir
     assert registers.read(QUEUE_ENABLE, 2) == 0
 
 
-def test_queues_are_disabled_by_a_reset(dma: DmaArena, registers: VirtioPci) -> None:
+def test_queues_are_disabled_by_a_reset(registers: VirtioPci, dma: DmaArena) -> None:
     """And have the size they had at first."""
     setup(registers, SplitRing(16, dma))
 
@@ -223,7 +228,7 @@ NOWHERE = {"in-the-hole": NO_RAM, "over-the-end-of-ram": RAM_STOP - 16, "end-of-
 @pytest.mark.parametrize("area", ["desc", "driver", "device"])
 @pytest.mark.parametrize("gpa", of(NOWHERE))
 def test_a_ring_outside_ram_breaks_the_unit_at_driver_ok(
-    dma: DmaArena, registers: VirtioPci, viommu: Viommu, area: str, gpa: int
+    registers: VirtioPci, dma: DmaArena, viommu: Viommu, area: str, gpa: int
 ) -> None:
     """Nothing could be served from there. The next driver is served again."""
     setup(registers, SplitRing(16, dma), **{area: gpa})
