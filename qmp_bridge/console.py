@@ -32,12 +32,14 @@ class Console:
         self._follow = follow
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._partial = ""
+        self.nlines = 0  # so far, forgotten ones included
         self._writer: asyncio.StreamWriter | None = None
         self.nothing_boots = asyncio.Event()  # the firmware has given up
 
-    def tail(self, count: int) -> list[str]:
-        """The last `count` lines, oldest first, with the unfinished one."""
+    def tail(self, count: int, since: int = 0) -> list[str]:
+        """The last `count` lines, oldest first, with the unfinished one; none from before `nlines` was `since`."""
         lines = [*self._lines, self._partial] if self._partial else list(self._lines)
+        count = min(count, self.nlines - since + bool(self._partial))
         return lines[-count:] if count > 0 else []
 
     def panic(self) -> str:
@@ -77,6 +79,7 @@ class Console:
         if NOTHING_BOOTS in text:
             self.nothing_boots.set()
         self._lines.extend(line[:LINE_CHARACTERS] for line in lines)
+        self.nlines += len(lines)
         self._partial = self._partial[:LINE_CHARACTERS]
 
     async def write(self, data: bytes) -> None:

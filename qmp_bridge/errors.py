@@ -15,4 +15,5 @@ class VmDied(VdevError):
         self.reason = reason
         self.tail = list(tail)  # the console's last lines
         self.logs = logs  # where the logs were kept, filled in by the teardown
+        self.logs_problem = ""  # why they were not, likewise
         super().__init__(reason)

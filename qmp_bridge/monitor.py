@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.models import ErrorResponse
@@ -16,10 +18,14 @@ from qmp_bridge.guard import Rule, reason_for, rule_for
 from qmp_bridge.run_state import RunState
 
 RETRY_SECONDS = 0.02
+NKEPT = 100  # newest messages kept in memory, whatever becomes of the file
+KEPT_CHARACTERS = 500  # of each
 
 
 class LoggedQmp(QMPClient):
-    """A QMPClient that writes each message to a file, and remembers the reason of a SHUTDOWN.
+    """A QMPClient that writes each message to a file, and remembers the newest and the reason of a SHUTDOWN.
+
+    Where the file cannot be written, as on a full disk, the VM goes on without it.
 
     What the guard refuses it refuses, too: ExecuteError with the reason. `run_state`, once set, hears of every change
     in the order QEMU tells, and takes its part in `stop` and `cont`.
@@ -27,7 +33,11 @@ class LoggedQmp(QMPClient):
 
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(name)
-        self._log = log.open("a", encoding="utf-8", buffering=1)
+        self._log: TextIO | None = None
+        with suppress(OSError):
+            self._log = log.open("a", encoding="utf-8", buffering=1)
+        self._newest: deque[str] = deque(maxlen=NKEPT)
+        self.nmessages = 0  # so far, forgotten ones included
         self._started = time.monotonic()
         self.shutdown_reason = ""
         self.run_state: RunState | None = None
@@ -72,8 +82,25 @@ class LoggedQmp(QMPClient):
             self.run_state.saw(running, change=change)
 
     def _write(self, direction: str, msg: Message) -> None:
-        if not self._log.closed:
-            self._log.write(f"{time.monotonic() - self._started:10.4f} {direction} {bytes(msg).decode()}\n")
+        text = f"{time.monotonic() - self._started:10.4f} {direction} {bytes(msg).decode().strip()}"
+        self._newest.append(text[:KEPT_CHARACTERS])
+        self.nmessages += 1
+        try:
+            if self._log is not None:
+                self._log.write(f"{text}\n")
+        except OSError:
+            self._end_log()
+
+    def tail(self, count: int, since: int = 0) -> list[str]:
+        """The newest messages, oldest first, each cut to KEPT_CHARACTERS; none from before `nmessages` was `since`."""
+        count = min(count, self.nmessages - since)
+        return list(self._newest)[-count:] if count > 0 else []
+
+    def _end_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            with suppress(OSError):  # it tries to write what it could not write before
+                log.close()
 
     async def close(self) -> None:
         """Disconnect, whatever state the connection is in, and close the log. Idempotent."""
@@ -81,7 +108,7 @@ class LoggedQmp(QMPClient):
             with suppress(QMPError, EOFError, OSError):
                 await self.disconnect()
         finally:
-            self._log.close()
+            self._end_log()
 
 
 async def connect_monitor(name: str, path: str, log: Path, seconds: float) -> LoggedQmp:

@@ -30,13 +30,20 @@ class RunDirectory:
         base = base or runtime_base()
         try:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+            self.logs = self.path / "logs"
+            try:
+                self.logs.mkdir()
+            except OSError:
+                self.remove()
+                raise
         except OSError as error:
             raise ConfigError("runtime directory", f"{error}", "set XDG_RUNTIME_DIR to a directory of yours") from None
-        self.logs = self.path / "logs"
-        self.logs.mkdir()
 
     def keep_logs(self, target: Path, name: str) -> Path:
-        """Move the logs to `target`/`name`-TIME and return that path. Raises OSError when there is no room."""
+        """Move the logs to `target`/`name`-TIME and return that path.
+
+        Raises OSError when they do not fit; nothing of them is left there then.
+        """
         target.mkdir(parents=True, exist_ok=True)
         stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         kept = target / stamp
@@ -44,7 +51,11 @@ class RunDirectory:
             if not kept.exists():
                 break
             kept = target / f"{stamp}-{attempt}"
-        shutil.move(self.logs, kept)
+        try:
+            shutil.move(self.logs, kept)
+        except shutil.Error as error:  # of the copy to another file system: it tells of every file
+            shutil.rmtree(kept, ignore_errors=True)
+            raise OSError(str(error.args[0][0][-1])) from error
         return kept
 
     def remove(self) -> None:

@@ -42,13 +42,14 @@ async def save_guest(config: Config, parts: Parts, options: Options, target: Pat
     `target` appears complete or not at all. Raises VmDied when the guest does not come up or QEMU cannot save it, and
     OSError when there is no room.
     """
-    run = RunDirectory()
-    try:
-        paths = paths_in(run.path, parts)
-        command = qemu_command(parts, source_arguments(with_append(config, options), paths, parts.accel))
-        await _boot_and_save(command, parts, paths, config, target)
-    finally:
-        run.remove()
+    with _staged(target) as path:  # before the boot: it would be in vain
+        run = RunDirectory()
+        try:
+            paths = paths_in(run.path, parts)
+            command = qemu_command(parts, source_arguments(with_append(config, options), paths, parts.accel))
+            await _boot_and_save(command, parts, paths, config, path)
+        finally:
+            run.remove()
 
 
 async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, config: Config, target: Path) -> None:
@@ -59,11 +60,12 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
     try:
         async with asyncio.TaskGroup() as tasks:
             followers = [
+                tasks.create_task(_until_gone(qemu)),
                 tasks.create_task(console.run(*await connect(paths.console, CONNECT_SECONDS))),
                 tasks.create_task(channel.run(*await connect(paths.channel, CONNECT_SECONDS))),
             ]
             qmp = await connect_monitor(config.vm.name, paths.qmp, logs / "qmp.log", CONNECT_SECONDS)
-            await _greeted(channel, qemu, config.vm.boot_timeout)
+            await _greeted(channel, config.vm.boot_timeout)
             await _save(qmp, target)
             for follower in followers:
                 follower.cancel()
@@ -71,29 +73,33 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
         reason = str(group.exceptions[0]) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
         problem = f"no guest to restore could be made: {console.panic() or reason}"
         raise VmDied(problem, console.tail(TAIL_LINES)) from None
+    except* OSError as group:
+        raise group.exceptions[0] from None
     finally:
         await stop_qemu(qemu, qmp)
         if qmp is not None:
             await qmp.close()
 
 
-async def _greeted(channel: Channel, qemu: Child, seconds: float) -> None:
-    greeted: asyncio.Future[Any] = asyncio.ensure_future(channel.greeted.wait())
-    either: list[asyncio.Future[Any]] = [greeted, qemu.exited]
+async def _until_gone(qemu: Child) -> None:
+    """Raise VmDied when QEMU ends: nobody need wait for its sockets or its guest any more."""
+    await asyncio.shield(qemu.exited)
+    raise VmDied("QEMU ended")
+
+
+async def _greeted(channel: Channel, seconds: float) -> None:
     try:
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not greeted.done():
-            raise VmDied(f"the guest's payload did not report within {seconds:.0f} s")
-    finally:
-        greeted.cancel()
+        async with asyncio.timeout(seconds):
+            await channel.greeted.wait()
+    except TimeoutError:
+        raise VmDied(f"the guest's payload did not report within {seconds:.0f} s") from None
 
 
 async def _save(qmp: LoggedQmp, target: Path) -> None:
-    with _staged(target) as path:
-        await qmp.execute("stop")
-        await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
-        await qmp.unguarded("migrate", {"uri": f"file:{path}"})
-        await _moved(qmp, "saved")
+    await qmp.execute("stop")
+    await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+    await qmp.unguarded("migrate", {"uri": f"file:{target}"})
+    await _moved(qmp, "saved")
 
 
 @contextmanager

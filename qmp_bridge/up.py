@@ -80,9 +80,13 @@ class RunningVm:
         """Say `message` to the payload."""
         await self.channel.send(message)
 
-    def console_tail(self, count: int = TAIL_LINES) -> list[str]:
-        """The console's last `count` lines."""
-        return self.console.tail(count)
+    def console_tail(self, count: int = TAIL_LINES, since: int = 0) -> list[str]:
+        """The console's last `count` lines; none from before `console.nlines` was `since`."""
+        return self.console.tail(count, since)
+
+    def qmp_tail(self, count: int, since: int = 0) -> list[str]:
+        """The last `count` messages to and from QEMU's monitor; none from before `qmp.nmessages` was `since`."""
+        return self._qmp.tail(count, since) if self._qmp is not None else []
 
     def died(self, reason: str) -> VmDied:
         """The error to raise for `reason`, with the console's last lines."""
@@ -239,7 +243,7 @@ async def _started(vm: RunningVm) -> AsyncIterator[None]:
     try:
         async with asyncio.TaskGroup() as tasks:
             try:
-                await vm.start(tasks)
+                await _start(vm, tasks)
                 yield
             except (QMPError, EOFError, ConnectionError) as error:
                 # Whoever talks to QEMU sees its end first, and sees it as an error of the conversation.
@@ -256,6 +260,15 @@ async def _started(vm: RunningVm) -> AsyncIterator[None]:
         await vm.stop()
 
 
+async def _start(vm: RunningVm, tasks: asyncio.TaskGroup) -> None:
+    try:
+        await vm.start(tasks)
+    except ConnectionError:
+        raise  # of the conversation with QEMU
+    except OSError as error:
+        raise vm.died(f"the VM cannot be started in {vm.plan.paths.socket_dir}: {error}") from error
+
+
 @contextmanager
 def _logs_kept_on_failure(vm: RunningVm, run: RunDirectory) -> Iterator[None]:
     try:
@@ -263,12 +276,25 @@ def _logs_kept_on_failure(vm: RunningVm, run: RunDirectory) -> Iterator[None]:
     except (ConfigError, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
         raise  # somebody's wish or mistake: there is nothing to look into
     except BaseException as error:
-        kept = run.keep_logs(vm.options.logs, vm.config.vm.name) if vm.options.logs else None
+        kept, problem = _kept(vm, run)
         match error:
             case VmDied():
-                error.logs = kept
+                error.logs, error.logs_problem = kept, problem
                 error.tail = error.tail or vm.console_tail()
         raise
+
+
+def _kept(vm: RunningVm, run: RunDirectory) -> tuple[Path | None, str]:
+    """Where the logs are now, or why they are nowhere: a full disk must not hide what the VM died of."""
+    target = vm.options.logs
+    if target is None:
+        return None, ""
+    try:
+        return run.keep_logs(target, vm.config.vm.name), ""
+    except OSError as error:
+        problem = f"the logs could not be kept in {target}: {error}"
+        vm.options.say(problem)
+        return None, problem
 
 
 def the_cause(group: BaseExceptionGroup) -> BaseException:

@@ -25,12 +25,19 @@ class Collector:
         self.items: list[Message] = []
         self.problems: dict[str, Message] = {}  # by node id of the module
 
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        """Forget a module of the same name elsewhere: in the guest each has a process of its own."""
+        if isinstance(collector, pytest.Module):
+            sys.modules.pop(collector.path.stem, None)
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Remember modules that could not be collected or want to be left out."""
+        """Remember modules that could not be collected or want to be left out; a class's problem is its module's."""
+        where = report.nodeid.partition("::")[0]
         if report.outcome == "failed":
-            self.problems[report.nodeid] = {"outcome": "failed", "text": report.longreprtext}
+            self.problems[where] = {"outcome": "failed", "text": report.longreprtext, "line": 0}
         elif report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-            self.problems[report.nodeid] = {"outcome": "skipped", "text": report.longrepr[2].removeprefix("Skipped: ")}
+            _, at, reason = report.longrepr
+            self.problems[where] = {"outcome": "skipped", "text": reason.removeprefix("Skipped: "), "line": at}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember the tests."""

@@ -56,7 +56,7 @@ HOST = pytest.StashKey[Host]()
 MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def host(pytestconfig: pytest.Config) -> Host:
     """Steps on the host: control commands, QMP commands, functions of host_steps.py."""
     return pytestconfig.stash[HOST]

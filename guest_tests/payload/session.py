@@ -9,6 +9,7 @@ import faulthandler
 import json
 import os
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ MAX_MESSAGE_NBYTES = 200_000  # the host takes lines of 256 KiB
 MAX_SECTION = 20_000  # characters of captured output kept where a report is too long
 STACKS_BEFORE_S = 0.5  # before the host gives up on a test, its stacks go to the console
 INI = "/payload/pytest.ini"  # empty: the settings of the host's pytest are not the guest's
-ARGUMENTS = ("-q", "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:stepwise")
+ARGUMENTS = ("-q", "-p", "no:cacheprovider", "-p", "no:stepwise")
 
 
 class Conversation:
@@ -42,6 +43,7 @@ class Conversation:
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[HOST] = Host(self._channel)
         config.stash[MACHINE] = self._machine
+        config.addinivalue_line("markers", "timeout(seconds): how long the test may take; the host watches it")
         self._config = config
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -51,6 +53,19 @@ class Conversation:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._channel.send({"report": fitting(data)})
+
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str) -> None:
+        if when == "runtest":
+            said = warning_message
+            warning = {"text": str(said.message)[:MAX_SECTION], "category": said.category.__name__}
+            self._channel.send({"warning": {**warning, "file": said.filename, "line": said.lineno}})
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        print(excrepr, file=sys.__stderr__, flush=True)  # the console; the terminal report goes nowhere
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        name = "pytest.exit" if isinstance(excinfo.value, pytest.exit.Exception) else excinfo.typename
+        self._channel.send({"left": f"{name}: {excinfo.value}"[:MAX_SECTION].removesuffix(": ")})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

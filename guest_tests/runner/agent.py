@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -29,11 +30,19 @@ CHUNK_NBYTES = 1 << 19
 
 
 class GuestRefused(VdevError):
-    """The agent cannot do what it was asked, and says why."""
+    """The agent cannot do what it was asked, and says why. The guest goes on; `sections` are what there was to see."""
+
+    def __init__(self, text: str) -> None:
+        self.sections: list[tuple[str, str]] = []
+        super().__init__(text)
 
 
 class GuestSilent(VdevError):
     """The guest did not answer in time, or said what makes no sense: it must be ended."""
+
+
+class Late(GuestSilent):
+    """It did not answer in time."""
 
 
 class CallFailed(VdevError):
@@ -56,9 +65,11 @@ class Order:
 
 @dataclass
 class Outcome:
-    """What became of a test: pytest's own reports as plain data, in order."""
+    """What became of a test: pytest's own reports as plain data, in order; and the warnings on the way."""
 
     reports: list[Message] = field(default_factory=list)
+    warnings: list[Message] = field(default_factory=list)
+    left: str = ""  # what ended the whole session in the guest
 
     @property
     def failed(self) -> bool:
@@ -76,11 +87,12 @@ class Agent:
         self._options = options
         self._messages: AsyncIterator[Message] = vm.messages()
         self._open: str | None = None  # the module whose child process listens
+        self._waits_for = ""  # what the running test asked of the host and has not got yet, in words
 
-    async def wake(self, *, restored: bool) -> Message:
+    async def wake(self, *, restored: bool, seconds: float = WAKE_SECONDS) -> Message:
         """Greet the guest; afterwards it sees vdev's functions. Raises GuestSilent, GuestRefused."""
         if not restored:
-            await self._next("hello", WAKE_SECONDS)
+            await self._next("hello", seconds)
         seed = base64.b64encode(os.urandom(64)).decode()
         request = {"do": "wake", "restored": restored, "time": time.time(), "seed": seed}
         return await self._ask(request, "kernel", WAKE_SECONDS)
@@ -94,10 +106,13 @@ class Agent:
                 file = {"path": path, "data": data, "more": at > 0, "mtime_ns": stat.st_mtime_ns}
                 await self._ask({"do": "put", "files": [file]}, "stored", FILES_SECONDS)
 
-    async def call(self, function: str, arguments: Message, limit: float) -> Any:
-        """Call "module:function" in the guest's own process. Raises CallFailed, GuestSilent, GuestRefused."""
+    async def call(self, function: str, arguments: Message, limit: float, where: str) -> Any:
+        """Call "module:function" in the guest's own process; the module may be in the directory `where`.
+
+        Raises CallFailed, GuestSilent, GuestRefused.
+        """
         await self.close_module()
-        request = {"do": "call", "function": function, "arguments": arguments}
+        request = {"do": "call", "function": function, "arguments": arguments, "where": where}
         async with within(limit, function):
             await self._vm.send(request)
             while True:
@@ -115,10 +130,15 @@ class Agent:
         await self._open_module(order.module, root)
         outcome = Outcome()
         request = {"do": "test", "test": order.test, "next": order.next, "limit": order.limit}
-        async with within(order.limit + GRACE_SECONDS, f"{order.test} (its limit is {order.limit:g} s)"):
-            await self._vm.send(request)
-            while await self._take(outcome, order.test):
-                pass
+        self._waits_for = ""
+        try:
+            async with within(order.limit + GRACE_SECONDS, ""):
+                await self._vm.send(request)
+                while await self._take(outcome, order.test):
+                    pass
+        except Late:
+            problem = f"{order.test} did not finish within its limit of {order.limit:g} s{self._waits_for}"
+            raise GuestSilent(problem) from None
         if order.next is None:
             await self.close_module()
         return outcome
@@ -127,15 +147,22 @@ class Agent:
         """Deal with one message of a running test; False after its last."""
         message = await self._say_next()
         match message:
-            case {"report": dict(report)}:
+            case {"report": {"outcome": str(), "when": str()} as report}:
                 outcome.reports.append(report)
+            case {"warning": {"text": str(), "category": str(), "file": str(), "line": int()} as warning}:
+                outcome.warnings.append(warning)
             case {"ask": str(what), "arguments": dict(arguments)}:
+                self._waits_for = f", which waited for the host to do {described(what, arguments)}"
                 await self._vm.send(await answer(self._side, what, arguments))
+                self._waits_for = ""
             case {"finished": _}:
                 return False
+            case {"left": str(how)}:
+                outcome.left = how
             case {"ended": status}:
                 self._open = None
-                raise GuestRefused(f"{test}: the process of its module ended with status {status} while it ran")
+                ended = f" by {outcome.left}" if outcome.left else f": {ending(status)}"
+                raise GuestRefused(f"{test} ended the process of its module{ended}")
             case _:
                 self._refuse(message, test)
         return True
@@ -160,25 +187,28 @@ class Agent:
                         await self.close_module(opened=True)
                         raise GuestRefused(f"{module} cannot be collected in the guest:\n{problem}")
                     case {"ended": status}:
-                        raise GuestRefused(f"pytest does not run in the guest: status {status}")
+                        raise GuestRefused(f"{module}: pytest does not run in the guest: {ending(status)}")
                     case _:
                         self._refuse(message, module)
 
     async def close_module(self, *, opened: bool = False) -> None:
-        """End the open module's process. Raises GuestSilent."""
+        """End the open module's process, whose fixtures may still ask things of the host. Raises GuestSilent."""
         if self._open is None and not opened:
             return
         self._open = None
         await self._vm.send({"do": "end"})
-        await self._next("ended", CLOSE_SECONDS)
+        async with within(CLOSE_SECONDS, "its module's fixtures are torn down"):
+            while "ended" not in (message := await self._say_next()):
+                match message:
+                    case {"ask": str(what), "arguments": dict(arguments)}:
+                        await self._vm.send(await answer(self._side, what, arguments))
 
     async def _ask(self, request: Message, key: str, seconds: float) -> Message:
         await self._vm.send(request)
         return await self._next(key, seconds)
 
     async def _next(self, key: str, seconds: float) -> Message:
-        """The next message with `key`; reports of what ends now have nobody to go to."""
-        async with within(seconds, f"'{key}'"):
+        async with within(seconds, f"it was to say '{key}'"):
             while True:
                 message = await self._say_next()
                 if key in message:
@@ -204,9 +234,25 @@ class Agent:
 
 @asynccontextmanager
 async def within(seconds: float, what: str) -> AsyncIterator[None]:
-    """A time-out for the block. Raises GuestSilent, which names what was waited for."""
+    """A time-out for the block. Raises Late, which names what was waited for."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise GuestSilent(f"the guest did not finish within {seconds:g} s: {what}") from None
+        raise Late(f"the guest did not finish within {seconds:g} s: {what}") from None
+
+
+def ending(status: object) -> str:
+    """How a process ended, in words, from what the agent says: negative for a signal."""
+    if isinstance(status, int) and status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            pass
+    return f"exit status {status}"
+
+
+def described(what: str, arguments: Message) -> str:
+    """A test's request to the host, in words."""
+    named = arguments.get("name", arguments.get("command"))
+    return f"{what} {named!r}" if isinstance(named, str) else what

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from guest_tests.runner.library import GuestLibrary
@@ -38,8 +39,13 @@ class Collection:
     """What a directory holds. Modules are named by their path relative to it, with slashes."""
 
     modules: Mapping[str, tuple[Found, ...]]
-    problems: Mapping[str, Mapping[str, str]]  # module -> outcome ("failed", "skipped") and text
+    problems: Mapping[str, Mapping[str, Any]]  # module or directory -> outcome ("failed", "skipped"), text, line
     pycache: Path  # where compiled files lie: below it, the source's absolute directory
+
+    def problem(self, module: str) -> Mapping[str, Any]:
+        """What is wrong with a module or a directory above it; empty where nothing is."""
+        places = [module, *(str(parent) for parent in PurePosixPath(module).parents), ""]
+        return next((self.problems[place] for place in places if place in self.problems), {})
 
 
 def collect(root: Path, library: GuestLibrary, cache: Cache) -> Collection:
@@ -53,8 +59,9 @@ def collect(root: Path, library: GuestLibrary, cache: Cache) -> Collection:
     answer = _kept(kept, digest.hexdigest())
     if answer is None:
         answer = _ask(root, library, pycache)
-        pycache.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"digest": digest.hexdigest(), "answer": answer}))
+        with suppress(OSError):  # a full cache costs the next run some time
+            pycache.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps({"digest": digest.hexdigest(), "answer": answer}))
     modules: dict[str, tuple[Found, ...]] = {}
     for item in answer["items"]:
         found = Found(item["id"], tuple(item["chain"]), item["line"], tuple(item["marks"]), tuple(item["keywords"]))

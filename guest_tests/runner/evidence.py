@@ -1,66 +1,114 @@
-"""What there was to see when a test failed: the console, what was said to QEMU, vdev's trace and faults."""
+"""What there was to see when a test failed: the console, what was said to QEMU, vdev's trace and faults.
+
+Console and QMP come from memory: there they are even where a full disk took no logs.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guest_tests.boot import Control, ControlError, newest_records
 from guest_tests.report import describe_fault, faults_of
 from qmp_bridge.child import last_lines
+from qmp_bridge.plan import TRACE_LOG
 from qmp_bridge.up import RunningVm
 from vdev.trace.text import line
 
-NCONSOLE = 40
+NCONSOLE = 80  # the stacks of a test that hangs are forty
 NQMP = 20
 QMP_CHARACTERS = 200
 NTRACE = 50
 NFAULTS = 20
+Record = dict[str, Any]
 Sections = list[tuple[str, str]]  # title and text, as a pytest report has them
-_UNREADABLE = "[a line that is no record]"
+TRACE = "vdev trace, last records"
+NOTE = "test: "  # before the name of the test that begins
+MAX_NOTE = 200  # characters
 
 
-async def of_living(vm: RunningVm, control: Control, since: int) -> Sections:
-    """Of a guest that goes on; `since` is the first of vdev's events that belong to the test."""
+@dataclass(frozen=True)
+class Beginning:
+    """Where a test began: its first of vdev's events, of the console's lines, of QMP's messages."""
+
+    event: int = 0
+    line: int = 0
+    message: int = 0
+
+
+async def begin(vm: RunningVm, control: Control, test: str) -> Beginning:
+    """Mark the beginning of `test`. Raises ControlError."""
+    newest = await control.execute("query-events", limit=1)
+    await control.execute("trace-note", text=f"{NOTE}{test}"[:MAX_NOTE])
+    return Beginning(int(newest[0]["seq"]) + 1 if newest else 0, vm.console.nlines, vm.qmp.nmessages)
+
+
+async def of_living(vm: RunningVm, control: Control, since: Beginning) -> Sections:
+    """Of a guest that goes on."""
     try:
         trace = _of_the_test(await newest_records(control, NTRACE))
-        faults = faults_of(await control.execute("query-events", since=since, kinds=["FaultRaised"]))
+        faults = faults_of(await control.execute("query-events", since=since.event, kinds=["FaultRaised"]))
     except ControlError as error:
-        return [*of_files(vm), ("vdev", str(error))]
-    return _sections(vm, [line(record) for record in trace], [describe_fault(fault) for fault in faults[-NFAULTS:]])
+        return [*of_gone(vm, since), ("vdev", str(error))]
+    return _sections(
+        vm, since, [line(record) for record in trace], [describe_fault(fault) for fault in faults[-NFAULTS:]]
+    )
 
 
-def of_files(vm: RunningVm) -> Sections:
-    """Of a guest that is gone: from the logs, as they are now."""
-    return _sections(vm, [_record(text) for text in last_lines(vm.logs / "trace.jsonl", NTRACE)], [])
+def of_gone(vm: RunningVm, since: Beginning) -> Sections:
+    """Of a guest that is gone, as long as its logs are where they were written."""
+    return _sections(vm, since, of_trace_file(vm.logs), [])
 
 
-def _sections(vm: RunningVm, trace: Sequence[str], faults: Sequence[str]) -> Sections:
+def with_kept_trace(sections: Sections, logs: Path) -> Sections:
+    """`sections` with the trace as it is in the logs that were kept: then it is complete."""
+    trace = of_trace_file(logs)
+    if not trace:
+        return sections
+    return [*((title, text) for title, text in sections if title != TRACE), (TRACE, "\n".join(trace))]
+
+
+def of_trace_file(logs: Path) -> list[str]:
+    """The last records among the logs, as text; what is no record is left out."""
+    records = [_record(text) for text in last_lines(logs / TRACE_LOG, NTRACE)]
+    lines = []
+    for record in _of_the_test([record for record in records if record is not None]):
+        try:
+            lines.append(line(record))
+        except (KeyError, TypeError, ValueError):  # the header, or a line half written
+            continue
+    return lines
+
+
+def _sections(vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str]) -> Sections:
     parts = [
-        ("guest console, last lines", vm.console_tail(NCONSOLE)),
-        ("QMP, last messages", _shortened(vm.logs / "qmp.log")),
-        ("vdev trace, last records", trace),
+        ("guest console, last lines", vm.console_tail(NCONSOLE, since.line)),
+        ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP, since.message)]),
+        (TRACE, trace),
         ("refused by vdev", faults),
     ]
     return [(title, "\n".join(lines)) for title, lines in parts if lines]
 
 
-def _of_the_test(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those from the last note on, which the runner writes when a test begins; all where that was too long ago."""
-    notes = [at for at, record in enumerate(records) if record.get("type") == "NOTE"]
+def _of_the_test(records: list[Record]) -> list[Record]:
+    """Those from the runner's last note on, made when a test begins; all where that was too long ago."""
+    notes = [at for at, record in enumerate(records) if _begins_a_test(record)]
     return records[notes[-1] :] if notes else records
 
 
-def _shortened(log: Path) -> list[str]:
-    lines = [text[:QMP_CHARACTERS] for text in last_lines(log, 2 * NQMP) if text.strip()]
-    return lines[-NQMP:]
+def _begins_a_test(record: Record) -> bool:
+    match record:
+        case {"type": "NOTE", "fields": {"text": str(text)}}:
+            return text.startswith(NOTE)
+    return False
 
 
-def _record(text: str) -> str:
+def _record(text: str) -> Record | None:
     try:
-        record: Any = json.loads(text)
-        return line(record)
-    except (ValueError, KeyError, TypeError):
-        return _UNREADABLE
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -15,8 +15,8 @@ from qemu.qmp import QMPError
 
 from guest_tests.boot import Control, ControlError
 from guest_tests.runner import evidence
-from guest_tests.runner.agent import Agent, GuestSilent, Order, Outcome
-from guest_tests.runner.evidence import Sections
+from guest_tests.runner.agent import Agent, GuestRefused, GuestSilent, Order, Outcome
+from guest_tests.runner.evidence import Beginning, Sections
 from guest_tests.runner.snapshots import forget
 from guest_tests.runner.steps import HostSide
 from guest_tests.runner.suite import Machine
@@ -61,13 +61,22 @@ class Guest:
         self.death: GuestGone | None = None
         self._work: asyncio.Queue[tuple[Work, asyncio.Future[Any]] | None] = asyncio.Queue()
         self._sections: Sections = []
+        self._since = Beginning()
+        self._complete = False  # the sections lack nothing
         self._task: asyncio.Task[None] | None = None
+        self.idle = False  # it waits for work
+        self.restored = False
 
     async def start(self, options: Options, pytest_options: list[str]) -> None:
         """Boot or restore it. Raises GuestGone; ConfigError and PartsError before anything has started."""
         ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._live(options, pytest_options, ready))
-        await self._task_or(ready)
+        try:
+            await self._task_or(ready)
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        self.restored = options.restore is not None
 
     async def do(self, work: Work) -> Any:
         """Have `work` done by the guest's task; its result. Raises what it raises, and GuestGone."""
@@ -78,19 +87,26 @@ class Guest:
         return await self._task_or(future)
 
     async def close(self) -> None:
-        """End it. Idempotent."""
-        if self._task is not None:
+        """End it, whatever it does. Idempotent."""
+        if self._task is None:
+            return
+        if self.idle:
             self._work.put_nowait(None)
-            await asyncio.wait([self._task])
+        else:
+            self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def run(self, order: Order, root: Path) -> tuple[Outcome, Sections]:
-        """Run one test; with what there was to see if it failed. Raises GuestGone, GuestRefused."""
+        """Run one test; with what there was to see if it failed. Raises GuestGone, and GuestRefused with the same."""
 
         async def work(living: Living) -> tuple[Outcome, Sections]:
-            since = await _next_event(living.control)
-            await living.control.execute("trace-note", text=f"test: {order.test}")
-            outcome = await living.agent.run(order, root)
-            sections = await evidence.of_living(living.vm, living.control, since) if outcome.failed else []
+            self._since = await evidence.begin(living.vm, living.control, order.test)
+            try:
+                outcome = await living.agent.run(order, root)
+            except GuestRefused as refused:
+                refused.sections = await evidence.of_living(living.vm, living.control, self._since)
+                raise
+            sections = await evidence.of_living(living.vm, living.control, self._since) if outcome.failed else []
             return outcome, sections
 
         result: tuple[Outcome, Sections] = await self.do(work)
@@ -114,16 +130,27 @@ class Guest:
                     ready.set_result(None)
                     await self._serve(Living(vm, agent, control, side))
                 except GuestSilent as silent:
-                    self._sections = await evidence.of_living(vm, control, 0)
+                    self._sections = await evidence.of_living(vm, control, self._whole)
+                    self._complete = True
                     raise vm.died(str(silent)) from silent
                 except BaseException:
-                    self._sections = self._sections or evidence.of_files(vm)
+                    self._sections = self._sections or evidence.of_gone(vm, self._whole)
                     raise
         except VmDied as death:
-            self.death = GuestGone(death.reason, self._sections or _console(death), death.logs)
+            sections = self._sections or _console(death)
+            if death.logs is not None and not self._complete:
+                sections = evidence.with_kept_trace(sections, death.logs)
+            if death.logs_problem:
+                sections = [*sections, ("logs", death.logs_problem)]
+            self.death = GuestGone(death.reason, sections, death.logs)
+
+    @property
+    def _whole(self) -> Beginning:
+        """What a lost guest shows: of QMP, how it started as well."""
+        return replace(self._since, message=0)
 
     async def _serve(self, living: Living) -> None:
-        while (given := await self._work.get()) is not None:
+        while (given := await self._next()) is not None:
             work, future = given
             try:
                 result = await work(living)
@@ -137,14 +164,15 @@ class Guest:
             else:
                 future.set_result(result)
 
+    async def _next(self) -> tuple[Work, asyncio.Future[Any]] | None:
+        self.idle = True
+        given = await self._work.get()
+        self.idle = False
+        return given
+
 
 def _console(death: VmDied) -> Sections:
     return [("guest console, last lines", "\n".join(death.tail))] if death.tail else []
-
-
-async def _next_event(control: Control) -> int:
-    newest = await control.execute("query-events", limit=1)
-    return int(newest[0]["seq"]) + 1 if newest else 0
 
 
 async def start_guest(machine: Machine, options: Options, pytest_options: list[str], say: Say) -> Guest:

@@ -64,7 +64,9 @@ class GuestLibrary:
                 timeout=seconds,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            raise PartsError("guest Python", f"{module} was not done within {seconds:.0f} s on this host") from None
+        except OSError as error:
             raise PartsError("guest Python", f"it does not run on this host: {error}", "x86-64 is needed") from None
 
 

@@ -19,7 +19,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, or what it raised. An interruption of the caller cancels it, and it is waited for."""
+        """The result of `work`, or what it raised. An interruption of the caller cancels it; `close` waits for it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

@@ -4,44 +4,50 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guest_tests.runner.collection import Found
+from guest_tests.runner.collection import PATTERNS, Found
 from guest_tests.runner.pool import Pool
-from guest_tests.runner.suite import Machine, Suite, load_suite
+from guest_tests.runner.suite import Machine, Suite, Tier, load_suite
 from vdev.errors import VdevError
 
 POOL = pytest.StashKey[Pool]()
 
 
 class GuestDirectory(pytest.Directory):
-    """A directory whose tests run in guests, or one below it."""
+    """A directory whose tests run in guests, or one below it. Its suite's file is read when it is collected."""
 
+    root: Path  # where guest-suite.yaml is
     suite: Suite
 
     @classmethod
-    def of_suite(cls, parent: pytest.Collector, path: Path) -> GuestDirectory:
-        """The directory with guest-suite.yaml in it. Raises a collection error that names what is wrong there."""
+    def of_suite(cls, parent: pytest.Collector, path: Path, root: Path) -> GuestDirectory:
+        """The directory `path` of the suite `root`, where guest-suite.yaml is."""
         directory: GuestDirectory = cls.from_parent(parent, path=path)
-        kernels = tuple(parent.config.getoption("guest_kernel"))
-        try:
-            directory.suite = load_suite(path, kernels, "soak" if os.environ.get("VDEV_TIER") == "soak" else "normal")
-        except VdevError as error:
-            raise pytest.Collector.CollectError(str(error)) from None
+        directory.root = root
         return directory
 
     @classmethod
     def below(cls, parent: GuestDirectory, path: Path) -> GuestDirectory:
         """A directory inside a suite."""
         directory: GuestDirectory = cls.from_parent(parent, path=path)
-        directory.suite = parent.suite
+        directory.root, directory.suite = parent.root, parent.suite
         return directory
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
-        """Its directories and modules, by name, but for those that are to be ignored."""
+        """Its directories and modules, by name, but for those that are to be ignored.
+
+        Raises CollectError that names what is wrong in the suite's file.
+        """
+        if not hasattr(self, "suite"):
+            try:
+                self.suite = load_suite(self.root, tuple(self.config.getoption("guest_kernel")), tier())
+            except VdevError as error:
+                raise self.CollectError(str(error)) from None
         for path in sorted(self.path.iterdir()):
             named = self.session.isinitpath(path, with_parents=path.is_dir())
             if not named and self.ihook.pytest_ignore_collect(collection_path=path, config=self.config):
@@ -57,6 +63,7 @@ class GuestModule(pytest.File):
     """A module of tests; never imported here."""
 
     suite: Suite
+    skipped_at: int | None = None  # the line where it left itself out
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Its classes and tests. Raises CollectError with the guest's traceback."""
@@ -65,11 +72,14 @@ class GuestModule(pytest.File):
         except VdevError as error:
             raise self.CollectError(str(error)) from None
         name = self.path.relative_to(self.suite.root).as_posix()
-        problem = collection.problems.get(name) or collection.problems.get(".") or {}
+        problem = collection.problem(name)
         if problem.get("outcome") == "failed":
             raise self.CollectError(problem["text"])
         if problem.get("outcome") == "skipped":
+            self.skipped_at = int(problem["line"])
             pytest.skip(problem["text"], allow_module_level=True)
+        if not any(fnmatch(self.path.name, pattern) for pattern in PATTERNS):
+            raise self.CollectError(f"{name}: guest tests are in files called {' or '.join(PATTERNS)}")
         yield from children(self, name, collection.modules.get(name, ()), 0)
 
 
@@ -127,12 +137,20 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
     for order, machine in enumerate(suite.machines):
         if wanted and machine.id not in wanted:
             continue
-        item: GuestItem = GuestItem.from_parent(parent, name=_with_machine(test.chain[-1], machine.id))
+        name = _with_machine(test.chain[-1], machine.id)
+        # Given as text, it is taken apart as that of a report is: --lf compares the two.
+        item: GuestItem = GuestItem.from_parent(parent, name=name, nodeid=f"{parent.nodeid}::{name}")
         item.machine, item.found, item.module, item.order = machine, test, module, order
         item.extra_keyword_matches.update((machine.id, *test.keywords))
+        item.add_marker(_mark(parent.config, {"name": "guest", "args": (), "kwargs": {}}))
         for mark in test.marks:
             item.add_marker(_mark(parent.config, mark))
         yield item
+
+
+def tier() -> Tier:
+    """Which counts this session does."""
+    return "soak" if os.environ.get("VDEV_TIER") == "soak" else "normal"
 
 
 def suite_of(node: pytest.Collector) -> Suite:

@@ -5,18 +5,25 @@ Installed with the project. It is idle where no directory has that file.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from guest_tests.runner.agent import GuestRefused, Order
 from guest_tests.runner.evidence import Sections
 from guest_tests.runner.guest import GuestGone
+from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
+from guest_tests.runner.reports import failed, lost_afterwards, restored, warn
 from guest_tests.runner.suite import FILE
-from vdev.errors import VdevError
+
+LAST = pytest.StashKey[dict[tuple[Path, str], GuestItem]]()  # the test that ran last on each machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,15 +41,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the pool; it does nothing until somebody collects guest tests."""
-    options = [f"--tb={config.getoption('tbstyle')}"] if config.getoption("tbstyle") != "auto" else []
-    options += ["--showlocals"] if config.getoption("showlocals") else []
     pool = PoolOptions(
         logs=config.getoption("guest_logs") or Path("logs"),
         cold=config.getoption("guest_cold"),
-        pytest_options=tuple(options),
+        pytest_options=tuple(_options_for_guests(config)),
         say=lambda text: _say(config, text),
     )
     config.stash[POOL] = Pool(pool)
+    config.stash[LAST] = {}
+
+
+def _options_for_guests(config: pytest.Config) -> Generator[str, None, None]:
+    """What of this command line is good for the guest's pytest, too."""
+    if config.getoption("tbstyle") != "auto":
+        yield f"--tb={config.getoption('tbstyle')}"
+    if config.getoption("showlocals"):
+        yield "--showlocals"
+    if config.get_verbosity() > 1:
+        yield from ("-o", f"verbosity_assertions={config.get_verbosity()}")  # differences in full
+    for rule in config.getoption("pythonwarnings") or ():
+        yield from ("-W", rule)
+
+
+def _end_in_order_on_sigterm(config: pytest.Config) -> None:
+    """A SIGTERM ends the session as Ctrl-C does: no guest, socket or directory is left."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        pytest.exit("ended by SIGTERM", 128 + number)
+
+    def ordinary() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+        config.add_cleanup(ordinary)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -60,10 +92,11 @@ def _say(config: pytest.Config, text: str) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """A directory with our file, and those below it, are ours."""
+    """A directory with our file, and those below it, are ours: also where pytest was started below."""
     if isinstance(parent, GuestDirectory):
         return GuestDirectory.below(parent, path)
-    return GuestDirectory.of_suite(parent, path) if (path / FILE).is_file() else None
+    root = next((above for above in (path, *path.parents) if (above / FILE).is_file()), None)
+    return GuestDirectory.of_suite(parent, path, root) if root is not None else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,13 +109,25 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return module
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that leaves itself out does so at a line of its own."""
+    report = yield
+    if isinstance(collector, GuestModule) and report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (str(collector.path), collector.skipped_at or 0, report.longrepr[2])
+    return report
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Within a suite all tests of one machine come before those of the next: no guest is started twice."""
     places: dict[Path | str, int] = {}
     for item in items:
         places.setdefault(_place_of(item), len(places))
     if any(isinstance(item, GuestItem) for item in items):
+        _end_in_order_on_sigterm(config)
         items.sort(key=lambda item: (places[_place_of(item)], item.order if isinstance(item, GuestItem) else 0))
 
 
@@ -90,9 +135,9 @@ def _place_of(item: pytest.Item) -> Path | str:
     return item.machine.suite if isinstance(item, GuestItem) else item.nodeid.partition("::")[0]
 
 
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
-    """pytest-timeout leaves guest tests alone: its limit would end the session, and take in the boot of the guest."""
+    """A guest test's limit is watched by us: pytest-timeout would count its guest's boot, and end the session."""
     return True if isinstance(item, GuestItem) else None
 
 
@@ -101,11 +146,31 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Run a guest test, and hand on its reports."""
     if not isinstance(item, GuestItem):
         return None
+    _tell_of_the_lost(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in run(item, nextitem):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What is left of the last tests: fixtures to tear down, a guest that was lost since."""
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED or POOL not in session.config.stash:
+        return
+    session.config.stash[POOL].settle()
+    if _tell_of_the_lost(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _tell_of_the_lost(config: pytest.Config) -> int:
+    """Report each guest that was lost between two tests with the one that ran there last; how many there were."""
+    lost = config.stash[POOL].lost()
+    for key, gone in lost:
+        item = config.stash[LAST][key]
+        item.ihook.pytest_runtest_logreport(report=lost_afterwards(item, gone.reason, _with_logs(gone)))
+    return len(lost)
 
 
 def run(item: GuestItem, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
@@ -115,15 +180,25 @@ def run(item: GuestItem, nextitem: pytest.Item | None) -> list[pytest.TestReport
     order = Order(item.module, item.found.id, _next_of(item, nextitem), limit_of(item))
     try:
         guest = pool.guest(item.machine)
+        item.config.stash[LAST][item.machine.key] = item
         outcome, sections = pool.do(guest.run(order, item.machine.suite))
+    except NeverCameUp as error:
+        return failed(item, "setup", started, str(error), _with_logs(error))
     except GuestGone as gone:
-        where = [("logs", str(gone.logs.absolute()))] if gone.logs else []
-        return [_failed(item, "call", started, gone.reason, [*gone.sections, *where])]
+        pool.forget(item.machine)
+        return failed(item, "call", started, gone.reason, _with_logs(gone))
     except GuestRefused as error:
-        return [_failed(item, "call", started, str(error), [])]
-    except (NeverCameUp, VdevError) as error:
-        return [_failed(item, "setup", started, str(error), [])]
-    return [_restored(item, data, sections) for data in outcome.reports]
+        return failed(item, "call", started, str(error), error.sections)
+    for warning in outcome.warnings:
+        warn(item, warning)
+    try:
+        return [restored(item, data, sections) for data in outcome.reports]
+    except ValueError as error:
+        return failed(item, "call", started, f"the guest's report makes no sense: {error}", sections)
+
+
+def _with_logs(error: GuestGone | NeverCameUp) -> Sections:
+    return [*error.sections, *([("logs", str(error.logs.absolute()))] if error.logs else [])]
 
 
 def _next_of(item: GuestItem, nextitem: pytest.Item | None) -> str | None:
@@ -141,34 +216,3 @@ def limit_of(item: GuestItem) -> float:
             return float(value)
     assert item.parent is not None
     return suite_of(item.parent).timeout
-
-
-def _restored(item: GuestItem, data: dict[str, object], sections: Sections) -> pytest.TestReport:
-    for key in ("longrepr", "location"):  # JSON has no tuples, and pytest looks for them: a skip's reason is one
-        if isinstance(value := data.get(key), list):
-            data[key] = tuple(value)
-    report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-    report.sections = [(title, text) for title, text in report.sections]
-    report.nodeid, report.location = item.nodeid, item.location
-    report.keywords = dict.fromkeys(item.keywords, 1)
-    report.user_properties = [*report.user_properties, ("machine", item.machine.id), *item.user_properties]
-    if report.outcome == "failed":
-        report.sections += sections
-    return report
-
-
-def _failed(item: GuestItem, when: str, started: float, text: str, sections: Sections) -> pytest.TestReport:
-    stopped = time.time()
-    return pytest.TestReport(
-        nodeid=item.nodeid,
-        location=item.location,
-        keywords=dict.fromkeys(item.keywords, 1),
-        outcome="failed",
-        longrepr=text,
-        when=when,  # type: ignore[arg-type] # "setup" or "call"
-        sections=sections,
-        duration=stopped - started,
-        start=started,
-        stop=stopped,
-        user_properties=[("machine", item.machine.id), *item.user_properties],
-    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guest_tests.runner.collection import Collection, collect, compiled, sources
-from guest_tests.runner.guest import Guest, start_guest
+from guest_tests.runner.guest import Guest, GuestGone, start_guest
 from guest_tests.runner.library import GuestLibrary, guest_library
 from guest_tests.runner.loop import LoopThread
 from guest_tests.runner.snapshots import saved_guest
@@ -26,7 +27,12 @@ T = TypeVar("T")
 
 
 class NeverCameUp(VdevError):
-    """The machine could not be started earlier in this session, and is not tried again."""
+    """The machine could not be started, now or earlier: it is tried once a session. `sections` as of GuestGone."""
+
+    def __init__(self, text: str, sections: Iterable[tuple[str, str]] = (), logs: Path | None = None) -> None:
+        self.sections = list(sections)
+        self.logs = logs
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Pool:
         self._parts: dict[tuple[Any, ...], Parts] = {}
         self._guests: dict[tuple[Path, str], Guest] = {}  # the one used last is last
         self._failed: dict[tuple[Path, str], str] = {}
+        self._lost: list[tuple[tuple[Path, str], GuestGone]] = []  # and not told of yet
+        self._unsaved: set[tuple[Path, str]] = set()  # machines that are booted because they cannot be restored
 
     @property
     def library(self) -> GuestLibrary:
@@ -68,20 +76,41 @@ class Pool:
     def guest(self, machine: Machine) -> Guest:
         """The running guest of `machine`, started if there is none.
 
-        Raises NeverCameUp, GuestGone, ConfigError and PartsError.
+        Raises NeverCameUp.
         """
+        self._sort_out_the_dead()
         guest = self._guests.pop(machine.key, None)
-        if guest is None or guest.death is not None:
+        if guest is None:
             if machine.key in self._failed:
                 raise NeverCameUp(f"{machine.id} did not come up before: {self._failed[machine.key]}")
             self._make_room()
             try:
                 guest = self._start(machine)
-            except VdevError as error:
-                self._failed[machine.key] = str(error)
-                raise
+            except (VdevError, OSError) as error:
+                self._failed[machine.key] = str(error).partition("\n")[0]
+                raise _never_came_up(machine, error) from error
         self._guests[machine.key] = guest
         return guest
+
+    def lost(self) -> list[tuple[tuple[Path, str], GuestGone]]:
+        """The guests that are gone though nobody asked anything of them, by key; each is told once."""
+        self._sort_out_the_dead()
+        gone, self._lost = self._lost, []
+        return gone
+
+    def forget(self, machine: Machine) -> None:
+        """The guest of `machine` is gone, and whoever asked something of it knows."""
+        self._guests.pop(machine.key, None)
+
+    def settle(self) -> None:
+        """Tear down the fixtures of modules that are still open, as after -x. Nobody hears what they say.
+
+        A guest whose test was interrupted is left alone.
+        """
+        for guest in self._guests.values():
+            if guest.idle:
+                with suppress(VdevError):
+                    self.do(guest.do(lambda living: living.agent.close_module()))
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in the guests' loop."""
@@ -104,10 +133,13 @@ class Pool:
             if self._loop is not None:
                 self._loop.close()
 
-    def _make_room(self) -> None:
+    def _sort_out_the_dead(self) -> None:
         for key, guest in list(self._guests.items()):
             if guest.death is not None:
+                self._lost.append((key, guest.death))
                 del self._guests[key]
+
+    def _make_room(self) -> None:
         while len(self._guests) >= MAX_LIVE:
             oldest = next(iter(self._guests))
             self.do(self._guests.pop(oldest).close())
@@ -121,19 +153,28 @@ class Pool:
 
     async def _started(self, machine: Machine, options: Options) -> Guest:
         assert options.parts is not None
-        if machine.driver == "none" and not self._options.cold:
+        if machine.driver == "none" and not self._options.cold and machine.key not in self._unsaved:
             saved = await saved_guest(machine.config, options.parts, options, self._cache, options.say)
             options = replace(options, restore=saved)
         started = time.monotonic()
         guest = await start_guest(machine, replace(options, say=quiet), list(self._options.pytest_options), options.say)
-        if options.restore is None:
+        if not guest.restored:
+            self._unsaved.add(machine.key)  # saving or restoring it would fail again
             options.say(f"{machine.id}: booted in {time.monotonic() - started:.1f} s")
-        root, collection = machine.suite, self._collections.get(machine.suite)
+        try:
+            await self.give_files(guest)
+        except BaseException:
+            await guest.close()
+            raise
+        return guest
+
+    async def give_files(self, guest: Guest) -> None:
+        """Put the directory of the guest's tests, with what was compiled of it, into the guest."""
+        root = guest.machine.suite
         files = [(str(root / name), path) for name, path in sources(root)]
-        if collection is not None:
+        if (collection := self._collections.get(root)) is not None:
             files += compiled(root, collection.pycache)
         await guest.do(lambda living: living.agent.put(files))
-        return guest
 
     def _options_for(self, machine: Machine) -> Options:
         modules = CHANNEL_MODULES if machine.driver == "none" else MODULES
@@ -156,3 +197,8 @@ class Pool:
         if key not in self._parts:
             self._parts[key] = find_parts(machine.config, options)
         return self._parts[key]
+
+
+def _never_came_up(machine: Machine, error: Exception) -> NeverCameUp:
+    text = f"{machine.id} did not come up: {error}"
+    return NeverCameUp(text, error.sections, error.logs) if isinstance(error, GuestGone) else NeverCameUp(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import json
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
@@ -48,11 +50,13 @@ async def answer(side: HostSide, what: str, arguments: dict[str, Any]) -> dict[s
     if step is None:
         return {"error": f"the host knows no {what!r}; it knows {', '.join(STEPS)}"}
     try:
-        return {"answer": await step(side, **arguments)}
+        result = await step(side, **arguments)
+        json.dumps(result)
     except (VdevError, QMPError, OSError) as error:
         return {"error": str(error) or type(error).__name__}
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # wrong arguments, or a result that is no plain data
         return {"error": f"{what}: {error}"}
+    return {"answer": result}
 
 
 async def _control(side: HostSide, *, command: str, arguments: dict[str, Any]) -> Any:
@@ -77,10 +81,21 @@ async def _step(side: HostSide, *, name: str, arguments: dict[str, Any]) -> Any:
     function = getattr(_load(side.suite / FILE), name, None)
     if not inspect.iscoroutinefunction(function):
         raise StepRefused(f"{side.suite / FILE} has no `async def {name}(vm, ...)`")
+    call = function(side, **arguments)  # wrong arguments are the test's mistake
     try:
-        return await function(side, **arguments)
-    except AssertionError as error:
-        raise StepRefused(f"{name}: {str(error) or 'an assertion failed'}") from None
+        return await call
+    except (asyncio.CancelledError, VdevError, QMPError, OSError):
+        raise
+    except BaseException as error:  # pytest.fail and sys.exit among them: none may end the host's loop
+        raise StepRefused(f"{name}: {_what_failed(error)}") from error
+
+
+def _what_failed(error: BaseException) -> str:
+    """The error with the place in host_steps.py where it came from."""
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == FILE]
+    where = f" ({FILE}, line {places[-1].lineno})" if places else ""
+    kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error) or 'an assertion failed'}{where}"
 
 
 def _load(path: Path) -> ModuleType:
@@ -92,8 +107,8 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError) as error:
-        raise StepRefused(f"{path} cannot be imported: {error}") from None
+    except Exception as error:
+        raise StepRefused(f"{path} cannot be imported: {_what_failed(error)}") from error
     return module
 
 

@@ -68,11 +68,14 @@ def guest_item(module: str, order: int, suite: str = "stock") -> GuestItem:
     return item
 
 
-def test_a_suites_machines_come_one_after_another_across_its_modules() -> None:
+def test_a_suites_machines_come_one_after_another_across_its_modules(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "_end_in_order_on_sigterm", lambda config: None)
     host = SimpleNamespace(nodeid="test_host.py::test")
     items: list[Any] = [guest_item("a", 0), guest_item("a", 1), host, guest_item("b", 0), guest_item("b", 1)]
 
-    plugin.pytest_collection_modifyitems(items)
+    plugin.pytest_collection_modifyitems(pytestconfig, items)
 
     assert [item.nodeid + str(getattr(item, "order", "")) for item in items] == [
         "a::test0", "b::test0", "a::test1", "b::test1", "test_host.py::test",
