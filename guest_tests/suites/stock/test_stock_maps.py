@@ -9,10 +9,11 @@ import pytest
 
 from guest_tests.payload import accel, guest, vfio
 from guest_tests.payload.guest import KernelLog
-from guest_tests.payload.lab import PAGE, SCATTER_IOVA, Lab
+from guest_tests.payload.lab import PAGE, Lab
 from guest_tests.payload.stock import Machine, Unit
 from guest_tests.payload.stock_fixtures import opened_lab
 
+FIRST_IOVA = 1 << 32  # above every reserved region
 COUNTS = {"normal": 3_000, "soak": 100_000}
 BUFFER_NPAGES = 4096
 STRIDE = 2 * PAGE  # a page between two mappings: nothing can be merged
@@ -47,7 +48,7 @@ class Scattered:
 
     def place(self, number: int) -> tuple[int, int]:
         """IOVA and offset in the buffer of mapping `number`."""
-        return SCATTER_IOVA + number * STEP % self.count * STRIDE, number % BUFFER_NPAGES * PAGE
+        return FIRST_IOVA + number * STEP % self.count * STRIDE, number % BUFFER_NPAGES * PAGE
 
     def map(self) -> None:
         """Map all."""
@@ -114,9 +115,9 @@ def test_a_big_buffer_is_mapped_in_pieces_the_kernel_chooses_and_is_whole(roomy:
     buffer.memory[:] = content
     before = unit.requests()["MAP"]
 
-    with roomy.container.mapped(SCATTER_IOVA, buffer, vfio.READ):
+    with roomy.container.mapped(FIRST_IOVA, buffer, vfio.READ):
         npieces = unit.requests()["MAP"] - before
-        summed = roomy.run_ok(accel.Operation(accel.CHECKSUM, src=SCATTER_IOVA, nbytes=buffer.nbytes))
+        summed = roomy.run_ok(accel.Operation(accel.CHECKSUM, src=FIRST_IOVA, nbytes=buffer.nbytes))
         domain = unit.domain_of(roomy.bdf)
     left = unit.domain_of(roomy.bdf)
 
