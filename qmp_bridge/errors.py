@@ -16,4 +16,5 @@ class VmDied(VdevError):
         self.tail = list(tail)  # the console's last lines
         self.logs = logs  # where the logs were kept, filled in by the teardown
         self.logs_problem = ""  # why they were not, likewise
+        self.trace: list[str] = []  # the last lines of the trace among the logs, likewise
         super().__init__(reason)

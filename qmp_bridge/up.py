@@ -17,12 +17,12 @@ from qemu.qmp import QMPError
 from qmp_bridge.backend_process import STOP_SECONDS, check_sockets, death_of_backend, start_backend
 from qmp_bridge.channel import Channel
 from qmp_bridge.check_topology import check_topology
-from qmp_bridge.child import Child
+from qmp_bridge.child import Child, last_lines
 from qmp_bridge.console import Console, connect
 from qmp_bridge.control_client import ControlClient
 from qmp_bridge.errors import VmDied
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
-from qmp_bridge.plan import Options, Plan, find_parts, make_plan, overridden
+from qmp_bridge.plan import TRACE_LOG, Options, Plan, find_parts, make_plan, overridden
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.relay import Relay
 from qmp_bridge.run_directory import RunDirectory
@@ -34,6 +34,7 @@ from vdev.qemu.machine import expected_functions, socket_path
 from vdev.qemu.restorable import late_units, restored_functions
 
 TAIL_LINES = 40
+TRACE_LINES = 50
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
 DRAIN_SECONDS = 2.0  # for what the guest said just before QEMU went
 _SILENT = "and the console said nothing: has its kernel CONFIG_SERIAL_8250_CONSOLE built in, its disk a boot loader?"
@@ -276,10 +277,11 @@ def _logs_kept_on_failure(vm: RunningVm, run: RunDirectory) -> Iterator[None]:
     except (ConfigError, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
         raise  # somebody's wish or mistake: there is nothing to look into
     except BaseException as error:
+        trace = last_lines(run.logs / TRACE_LOG, TRACE_LINES)  # complete now; whoever died earlier had not seen its end
         kept, problem = _kept(vm, run)
         match error:
             case VmDied():
-                error.logs, error.logs_problem = kept, problem
+                error.logs, error.logs_problem, error.trace = kept, problem, trace
                 error.tail = error.tail or vm.console_tail()
         raise
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from guest_tests.boot import Control, ControlError, newest_records
@@ -60,27 +59,27 @@ async def of_living(vm: RunningVm, control: Control, since: Beginning) -> Sectio
 
 def of_gone(vm: RunningVm, since: Beginning) -> Sections:
     """Of a guest that is gone, as long as its logs are where they were written."""
-    return _sections(vm, since, of_trace_file(vm.logs), [])
+    return _sections(vm, since, of_trace(last_lines(vm.logs / TRACE_LOG, NTRACE)), [])
 
 
-def with_kept_trace(sections: Sections, logs: Path) -> Sections:
-    """`sections` with the trace as it is in the logs that were kept: then it is complete."""
-    trace = of_trace_file(logs)
+def with_trace(sections: Sections, lines: Sequence[str]) -> Sections:
+    """`sections` with the trace as its file was when the backend had ended: then it is complete."""
+    trace = of_trace(lines)
     if not trace:
         return sections
     return [*((title, text) for title, text in sections if title != TRACE), (TRACE, "\n".join(trace))]
 
 
-def of_trace_file(logs: Path) -> list[str]:
-    """The last records among the logs, as text; what is no record is left out."""
-    records = [_record(text) for text in last_lines(logs / TRACE_LOG, NTRACE)]
-    lines = []
+def of_trace(lines: Sequence[str]) -> list[str]:
+    """The records in `lines` of a trace file, as text; what is no record is left out."""
+    records = [_record(text) for text in lines]
+    shown = []
     for record in _of_the_test([record for record in records if record is not None]):
         try:
-            lines.append(line(record))
+            shown.append(line(record))
         except (KeyError, TypeError, ValueError):  # the header, or a line half written
             continue
-    return lines
+    return shown
 
 
 def _sections(vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str]) -> Sections:

@@ -138,8 +138,8 @@ class Guest:
                     raise
         except VmDied as death:
             sections = self._sections or _console(death)
-            if death.logs is not None and not self._complete:
-                sections = evidence.with_kept_trace(sections, death.logs)
+            if not self._complete:
+                sections = evidence.with_trace(sections, death.trace)
             if death.logs_problem:
                 sections = [*sections, ("logs", death.logs_problem)]
             self.death = GuestGone(death.reason, sections, death.logs)

@@ -10,7 +10,7 @@ import pytest
 
 from guest_tests.boot import Control, ControlError
 from guest_tests.runner import evidence
-from guest_tests.runner.evidence import Beginning, begin, of_gone, of_living, of_trace_file, with_kept_trace
+from guest_tests.runner.evidence import Beginning, begin, of_gone, of_living, of_trace, with_trace
 from qmp_bridge.console import Console
 from qmp_bridge.up import RunningVm
 
@@ -74,11 +74,6 @@ def vm(tmp_path: Path) -> FakeVm:
     return FakeVm(tmp_path)
 
 
-def write_trace(directory: Path, *records: dict[str, Any] | str) -> None:
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-    (directory / "trace.jsonl").write_text("\n".join(lines) + "\n")
-
-
 async def test_a_beginning_marks_trace_events_and_console(vm: FakeVm) -> None:
     vm.console.feed(b"boot\nmore\n")
     control = FakeControl(query_events=[{"seq": 41}], trace_note={})
@@ -105,7 +100,7 @@ async def test_a_living_guest_is_shown_from_the_beginning_of_the_test(vm: FakeVm
 
 
 async def test_a_backend_that_does_not_answer_is_said_and_its_file_is_read(vm: FakeVm) -> None:
-    write_trace(vm.logs, note("test: a"), reset(2.0))
+    (vm.logs / "trace.jsonl").write_text("\n".join(lines(note("test: a"), reset(2.0))))
 
     sections = dict(await of_living(as_vm(vm), as_control(FakeControl()), Beginning()))
 
@@ -118,27 +113,33 @@ def test_what_is_empty_is_no_section(vm: FakeVm) -> None:
     assert of_gone(as_vm(vm), Beginning()) == []
 
 
-def test_a_trace_file_is_read_from_the_last_tests_note(tmp_path: Path) -> None:
-    write_trace(tmp_path, '{"vdev_trace": 1}', note("test: a"), reset(1.5), note("test: b", 2.0), reset(2.5))
-    assert [line.split()[-1] for line in of_trace_file(tmp_path)] == ["b", "STOP"]
+def lines(*records: dict[str, Any] | str) -> list[str]:
+    return [record if isinstance(record, str) else json.dumps(record) for record in records]
+
+
+def last_words(text: list[str]) -> list[str]:
+    return [line.split()[-1] for line in text]
+
+
+def test_a_trace_file_is_read_from_the_last_tests_note() -> None:
+    records = ('{"vdev_trace": 1}', note("test: a"), reset(1.5), note("test: b", 2.0), reset(2.5))
+    assert last_words(of_trace(lines(*records))) == ["b", "STOP"]
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", "5", "{}", '{"kind": "note"}', '{"t": "x", "kind": "vm", "type": "STOP"}'])
-def test_lines_that_are_no_records_are_left_out(tmp_path: Path, bad: str) -> None:
-    write_trace(tmp_path, bad, note("test: a"), bad, reset(2.0), bad)
-    assert [line.split()[-1] for line in of_trace_file(tmp_path)] == ["a", "STOP"]
+def test_lines_that_are_no_records_are_left_out(bad: str) -> None:
+    assert last_words(of_trace(lines(bad, note("test: a"), bad, reset(2.0), bad))) == ["a", "STOP"]
 
 
-def test_the_kept_trace_replaces_what_was_read_before_the_end(tmp_path: Path) -> None:
-    write_trace(tmp_path, note("test: a"), reset(2.0))
+def test_the_complete_trace_replaces_what_was_read_before_the_end() -> None:
     sections = [("guest console, last lines", "x"), (evidence.TRACE, "half of it")]
 
-    better = with_kept_trace(sections, tmp_path)
+    better = with_trace(sections, lines(note("test: a"), reset(2.0)))
 
     assert [title for title, _ in better] == ["guest console, last lines", evidence.TRACE]
     assert "STOP" in better[1][1]
 
 
-def test_without_a_kept_trace_what_was_read_stays(tmp_path: Path) -> None:
+def test_without_a_complete_trace_what_was_read_stays() -> None:
     sections = [(evidence.TRACE, "half of it")]
-    assert with_kept_trace(sections, tmp_path) == sections
+    assert with_trace(sections, []) == sections
