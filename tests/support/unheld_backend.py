@@ -1,6 +1,6 @@
 """The backend with one thing taken away: a unit's suspended rings do not hold the DMA of its endpoints.
 
-guest_tests/test_stop_cont.py runs it to see guest RAM change over vhost-user; without that nobody could tell that its
+tests/booted/test_stop_cont.py runs it to see guest RAM change over vhost-user; without that nobody could tell that its
 comparison of hashes can fail there. `python -m tests.support.unheld_backend ARGUMENTS-OF-VDEV...`
 """
 

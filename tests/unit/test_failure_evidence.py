@@ -11,9 +11,9 @@ import pytest
 
 from guest_tests import report, test_configs, test_first_light
 from guest_tests.boot import follow
-from guest_tests.conftest import GuestRun
 from guest_tests.payload.checks import CHECKS
 from guest_tests.report import NTRACE_SHOWN, Run
+from tests.booted.conftest import GuestRun
 from tests.support.trace import TraceRig
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.control.event_log import EventLog

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from guest_tests.boot import Control
-from guest_tests.conftest import CONFIG, DEFAULT_KERNEL
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.plan import Options
 from qmp_bridge.up import bring_up
+from tests.booted.conftest import CONFIG, DEFAULT_KERNEL
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 

@@ -25,11 +25,11 @@ import pytest
 from qemu.qmp import QMPClient
 
 from guest_tests.boot import Control
-from guest_tests.conftest import CONFIG
 from guest_tests.payload import __path__ as payload_path
 from guest_tests.payload.load import NCOPIES, OPENING
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
+from tests.booted.conftest import CONFIG
 from vdev.config import Config, load_config, parse_size
 from vdev.config.schema import ATTACHMENTS, Attach
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from guest_tests import report
-from guest_tests.conftest import GuestRun
 from guest_tests.payload.checks import Check, chosen
+from tests.booted.conftest import GuestRun
 
 # Most of the time goes into fetching parts on the first run ever; the boot itself takes seconds.
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]

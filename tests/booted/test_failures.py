@@ -11,11 +11,11 @@ import pytest
 
 from guest_tests import report
 from guest_tests.boot import boot
-from guest_tests.conftest import CONFIG
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.errors import VmDied
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
+from tests.booted.conftest import CONFIG
 from vdev.config import load_config
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.suite_lab import run, write
+from tests.support.suite_lab import run, write
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SECTION = "## Your own tests, in a guest"
 
 

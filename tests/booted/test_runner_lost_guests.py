@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from guest_tests.suite_lab import BOTH, Ended, junit, run, write
+from tests.support.suite_lab import BOTH, Ended, junit, run, write
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

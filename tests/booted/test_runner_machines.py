@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.suite_lab import MACHINE, ONE, Ended, run, write
+from tests.support.suite_lab import MACHINE, ONE, Ended, run, write
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

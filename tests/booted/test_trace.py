@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from guest_tests.conftest import DEFAULT_KERNEL, GuestRun
 from guest_tests.payload.checks import CHECKS
 from guest_tests.trace_example import check, documented, example, normalised
+from tests.booted.conftest import DEFAULT_KERNEL, GuestRun
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

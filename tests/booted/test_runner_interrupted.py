@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.suite_lab import ONE, Running, running, write
+from tests.support.suite_lab import ONE, Running, running, write
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.conftest import CONFIG, CONFIGS, GuestRun
-from guest_tests.launchers import channel_arguments, launch
 from guest_tests.report import Run
 from qmp_bridge.plan import Options, find_parts
+from tests.booted.conftest import CONFIG, CONFIGS, GuestRun
+from tests.support.launchers import channel_arguments, launch
 from vdev.config import load_config
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-RECIPES = Path(__file__).parent.parent / "docs" / "recipes"
+RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIGS / "on-root-bus.yaml"], ids=lambda path: path.stem)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.conftest import CONFIG, CONFIGS, GuestRun
 from guest_tests.disk_image import MAIN, PAYLOAD, why_not
-from guest_tests.launchers import channel_arguments, launch
-from guest_tests.recipe_tools import inside, qemu_script, recipe_tools
 from guest_tests.report import Run
 from qmp_bridge.plan import Options, find_parts
+from tests.booted.conftest import CONFIG, CONFIGS, GuestRun
+from tests.support.launchers import channel_arguments, launch
+from tests.support.recipe_tools import inside, qemu_script, recipe_tools
 from tests.support.serve_process import serving
 from vdev.config import load_config
 from vdev.parts.cache import Cache
@@ -26,7 +26,7 @@ from vdev.parts.qemu import packaged_qemu
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-RECIPES = Path(__file__).parent.parent / "docs" / "recipes"
+RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 DOMAIN = RECIPES / "libvirt" / "domain.xml"
 UNIT = RECIPES / "systemd" / "vdev@.service"
 ON_ROOT_BUS = CONFIGS / "on-root-bus.yaml"

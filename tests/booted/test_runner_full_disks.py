@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.suite_lab import ONE, Ended, run, write
+from tests.support.suite_lab import ONE, Ended, run, write
 from vdev.parts.cache import Cache
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from guest_tests.conftest import CONFIG
 from guest_tests.payload import __path__ as payload_path
 from guest_tests.payload.checks import chosen
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
+from tests.booted.conftest import CONFIG
 from tests.support.hostile_peers import ACTS, Act, Where, whatever_comes
 from tests.support.hostile_watch import Watch, working
 from tests.support.serve_process import ATTACKED, ServeProcess, serving

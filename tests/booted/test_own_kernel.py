@@ -13,12 +13,12 @@ import pytest
 
 from guest_tests import report
 from guest_tests.boot import boot
-from guest_tests.conftest import CONFIG, GuestRun
 from guest_tests.own_kernel import BZ_IMAGE, FRAGMENT, own_kernel, without
 from guest_tests.payload import __path__ as payload_path
 from guest_tests.payload.checks import chosen
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
+from tests.booted.conftest import CONFIG, GuestRun
 from vdev.config import load_config
 from vdev.parts.kernel import image_version
 from vdev.parts.progress import to_stderr
@@ -26,7 +26,7 @@ from vdev.parts.progress import to_stderr
 # What the demo says of a bare kernel that lacks an option; docs/own-kernel.md quotes the whole.
 LACKS = "lacks what the payload needs, built in or as a module: "
 SYMPTOMS = {"VIRTIO_IOMMU": "virtio_iommu", "VFIO_PCI": "vfio_pci", "VIRTIO_CONSOLE": "virtio_console"}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUILD_S = 4000
 DEMO_S = 300
 SOAK = os.environ.get("VDEV_TIER") == "soak"

@@ -16,17 +16,17 @@ from typing import NoReturn
 import pytest
 
 from guest_tests.boot import boot
-from guest_tests.conftest import CONFIG, GuestRun
 from guest_tests.disk_image import debian_image, image_part, payload_disk, payload_disk_arguments, why_not
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
+from tests.booted.conftest import CONFIG, GuestRun
 from vdev.config import load_config, override_vm
 from vdev.parts.cache import Cache
 from vdev.parts.progress import to_stderr
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(2400)]  # the image is made in it, too
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BOOT_S = 600.0  # a boot takes half a minute emulated; other tests may want the same processors
 PCI = "/sys/bus/pci"
 ACCELERATOR, DISK = "0000:01:00.0", "0000:00:01.1"

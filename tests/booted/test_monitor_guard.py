@@ -12,10 +12,10 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from guest_tests.boot import Control
-from guest_tests.conftest import CONFIG
 from qmp_bridge.guard import QMP, REASONS
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
+from tests.booted.conftest import CONFIG
 from vdev.config import load_config
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]

@@ -8,7 +8,7 @@ import pytest
 
 from guest_tests import report
 from guest_tests.boot import mapping_counts
-from guest_tests.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
+from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 

@@ -12,9 +12,9 @@ import pytest
 
 from guest_tests import report
 from guest_tests.boot import boot
-from guest_tests.conftest import CONFIG
 from guest_tests.report import Run
 from qmp_bridge.plan import Options
+from tests.booted.conftest import CONFIG
 from vdev.config import load_config
 from vdev.parts.cache import Cache
 from vdev.parts.cpio import CpioWriter

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from guest_tests.boot import Control
-from guest_tests.conftest import CONFIG
-from guest_tests.test_reset import CHECKS, PAYLOAD, boot_once, options
 from qmp_bridge.plan import find_parts
 from qmp_bridge.up import RunningVm, bring_up
+from tests.booted.conftest import CONFIG
+from tests.booted.test_reset import CHECKS, PAYLOAD, boot_once, options
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 

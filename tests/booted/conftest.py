@@ -19,10 +19,10 @@ from qmp_bridge.plan import Options
 from vdev.config import Config, EndpointConfig, load_config, override_vm, parse_bdf
 from vdev.config.schema import ATTACHMENTS, Attach
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = CONFIGS / "first-light.yaml"
 DEFAULT_KERNEL = "cloud"
-# More kernels, with commas between: flavours or paths. `VDEV_GUEST_KERNELS=cloud-backports pytest guest_tests`
+# More kernels, with commas between: flavours or paths. `VDEV_GUEST_KERNELS=cloud-backports pytest tests/booted`
 KERNELS = [DEFAULT_KERNEL, *(name for name in os.environ.get("VDEV_GUEST_KERNELS", "").split(",") if name)]
 
 
