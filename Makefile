@@ -32,8 +32,10 @@ soak: parts ## all tests at the full count the issues name
 check: setup ## style, types and import contracts only
 	@$(RUN) -m pytest tests/test_checks.py
 
-bench: setup ## measure, assert nothing
-	@$(RUN) -m benchmarks
+# Also: make bench QUICK=1 (under 4 minutes), ROUNDS=n, KERNEL=..., COMPARE=OLD.json; BASELINE=1 writes docs/benchmarks.md.
+bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMPARE=OLD.json)
+	@$(RUN) -m benchmarks all $(if $(QUICK),--quick) $(if $(BASELINE),--baseline) $(if $(COMPARE),--compare $(COMPARE)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KERNEL),--kernel $(KERNEL))
 
 fuzz: ## not there yet
 	@echo "make fuzz: not there yet; issue 6 (conformance) brings it" >&2; exit 2

@@ -1,229 +1,148 @@
-"""`make bench`: the request path and the DMA path, in process, as medians of interleaved rounds.
+"""`make bench`: the pieces in process, then guests against vdev and QEMU's own IOMMUs. Never asserts anything.
 
-Absolute times are of this machine; the ratio column compares each row with the plain Python or memory operation
-named beside it, measured in the same rounds, and is what to compare between commits.
+Results go to build/bench/latest.json and .svg as they come; `show` prints a file again, `compare` two of them.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tests.support.driver import DriverRing
-from vdev.control.event_log import EventLog
-from vdev.functions.dma import DmaDoor
-from vdev.iommu.engine import Engine
-from vdev.iommu.events import Event
-from vdev.iommu.settings import EndpointSettings, UnitSettings
-from vdev.memory import Region, RegionTable
-from vdev.trace.recorder import Handle, Surroundings, Trace, TraceOptions
-from vdev.trace.records import Decoder, UnitName
-from vdev.transports.fence import make_ordering
-from vdev.virtio.queue import Queue
-from vdev.wire import viommu as wire
+from benchmarks import compare, describe, document, plot, table
+from benchmarks.guest import rounds
+from benchmarks.guest.counts import SCALES, Scale
+from benchmarks.inprocess.measure import measure
+from benchmarks.results import Results, ResultsError, Sample, Setup, load, save
+from benchmarks.summary import summary
+from vdev.errors import VdevError
 
-ROUNDS = 5
-PAGE = 4096
-ENDPOINT = 0x100
-COPY_NBYTES = 1 << 20
-EVENT_LOG_ROW = "the same with the event log, trace off"
-Timed = Callable[[Handle], Handle]
-RW = wire.MAP_F_READ | wire.MAP_F_WRITE
+OUTPUT = Path("build/bench/latest.json")
+BASELINE = describe.ROOT / "benchmarks" / "baseline.json"
+PARTS = ("all", "inprocess", "guest")
 
 
-@dataclass(slots=True)
-class Row:
-    """One thing measured: `run(n)` does it n times."""
-
-    name: str
-    baseline: str
-    count: int
-    run: Callable[[int], None]
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median_us(self) -> float:
-        return statistics.median(self.seconds) / self.count * 1e6
-
-
-class _EnabledFunction:
-    dma_enabled = True
-
-    def __init__(self, memory: RegionTable) -> None:
-        self.memory = memory
+def command_line() -> argparse.ArgumentParser:
+    """The options; the first word says what to do."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="{all,inprocess,guest,show,compare}")
+    for name in PARTS:
+        run = commands.add_parser(name, help="measure " + ("both parts (the default)" if name == "all" else name))
+        _add_run_options(run)
+    show = commands.add_parser("show", help="print a result again")
+    show.add_argument("file", type=Path, nargs="?", default=OUTPUT)
+    both = commands.add_parser("compare", help="print two results side by side, measuring nothing")
+    both.add_argument("old", type=Path)
+    both.add_argument("new", type=Path, nargs="?", default=OUTPUT)
+    return parser
 
 
-def _engine(live: int = 0, emit: Callable[[Event], None] | None = None) -> Engine:
-    engine = Engine(UnitSettings("bench"), [EndpointSettings(ENDPOINT, "ep")], emit)
-    engine.set_features(engine.offered_features)
-    engine.handle(wire.Attach(wire.T_ATTACH, b"\0" * 3, 1, ENDPOINT, 0, b"\0" * 4).pack(), 4)
-    for number in range(live):
-        engine.handle(_map(0x40_0000_0000 + number * 2 * PAGE), 4)
-    return engine
-
-
-def _map(iova: int) -> bytes:
-    return wire.Map(wire.T_MAP, b"\0" * 3, 1, iova, iova + PAGE - 1, 0x10_0000, RW).pack()
-
-
-def _unmap(iova: int) -> bytes:
-    return wire.Unmap(wire.T_UNMAP, b"\0" * 3, 1, iova, iova + PAGE - 1, b"\0" * 4).pack()
-
-
-def _map_unmap(engine: Engine) -> Callable[[int], None]:
-    add, remove, handle = _map(0x1000_0000), _unmap(0x1000_0000), engine.handle
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            handle(add, 4)
-            handle(remove, 4)
-
-    return run
-
-
-def _ring(emit: Callable[[Event], None] | None = None, timed: Timed = lambda handle: handle) -> Callable[[int], None]:
-    engine, ordering = _engine(emit=emit), make_ordering()
-    handle = timed(engine.handle)
-    buffer = memoryview(bytearray(1 << 20))
-    memory = RegionTable()
-    memory.add(Region(0, len(buffer), buffer))
-    driver = DriverRing(buffer, 256, event_idx=True)
-    queue = Queue(
-        memory, 256, driver.desc_gpa, driver.avail_gpa, driver.used_gpa, event_idx=True, indirect=True,
-        ordering=ordering, max_chain_nbytes=65536,
-    )  # fmt: skip
-    requests = [_map(0x1000_0000), _unmap(0x1000_0000)]
-
-    def run(count: int) -> None:
-        for _ in range(count // 64):
-            for number in range(64):
-                driver.add([requests[number % 2]], [4], indirect=True)
-            driver.publish()
-            while (chain := queue.pop()) is not None:
-                queue.push(chain, chain.write(handle(chain.read(65536), chain.writable_nbytes)))
-            queue.publish()
-            driver.reap()
-
-    return run
-
-
-def _traced_ring(scratch: Path | None) -> Callable[[int], None]:
-    """The ring with the event log and a trace that is on; with `scratch`, writing all its lines, too."""
-    log, decoder = EventLog(time.monotonic), Decoder("bench", [UnitName("bench", 0x80, 10)], [])
-    waiting: list[Callable[[], None]] = []
-    around = Surroundings(
-        lambda on: None, lambda: {("bench", 1): (ENDPOINT,)}, time.monotonic_ns, lambda _, call: waiting.append(call)
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller batches: under four minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5, or 2 with --quick")
+    parser.add_argument("--contender", action="append", default=[], choices=list(table.TITLES), help="only these")
+    parser.add_argument("--kernel", metavar="NAME", help="of the guest, instead of Debian's cloud kernel")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="then compare with that result")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"instead of {OUTPUT}")
+    parser.add_argument(
+        "--baseline", action="store_true", help="write benchmarks/baseline.json and .svg, and docs/benchmarks.md"
     )
-    trace = Trace(decoder, decoder.header("0", "", 0), around)
-    trace.start(TraceOptions(file=str(scratch / "trace") if scratch else None))
-    log.trace = trace.emit
-    ring = _ring(log.emit, trace.timed)
-
-    def run(count: int) -> None:
-        for _ in range(count // 64):
-            ring(64)
-            while waiting:
-                waiting.pop()()
-
-    return run
 
 
-def _dma(*, paged: bool, scattered: bool = False) -> Callable[[int], None]:
-    """Copy 1 MiB; `paged` maps it page by page, `scattered` to pages that are no neighbours."""
-    engine = _engine()
-    ram = memoryview(bytearray(4 * COPY_NBYTES))
-    memory = RegionTable()
-    memory.add(Region(0, len(ram), ram))
-    step = PAGE if paged else COPY_NBYTES
-    spread = 2 if scattered else 1
-    for base, gpa in ((0, 0), (COPY_NBYTES, spread * COPY_NBYTES)):
-        for at in range(0, COPY_NBYTES, step):
-            start = base + at
-            engine.handle(wire.Map(wire.T_MAP, b"\0" * 3, 1, start, start + step - 1, gpa + at * spread, RW).pack(), 4)
-    door = DmaDoor(engine, ENDPOINT, _EnabledFunction(memory))
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            sources = door.views(0, COPY_NBYTES, write=False)
-            targets = door.views(COPY_NBYTES, COPY_NBYTES, write=True)
-            for source, target in zip(sources, targets, strict=True):
-                target[:] = source
-
-    return run
-
-
-def _memcpy() -> Callable[[int], None]:
-    source, target = memoryview(bytearray(COPY_NBYTES)), memoryview(bytearray(COPY_NBYTES))
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            target[:] = source
-
-    return run
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line says; 0, or 1 if a VM failed, 2 for input that cannot be used."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0].startswith("--"):
+        words.insert(0, "all")
+    arguments = command_line().parse_args(words)
+    try:
+        if arguments.command == "show":
+            return _print(table.lines(load(arguments.file)))
+        if arguments.command == "compare":
+            return _print(compare.lines(load(arguments.old), load(arguments.new)))
+        return _run(arguments)
+    except ResultsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except VdevError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except BrokenPipeError:  # whoever read the table has seen enough; all files are written before it is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was measured is in the output file\n")
+        return 130
 
 
-def _dict_update() -> Callable[[int], None]:
-    table: dict[int, int] = {}
+def _run(arguments: argparse.Namespace) -> int:
+    old = load(arguments.compare) if arguments.compare else None  # refused before minutes of measuring
+    output = arguments.output or (BASELINE if arguments.baseline else OUTPUT)
+    scale = _scale(arguments)
+    commit, modified = describe.commit()
+    results = Results(
+        date=describe.now(), commit=commit, modified=modified, scale=scale.name, machine=describe.machine(),
+        load_at_start=describe.load_average(),
+    )  # fmt: skip
+    screen, whole = _Progress(), True
+    if arguments.command != "guest":
+        results.in_process = measure(screen.say)
+        _keep(output, results)
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            table[1] = 2
-            del table[1]
+    def keep(setup: Setup, sample: Sample) -> None:
+        results.setup = setup
+        results.samples.append(sample)
+        _keep(output, results)
 
-    return run
-
-
-def _fence() -> Callable[[int], None]:
-    full = make_ordering().full
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            full()
-
-    return run
-
-
-def main() -> int:
-    """Measure every row ROUNDS times, interleaved, and print the table."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return _measure(_rows(Path(scratch)))
-
-
-def _rows(scratch: Path) -> list[Row]:
-    return [
-        Row("dict set and delete", "", 200_000, _dict_update()),
-        Row("memcpy 1 MiB", "", 200, _memcpy()),
-        Row("full fence", "dict set and delete", 50_000, _fence()),
-        Row("engine map+unmap, empty domain", "dict set and delete", 20_000, _map_unmap(_engine())),
-        Row("engine map+unmap, 100k live", "dict set and delete", 20_000, _map_unmap(_engine(100_000))),
-        Row("ring+engine, one request in a batch of 64", "dict set and delete", 12_800, _ring()),
-        Row(EVENT_LOG_ROW, "dict set and delete", 12_800, _ring(EventLog(time.monotonic).emit)),
-        Row("the same, trace in memory", EVENT_LOG_ROW, 12_800, _traced_ring(None)),
-        Row("the same, trace to a file", EVENT_LOG_ROW, 12_800, _traced_ring(scratch)),
-        Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, _dma(paged=False)),
-        Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, _dma(paged=True)),
-        Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, _dma(paged=True, scattered=True)),
-    ]
+    if arguments.command != "inprocess":
+        whole = rounds.run(scale, screen.say, keep, arguments.kernel)
+    written = _finish(output, results, baseline=arguments.baseline)
+    _print(table.lines(results))
+    if old is not None:
+        _print(["", *compare.lines(old, results)])
+    _print(["", *(f"written: {path}" for path in written)])
+    return 0 if whole else 1
 
 
-def _measure(rows: list[Row]) -> int:
-    for number in range(ROUNDS):
-        print(f"round {number + 1}/{ROUNDS}", file=sys.stderr, flush=True)
-        for row in rows:
-            start = time.perf_counter()
-            row.run(row.count)
-            row.seconds.append(time.perf_counter() - start)
-    by_name = {row.name: row for row in rows}
-    print(f"{'what':45} {'median us':>10} {'min':>9} {'max':>9}  ratio")
-    for row in rows:
-        each = [seconds / row.count * 1e6 for seconds in row.seconds]
-        ratio = f"{row.median_us / by_name[row.baseline].median_us:8.1f} x {row.baseline}" if row.baseline else ""
-        print(f"{row.name:45} {row.median_us:10.2f} {min(each):9.2f} {max(each):9.2f}  {ratio}")
+def _scale(arguments: argparse.Namespace) -> Scale:
+    scale = replace(SCALES["quick" if arguments.quick else "full"], contenders=tuple(arguments.contender))
+    return replace(scale, rounds=max(arguments.rounds, 1)) if arguments.rounds is not None else scale
+
+
+def _keep(output: Path, results: Results) -> None:
+    save(output, results, summary(results, table.REFERENCES))
+
+
+def _finish(output: Path, results: Results, *, baseline: bool) -> list[Path]:
+    """Write what is made of the file; everything that was written."""
+    written = [output]
+    if results.samples:
+        written.append(output.with_suffix(".svg"))
+        written[-1].write_text(plot.svg(results), encoding="utf-8")
+    if baseline:
+        written.append(document.update(results))
+    return written
+
+
+class _Progress:
+    """Lines to stderr with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - self._started:6.1f} s] {line}\n")
+        sys.stderr.flush()
+
+
+def _print(lines: Iterable[str]) -> int:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
     return 0
 
 

@@ -124,3 +124,12 @@ def test_every_map_and_unmap_went_through_vdev(first_light: GuestRun) -> None:
     assert requests["MAP"] > first_light.data("scattered-pages")["cycles"]
     assert requests["UNMAP"] > first_light.data("scattered-pages")["cycles"]
     assert unit["counters"]["faults_dropped"] == 0
+
+
+def test_the_mappings_of_the_kernels_own_driver_are_counted_for_people(first_light: GuestRun) -> None:
+    counts = first_light.run.counts["hwrng"]
+
+    assert counts.domain is not None
+    assert counts.live >= 1
+    assert (counts.maps > 0, counts.unmaps > 0) == (True, True)
+    assert f"rng0 has {counts.live} live mappings" in first_light.run.record("hwrng")["counted"]

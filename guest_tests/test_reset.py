@@ -1,17 +1,24 @@
-"""A guest that is reset while its accelerator works: the same vdev serves the machine that starts anew."""
+"""A guest that is reset, or resets itself, while its accelerator works: the same vdev serves it when it starts anew.
+
+One VM for each attachment starts three times: switched on, reset by QMP, rebooted by its own kernel.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guest_tests.boot import Control
-from guest_tests.conftest import CONFIG
+from guest_tests.conftest import CONFIG, DEFAULT_KERNEL
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.plan import Options
-from qmp_bridge.up import RunningVm, bring_up
+from qmp_bridge.up import bring_up
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 
@@ -35,6 +42,25 @@ time.sleep(600)
 """
 
 
+# The same, and resets itself by reboot(2) when it is told to.
+REBOOT = PAYLOAD.replace(
+    b"time.sleep(600)",
+    b"""\
+import ctypes
+while channel.receive(600) != {"reboot": True}:
+    pass
+RB_AUTOBOOT = 0x01234567
+ctypes.CDLL(None).reboot(RB_AUTOBOOT)
+time.sleep(600)
+""",
+)
+NEWEST = "cloud-backports"
+MACHINES = [
+    *((attach, DEFAULT_KERNEL) for attach in ATTACHMENTS),
+    *((attach, NEWEST) for attach in ATTACHMENTS if attach == "vfio-user" or os.environ.get("VDEV_TIER") == "soak"),
+]
+
+
 async def boot_once(messages: Any) -> tuple[str, dict[str, bool]]:
     """The boot's id, and the checks' verdicts."""
     boot_id = (await anext(messages))["boot_id"]
@@ -42,9 +68,26 @@ async def boot_once(messages: Any) -> tuple[str, dict[str, bool]]:
     return boot_id, {record["check"]: record["ok"] for record in records}
 
 
-async def _reset(vm: RunningVm) -> None:
-    await vm.qmp.execute("set-action", {"reboot": "reset"})  # -no-reboot would end QEMU instead
-    await vm.qmp.execute("system_reset")
+@dataclass(frozen=True)
+class Start:
+    """One start of the machine after the first, with what vdev saw of it and of the end of the one before."""
+
+    boot_id: str
+    verdicts: dict[str, bool]
+    used: dict[str, Any]  # the unit at the end of the one before
+    resets: list[str]
+    faults: list[Any]
+
+
+async def _start_anew(control: Control, messages: Any, how: Callable[[], Awaitable[Any]]) -> Start:
+    """Have the machine reset by `how`, and follow it until its checks are done."""
+    (used,) = await control.execute("query-iommu")
+    since = (await control.execute("query-events", limit=1))[0]["seq"] + 1
+    await how()
+    boot_id, verdicts = await boot_once(messages)
+    resets = await control.execute("query-events", since=since, kinds=["UnitReset"])
+    faults = await control.execute("query-events", since=since, kinds=["FaultRaised"])
+    return Start(boot_id, verdicts, used, [event["kind"] for event in resets], faults)
 
 
 def options(attach: Attach) -> Options:
@@ -52,23 +95,28 @@ def options(attach: Attach) -> Options:
     return Options(config_path=CONFIG, attach=attach, payload_files=files)
 
 
-@pytest.mark.parametrize("attach", ATTACHMENTS)
-async def test_after_a_system_reset_the_driver_binds_again_and_dma_works(attach: Attach) -> None:
-    async with bring_up(load_config(CONFIG), options(attach)) as vm:
+@pytest.mark.parametrize(("attach", "kernel"), MACHINES)
+async def test_after_a_system_reset_and_after_its_own_reboot_the_driver_binds_again_and_dma_works(
+    attach: Attach, kernel: str
+) -> None:
+    files: dict[str, Path | bytes] = {**(options(attach).payload_files or {}), "main.py": REBOOT}
+    machine = dataclasses.replace(options(attach), payload_files=files, kernel=kernel)
+    async with bring_up(load_config(CONFIG), machine) as vm:
         messages = vm.messages()
         first, before = await boot_once(messages)
+        await vm.qmp.execute("set-action", {"reboot": "reset"})  # -no-reboot would end QEMU instead
         async with Control.connected(vm.control_path) as control:
-            (used,) = await control.execute("query-iommu")
-            since = (await control.execute("query-events", limit=1))[0]["seq"] + 1
-            await _reset(vm)
-            second, after = await boot_once(messages)
-            resets = await control.execute("query-events", since=since, kinds=["UnitReset"])
-            faults = await control.execute("query-events", since=since, kinds=["FaultRaised"])
+            starts = [
+                await _start_anew(control, messages, lambda: vm.qmp.execute("system_reset")),
+                await _start_anew(control, messages, lambda: vm.send({"reboot": True})),
+            ]
         await messages.aclose()
 
-    assert before == after == dict.fromkeys(CHECKS, True)
-    assert first != second
-    assert used["mappings"] > 0
-    assert used["functions"]["accel0"]["running"]
-    assert "system" in [event["kind"] for event in resets]
-    assert faults == []
+    assert before == dict.fromkeys(CHECKS, True)
+    assert len({first, *(start.boot_id for start in starts)}) == 3
+    for start in starts:
+        assert start.verdicts == dict.fromkeys(CHECKS, True)
+        assert start.used["mappings"] > 0
+        assert start.used["functions"]["accel0"]["running"]
+        assert "system" in start.resets
+        assert start.faults == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ ALONE = ("conftest.py",)
 PACKAGES = ("vdev", "qmp_bridge", "guest_tests", "tests", "benchmarks", "scripts")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
+SUITES = sorted(path.parent for path in (ROOT / "guest_tests" / "suites").glob("*/guest-suite.yaml"))
 TOOLS = Path(sys.executable).parent
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+def _run(*command: str, cwd: Path = ROOT, **environment: str) -> None:
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
@@ -38,6 +41,14 @@ def test_the_formatter_would_change_nothing() -> None:
 @pytest.mark.timeout(300)
 def test_mypy_strict_finds_nothing() -> None:
     _run(str(TOOLS / "mypy"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("suite", SUITES, ids=[suite.name for suite in SUITES])
+def test_mypy_strict_finds_nothing_in_a_suite_of_guest_tests(suite: Path) -> None:
+    """From within, as pytest imports its modules; names may repeat from suite to suite."""
+    options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache" / suite.name))
+    _run(str(TOOLS / "mypy"), *options, "--explicit-package-bases", ".", cwd=suite, MYPYPATH=str(ROOT))
 
 
 def test_imports_go_downwards_only() -> None:

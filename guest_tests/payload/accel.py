@@ -29,7 +29,15 @@ FAULTED = 0x54
 
 RUNNING, HALTED, RESETTING = 1, 2, 4  # STATUS
 ENABLE, RESET, IRQ_ENABLE = 1, 2, 4  # CONTROL
-ERROR_BUS_MASTER_OFF = 6
+(
+    ERROR_RING_FETCH,
+    ERROR_COMPLETION_WRITE,
+    ERROR_BAD_CONFIG,
+    ERROR_BAD_TAIL,
+    ERROR_NOT_RUNNING,
+    ERROR_BUS_MASTER_OFF,
+    ERROR_STOPPED,
+) = range(1, 8)
 
 NOP, COPY, FILL, COMPARE, CHECKSUM = range(5)
 FLAG_IRQ, FLAG_SRC_DEVMEM, FLAG_DST_DEVMEM = 1, 2, 4
@@ -109,6 +117,7 @@ class Accelerator:
         self._iova = iova
         self._tail = 0
         self._tag = 0
+        self._tags = [0] * RING_NENTRIES  # what the completion of each entry must carry
 
     def reset(self) -> None:
         """Reset the engine and wait until it says so. Raises AcceleratorTimeout."""
@@ -128,10 +137,20 @@ class Accelerator:
         self.registers.write64(COMPLETION_BASE, self._iova + COMPLETIONS_OFFSET)
         self.registers.write32(CONTROL, control)
 
-    def submit(self, operation: Operation) -> int:
-        """Put one operation in the ring and ring the doorbell; returns its ring index."""
+    def submit(self, *operations: Operation) -> int:
+        """Put operations in the ring and ring the doorbell once; returns the ring index of the last one.
+
+        RING_NENTRIES - 1 may be outstanding; the caller sees to it.
+        """
         index = self._tail
-        self._tag = (self._tag + 1) & 0xFFFF
+        for operation in operations:
+            index = self._put(operation)
+        self.registers.write32(RING_TAIL, self._tail)
+        return index
+
+    def _put(self, operation: Operation) -> int:
+        index = self._tail
+        self._tag = self._tags[index] = (self._tag + 1) & 0xFFFF
         at = COMPLETIONS_OFFSET + index * COMPLETION.size
         self._memory[at : at + COMPLETION.size] = bytes(COMPLETION.size)
         DESCRIPTOR.pack_into(  # ordinary memory: the device looks only after the doorbell
@@ -147,7 +166,6 @@ class Accelerator:
             operation.arg,
         )
         self._tail = (index + 1) % RING_NENTRIES
-        self.registers.write32(RING_TAIL, self._tail)
         return index
 
     def status_of(self, index: int) -> int:
@@ -165,8 +183,8 @@ class Accelerator:
         ms = (time.monotonic_ns() - started_ns) / 1e6
         at = COMPLETIONS_OFFSET + index * COMPLETION.size
         tag, status, _, _, result, fault_iova, access, _ = COMPLETION.unpack_from(self._memory, at)
-        if tag != self._tag:
-            raise AcceleratorTimeout(f"completion {index} carries tag {tag}, expected {self._tag}")
+        if tag != self._tags[index]:
+            raise AcceleratorTimeout(f"completion {index} carries tag {tag}, expected {self._tags[index]}")
         return Completion(status, result, fault_iova, access, ms)
 
     def run(self, operation: Operation) -> Completion:

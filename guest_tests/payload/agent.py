@@ -11,6 +11,7 @@ import base64
 import fcntl
 import importlib
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -85,9 +86,11 @@ def run_module(channel: Channel, request: Message) -> Message:
 
 def call(channel: Channel, request: Message) -> Message:
     """Call a function of a module in this process, where what it leaves behind stays for the next call."""
-    where, _, name = request["function"].partition(":")
+    module, _, name = request["function"].partition(":")
+    if request["where"] not in sys.path:
+        sys.path.insert(0, request["where"])
     try:
-        return {"returned": getattr(importlib.import_module(where), name)(**request["arguments"])}
+        return {"returned": getattr(importlib.import_module(module), name)(**request["arguments"])}
     except Exception as error:  # whatever it is belongs to the caller
         return {"raised": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-MAX_TRACEBACK:]}
 

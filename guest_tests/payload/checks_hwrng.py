@@ -13,6 +13,7 @@ DEVICE_ID = 0x1044  # virtio 1.x, device type 4
 RNG_CURRENT = "class/misc/hw_random/rng_current"
 DEVICE = Path("/dev/hwrng")
 NBYTES = 4096
+BUFFER_NBYTES = 64  # what the driver asks for at a time
 MIN_VALUES = 200  # of 256: 4096 random bytes have fewer once in more runs than there will ever be
 TRANSLATED = ("DMA", "DMA-FQ")  # what the kernel calls domains whose mappings it makes for each buffer
 
@@ -31,7 +32,7 @@ def kernel_draws_random_bytes(lab: Lab) -> Finding:
     current = guest.read_text(guest.SYS / RNG_CURRENT)
     expect(current.startswith("virtio_rng"), f"the kernel draws from '{current}', not from virtio_rng")
     expect(DEVICE.is_char_device(), f"{DEVICE} is not there although {current} is")
-    first, second = _draw(), _draw()
+    first, second = draw(), draw()
     for drawn in (first, second):
         expect(len(set(drawn)) > MIN_VALUES, f"{len(drawn)} bytes have only {len(set(drawn))} values: not random")
     expect(first != second, "two reads gave the same bytes")
@@ -41,7 +42,7 @@ def kernel_draws_random_bytes(lab: Lab) -> Finding:
     return Finding(detail, {**facts, "counted_endpoint": endpoint_id(bdf)})
 
 
-def _draw() -> bytes:
+def draw() -> bytes:
     """NBYTES from the device; a read may give less than one asked for."""
     drawn = b""
     descriptor = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)

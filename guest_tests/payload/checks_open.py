@@ -46,7 +46,7 @@ def own_group(lab: Lab) -> Finding:
     lab.bdf = found[0]
     # Before a driver asks for a function, kernels up to at least 6.12 do not look it up in VIOT: it has no group.
     for bdf in found:
-        _bind_to_vfio(bdf)
+        bind_to_vfio(bdf)
         group = guest.link_name(guest.SYS / "bus/pci/devices" / bdf / "iommu_group")
         expect(group is not None, f"{bdf} is in no IOMMU group: the kernel does not put it behind the IOMMU")
         lab.accelerators[bdf] = int(group or -1)
@@ -66,7 +66,8 @@ def _reserved_regions(group: int) -> list[str]:
     return guest.read_text(GROUPS / str(group) / "reserved_regions").splitlines()
 
 
-def _bind_to_vfio(bdf: str) -> None:
+def bind_to_vfio(bdf: str) -> None:
+    """Give function `bdf` to vfio-pci, modules loaded. Raises CheckFailed and OSError."""
     for module in VFIO_MODULES:
         guest.load_module(module)
     unsafe = guest.SYS / "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"

@@ -15,7 +15,7 @@ import pytest
 
 Message = dict[str, Any]
 
-PLUGINS = ("guest_tests.payload.host", "guest_tests.payload.fixtures")
+PLUGINS = ("guest_tests.payload.host", "guest_tests.payload.fixtures", "guest_tests.payload.stock_fixtures")
 
 
 class Collector:

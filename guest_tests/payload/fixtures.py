@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,7 +24,10 @@ from .direct.accel import Accel, find_accels
 from .direct.function import PciFunction
 from .direct.memory import DmaArena, DmaPool
 from .direct.viommu import Viommu, find_units
+from .direct.virtio import VirtioPci
+from .direct.wire import BYPASS_OFFSET
 
+T = TypeVar("T")
 OpenViommu = Callable[..., Viommu]
 OpenAccel = Callable[..., Accel]
 
@@ -60,19 +64,42 @@ def accel_functions() -> Iterator[list[PciFunction]]:
     yield from _taken(find_accels())
 
 
+@dataclass
+class Unit:
+    """A unit over all tests: its registers, found once, and the value of bypass it had before the first of them."""
+
+    transport: VirtioPci
+    bypass: bool
+
+
+@pytest.fixture(scope="session")
+def units(unit_functions: list[PciFunction]) -> list[Unit]:
+    """All units, touched by nobody yet."""
+    transports = [VirtioPci(function) for function in unit_functions]
+    return [Unit(one, bool(one.read_config(BYPASS_OFFSET, 1) & 1)) for one in transports]
+
+
 @pytest.fixture
-def open_viommu(unit_functions: list[PciFunction], dma_pool: DmaPool) -> Iterator[OpenViommu]:
+def open_viommu(units: list[Unit], dma_pool: DmaPool) -> Iterator[OpenViommu]:
     """`open_viommu(unit=0, **options)`: unit number `unit`, started with the options of `Viommu.start`; closed after.
 
-    The same unit may be opened again, which starts it anew: the first one is dead then.
+    The same unit may be opened again, which starts it anew: the first one is dead then. A reset does not touch the
+    bypass byte; it is put back here.
     """
     with ExitStack() as stack:
 
         def open_one(unit: int = 0, **options: Any) -> Viommu:
-            function = _nth(unit_functions, unit, "IOMMU unit")
-            return stack.enter_context(Viommu.open(function, dma_pool, **options))
+            chosen = _nth(units, unit, "IOMMU unit")
+            stack.callback(_restore_bypass, chosen, dma_pool)
+            return stack.enter_context(Viommu.open(chosen.transport, dma_pool, **options))
 
         yield open_one
+
+
+def _restore_bypass(unit: Unit, pool: DmaPool) -> None:
+    if unit.transport.read_config(BYPASS_OFFSET, 1) & 1 != unit.bypass:
+        with Viommu.open(unit.transport, pool) as viommu:
+            viommu.bypass = unit.bypass
 
 
 @pytest.fixture
@@ -111,8 +138,8 @@ def mapped_accel(viommu: Viommu, open_accel: OpenAccel, accel_functions: list[Pc
     pytest.skip(f"no accelerator is behind {viommu.function.bdf}")
 
 
-def _nth(functions: list[PciFunction], number: int, what: str) -> PciFunction:
+def _nth(all_of_them: list[T], number: int, what: str) -> T:
     """Skip the test on a machine that has not so many."""
-    if number >= len(functions):
-        pytest.skip(f"this machine has {len(functions)} {what}(s), the test wants number {number}")
-    return functions[number]
+    if number >= len(all_of_them):
+        pytest.skip(f"this machine has {len(all_of_them)} {what}(s), the test wants number {number}")
+    return all_of_them[number]

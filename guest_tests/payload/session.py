@@ -19,7 +19,11 @@ from .host import HOST, MACHINE, Host
 
 Message = dict[str, Any]
 
-PLUGINS = ("guest_tests.payload.host", "guest_tests.payload.fixtures")  # where the guest's own fixtures are
+PLUGINS = (
+    "guest_tests.payload.host",
+    "guest_tests.payload.fixtures",
+    "guest_tests.payload.stock_fixtures",
+)  # where the guest's own fixtures are
 LISTEN_S = 3600.0
 NOWHERE = "/tmp/rehearsal"
 MAX_MESSAGE_NBYTES = 200_000  # the host takes lines of 256 KiB

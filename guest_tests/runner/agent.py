@@ -89,10 +89,10 @@ class Agent:
         self._open: str | None = None  # the module whose child process listens
         self._waits_for = ""  # what the running test asked of the host and has not got yet, in words
 
-    async def wake(self, *, restored: bool) -> Message:
+    async def wake(self, *, restored: bool, seconds: float = WAKE_SECONDS) -> Message:
         """Greet the guest; afterwards it sees vdev's functions. Raises GuestSilent, GuestRefused."""
         if not restored:
-            await self._next("hello", WAKE_SECONDS)
+            await self._next("hello", seconds)
         seed = base64.b64encode(os.urandom(64)).decode()
         request = {"do": "wake", "restored": restored, "time": time.time(), "seed": seed}
         return await self._ask(request, "kernel", WAKE_SECONDS)
@@ -106,10 +106,13 @@ class Agent:
                 file = {"path": path, "data": data, "more": at > 0, "mtime_ns": stat.st_mtime_ns}
                 await self._ask({"do": "put", "files": [file]}, "stored", FILES_SECONDS)
 
-    async def call(self, function: str, arguments: Message, limit: float) -> Any:
-        """Call "module:function" in the guest's own process. Raises CallFailed, GuestSilent, GuestRefused."""
+    async def call(self, function: str, arguments: Message, limit: float, where: str) -> Any:
+        """Call "module:function" in the guest's own process; the module may be in the directory `where`.
+
+        Raises CallFailed, GuestSilent, GuestRefused.
+        """
         await self.close_module()
-        request = {"do": "call", "function": function, "arguments": arguments}
+        request = {"do": "call", "function": function, "arguments": arguments, "where": where}
         async with within(limit, function):
             await self._vm.send(request)
             while True:

@@ -12,7 +12,7 @@ import pytest
 
 from guest_tests.runner.collection import PATTERNS, Found
 from guest_tests.runner.pool import Pool
-from guest_tests.runner.suite import Machine, Suite, load_suite
+from guest_tests.runner.suite import Machine, Suite, Tier, load_suite
 from vdev.errors import VdevError
 
 POOL = pytest.StashKey[Pool]()
@@ -45,7 +45,7 @@ class GuestDirectory(pytest.Directory):
         """
         if not hasattr(self, "suite"):
             try:
-                self.suite = load_suite(self.root, tuple(self.config.getoption("guest_kernel")))
+                self.suite = load_suite(self.root, tuple(self.config.getoption("guest_kernel")), tier())
             except VdevError as error:
                 raise self.CollectError(str(error)) from None
         for path in sorted(self.path.iterdir()):
@@ -142,9 +142,15 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
         item: GuestItem = GuestItem.from_parent(parent, name=name, nodeid=f"{parent.nodeid}::{name}")
         item.machine, item.found, item.module, item.order = machine, test, module, order
         item.extra_keyword_matches.update((machine.id, *test.keywords))
+        item.add_marker(_mark(parent.config, {"name": "guest", "args": (), "kwargs": {}}))
         for mark in test.marks:
             item.add_marker(_mark(parent.config, mark))
         yield item
+
+
+def tier() -> Tier:
+    """Which counts this session does."""
+    return "soak" if os.environ.get("VDEV_TIER") == "soak" else "normal"
 
 
 def suite_of(node: pytest.Collector) -> Suite:

@@ -17,6 +17,7 @@ import pytest
 from guest_tests.runner.agent import GuestRefused, Order
 from guest_tests.runner.evidence import Sections
 from guest_tests.runner.guest import GuestGone
+from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.reports import failed, lost_afterwards, restored, warn
@@ -121,17 +122,17 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Within a module all tests of one machine come before those of the next."""
-    places: dict[str, int] = {}
+    """Within a suite all tests of one machine come before those of the next: no guest is started twice."""
+    places: dict[Path | str, int] = {}
     for item in items:
-        places.setdefault(_module_of(item), len(places))
+        places.setdefault(_place_of(item), len(places))
     if any(isinstance(item, GuestItem) for item in items):
         _end_in_order_on_sigterm(config)
-        items.sort(key=lambda item: (places[_module_of(item)], item.order if isinstance(item, GuestItem) else 0))
+        items.sort(key=lambda item: (places[_place_of(item)], item.order if isinstance(item, GuestItem) else 0))
 
 
-def _module_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+def _place_of(item: pytest.Item) -> Path | str:
+    return item.machine.suite if isinstance(item, GuestItem) else item.nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)

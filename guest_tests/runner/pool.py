@@ -161,16 +161,20 @@ class Pool:
         if not guest.restored:
             self._unsaved.add(machine.key)  # saving or restoring it would fail again
             options.say(f"{machine.id}: booted in {time.monotonic() - started:.1f} s")
-        root, collection = machine.suite, self._collections.get(machine.suite)
-        files = [(str(root / name), path) for name, path in sources(root)]
-        if collection is not None:
-            files += compiled(root, collection.pycache)
         try:
-            await guest.do(lambda living: living.agent.put(files))
+            await self.give_files(guest)
         except BaseException:
             await guest.close()
             raise
         return guest
+
+    async def give_files(self, guest: Guest) -> None:
+        """Put the directory of the guest's tests, with what was compiled of it, into the guest."""
+        root = guest.machine.suite
+        files = [(str(root / name), path) for name, path in sources(root)]
+        if (collection := self._collections.get(root)) is not None:
+            files += compiled(root, collection.pycache)
+        await guest.do(lambda living: living.agent.put(files))
 
     def _options_for(self, machine: Machine) -> Options:
         modules = CHANNEL_MODULES if machine.driver == "none" else MODULES

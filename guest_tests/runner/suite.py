@@ -18,6 +18,7 @@ from vdev.errors import ConfigError
 
 FILE = "guest-suite.yaml"
 Driver = Literal["none", "stock"]
+Tier = Literal["normal", "soak"]
 MIN_TIMEOUT_S = 1.0
 _EXAMPLES = {
     "machines": "give a list such as - config: machine.yaml",
@@ -39,6 +40,7 @@ class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     # none: no driver of ours is loaded, tests drive the functions; stock: booted with VIOT, virtio_iommu and VFIO
     driver: Driver = "none"
     modules: tuple[str, ...] = ()  # loaded as well
+    tier: Tier = "normal"  # soak: this machine is there under VDEV_TIER=soak only
 
 
 class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +62,7 @@ class Machine:
     kernel: str | None
     append: str
     modules: tuple[str, ...]
+    tier: Tier  # what this session runs, not what the file says
 
     @property
     def key(self) -> tuple[Path, str]:
@@ -73,6 +76,7 @@ class Machine:
             "name": self.id,
             "driver": self.driver,
             "append": self.append,
+            "tier": self.tier,
             "attach": units[0].attach,
             "units": msgspec.to_builtins(units),
             "endpoints": msgspec.to_builtins(self.config.endpoints),
@@ -88,12 +92,19 @@ class Suite:
     timeout: float
 
 
-def load_suite(root: Path, kernels: tuple[str, ...] = ()) -> Suite:
-    """The suite of the directory `root`; `kernels` replace those it names. Raises ConfigError, naming the file."""
+def load_suite(root: Path, kernels: tuple[str, ...] = (), tier: Tier = "normal") -> Suite:
+    """The suite of the directory `root`; `kernels` replace those it names, and machines that then are the same are one.
+
+    Raises ConfigError, naming the file.
+    """
     path = root / FILE
     try:
         file = convert(parse_yaml(path.read_text(encoding="utf-8")), SuiteFile, _EXAMPLES)
-        machines = [machine for entry in file.machines for machine in _machines(root, entry, kernels)]
+        machines: list[Machine] = []
+        for entry in file.machines:
+            if tier in (entry.tier, "soak"):
+                found = _machines(root, entry, kernels, tier)
+                machines += [machine for machine in found if not kernels or machine not in machines]
         _check(file, machines)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}", "make it readable UTF-8") from None
@@ -113,7 +124,7 @@ def _check(file: SuiteFile, machines: list[Machine]) -> None:
         raise ConfigError("machines", f"two machines are called {twice!r}", "give each a name of its own")
 
 
-def _machines(root: Path, entry: MachineEntry, kernels: tuple[str, ...]) -> Iterator[Machine]:
+def _machines(root: Path, entry: MachineEntry, kernels: tuple[str, ...], tier: Tier) -> Iterator[Machine]:
     config = _config(root, entry.config)
     for attach in dict.fromkeys(entry.attach) or (None,):
         for kernel in kernels or entry.kernels or (None,):
@@ -127,6 +138,7 @@ def _machines(root: Path, entry: MachineEntry, kernels: tuple[str, ...]) -> Iter
                 kernel=kernel,
                 append=entry.append,
                 modules=entry.modules,
+                tier=tier,
             )
 
 

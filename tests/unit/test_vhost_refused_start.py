@@ -64,3 +64,37 @@ def test_a_ring_without_addresses_is_not_taken_to_be_at_0() -> None:
 
     assert rig.carrier.broken
     assert not any(rig.ram)
+
+
+def break_before_anything_is_taken(rig: CarrierRig) -> None:
+    """Claim more entries than the ring has."""
+    for head in range(rig.requests.size + 1):
+        rig.requests.offer(head % rig.requests.size)
+    rig.requests.publish()
+    rig.run()
+
+
+def test_a_new_driver_with_the_rings_of_one_that_broke_them_at_once_is_served() -> None:
+    rig = CarrierRig()
+    rig.start()
+    break_before_anything_is_taken(rig)
+    broken = rig.carrier.broken
+    bases = rig.stop()
+    rig.new_rings()
+
+    rig.start(*bases)
+
+    assert broken
+    assert bases == (0, 0)
+    assert rig.ask(ATTACH) == [OK]
+
+
+def test_the_driver_that_broke_its_rings_at_once_finds_them_broken_after_a_stop_as_well() -> None:
+    rig = CarrierRig()
+    rig.start()
+    break_before_anything_is_taken(rig)
+
+    rig.start(*rig.stop())
+    rig.run()
+
+    assert rig.carrier.broken

@@ -321,7 +321,13 @@ class VhostCarrier:
             self.push_config()
 
     def _goes_on(self, suspended: SuspendedRings) -> bool:
-        """Whether the driver that starts now is the one whose rings were suspended."""
+        """Whether the driver that starts now is the one whose rings were suspended.
+
+        Rings that broke before anything was taken from them are looked at anew: they may be a new driver's, and if
+        they are the old one's they break again.
+        """
+        if self.broken and not any(queue.next_avail for queue in suspended.queues if queue is not None):
+            return False
         keys = self._keys()
         if self._features != suspended.features or keys != suspended.keys:
             return False

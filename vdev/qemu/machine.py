@@ -155,8 +155,12 @@ def machine_arguments(config: Config, *, graphics: bool = True) -> list[str]:
 
 
 def device_arguments(config: Config, socket_dir: str, viot: str) -> list[str]:
-    """Root ports, our functions, and the table that puts them behind the IOMMU. ConfigError for a path too long."""
-    return [*_devices(config, socket_dir), "-acpitable", f"file={_quoted(viot)}"]
+    """Root ports, our functions, and the table that puts them behind the IOMMU. ConfigError for a path too long.
+
+    Without a unit there is no table: it would stand in the way of the one QEMU makes for an IOMMU of its own.
+    """
+    table = ["-acpitable", f"file={_quoted(viot)}"] if config.units else []
+    return [*_devices(config, socket_dir), *table]
 
 
 def functions_of(config: Config) -> Iterator[UnitConfig | EndpointConfig]:

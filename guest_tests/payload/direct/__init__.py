@@ -11,8 +11,10 @@ docs/direct-driver.md is the tour. In a guest, as root:
 from __future__ import annotations
 
 from .accel import (
+    Aborted,
     Accel,
     AccelError,
+    BadDescriptor,
     EngineStopped,
     Mismatch,
     TranslationFault,
@@ -34,7 +36,7 @@ from .errors import (
 from .function import PciFunction
 from .memory import DmaArena, DmaBuffer, DmaPool
 from .viommu import DEFAULT_FEATURES, Viommu, find_units
-from .vring import INDIRECT, NEXT, WRITE_ONLY, Chain, Descriptor, Segment
+from .vring import INDIRECT, NEXT, NO_NOTIFY, UNWRITTEN, WRITE_ONLY, Chain, Descriptor, Segment
 from .wire import (
     ATTACH_BYPASS,
     MMIO,
@@ -52,6 +54,7 @@ from .wire import (
     ResvMem,
     Status,
     Subtype,
+    UnknownProperty,
     Unmap,
 )
 
@@ -61,14 +64,18 @@ __all__ = [
     "INDIRECT",
     "MMIO",
     "NEXT",
+    "NO_NOTIFY",
     "READ",
+    "UNWRITTEN",
     "WRITE",
     "WRITE_ONLY",
+    "Aborted",
     "Accel",
     "AccelError",
     "Access",
     "Answer",
     "Attach",
+    "BadDescriptor",
     "Chain",
     "Config",
     "Descriptor",
@@ -100,6 +107,7 @@ __all__ = [
     "Status",
     "Subtype",
     "TranslationFault",
+    "UnknownProperty",
     "Unmap",
     "UnsupportedRequest",
     "Viommu",

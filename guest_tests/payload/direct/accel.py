@@ -8,8 +8,8 @@ The engine reads descriptors and writes completions by DMA as well: they lie at 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from .. import accel as engine
@@ -17,7 +17,7 @@ from .. import guest
 from ..bar import Registers
 from . import wait
 from .errors import DirectError
-from .function import COMMAND_BUS_MASTER, PciFunction
+from .function import Function, PciFunction
 from .memory import Allocator
 from .viommu import Viommu
 from .wire import Access
@@ -108,8 +108,9 @@ def find_accels() -> list[str]:
 class Accel:
     """One accelerator, reset and not started. `endpoint` is what the IOMMU knows it by."""
 
-    def __init__(self, function: PciFunction, memory: Allocator) -> None:
+    def __init__(self, function: Function, memory: Allocator) -> None:
         """Reset the engine. Raises OSError, OutOfDmaMemory, AcceleratorTimeout, DirectError if it is no accelerator."""
+        function.awake()
         self.function = function
         self.endpoint = function.endpoint
         self.domain = -1  # where `start_in` put it
@@ -117,25 +118,19 @@ class Accel:
         self.devmem: Registers = function.bar(DEVMEM_BAR)
         if (identity := self.registers.read32(engine.ID)) != engine.ID_VALUE:
             raise DirectError(f"{function.bdf}: ID register reads {identity:#x}, expected {engine.ID_VALUE:#x}")
-        self._owned: PciFunction | None = None
+        self._release = ExitStack()  # gives the function back, if `open` took it
         self._memory = memory.arena()
         self.ring = self._memory.alloc(RING_NBYTES)
         self.engine = engine.Accelerator(self.registers, self.ring.memory, RING_IOVA)
-        function.set_command(on=COMMAND_BUS_MASTER)
         self.engine.reset()
 
     @classmethod
-    def open(cls, target: str | PciFunction, memory: Allocator) -> Accel:
+    def open(cls, target: str | Function, memory: Allocator) -> Accel:
         """`target` is a BDF, taken and given back with `close`, or a function taken already."""
-        if isinstance(target, PciFunction):
-            return cls(target, memory)
-        function = PciFunction(target)
-        try:
+        with ExitStack() as undo:
+            function = undo.enter_context(PciFunction(target)) if isinstance(target, str) else target
             accel = cls(function, memory)
-        except BaseException:
-            function.release()
-            raise
-        accel._owned = function
+            accel._release = undo.pop_all()
         return accel
 
     # life
@@ -149,7 +144,7 @@ class Accel:
         where = self.ring.gpa if ring_iova is None else ring_iova
         self.engine = engine.Accelerator(self.registers, self.ring.memory, where)
         self.engine.start()
-        if not self.registers.read32(engine.STATUS) & engine.RUNNING:
+        if not self.is_running:
             raise self._stopped("the engine did not start")
         return self
 
@@ -166,12 +161,10 @@ class Accel:
 
     def close(self) -> None:
         """Reset the engine and free its ring; give the function back if `open` took it. Twice is once."""
-        if not self.ring.is_free:
-            self.engine.reset()
-            self._memory.close()
-        if self._owned is not None:
-            self._owned.release()
-            self._owned = None
+        with self._release:
+            if not self.ring.is_free:
+                self.engine.reset()
+                self._memory.close()
 
     def __enter__(self) -> Accel:
         return self
@@ -210,10 +203,24 @@ class Accel:
 
     def run(self, operation: engine.Operation, timeout_s: float = TIMEOUT_S) -> engine.Completion:
         """Any operation, whatever becomes of it. Raises EngineStopped, AcceleratorTimeout."""
+        (completion,) = self.run_all([operation], timeout_s)
+        return completion
+
+    def run_all(self, operations: Sequence[engine.Operation], timeout_s: float = TIMEOUT_S) -> list[engine.Completion]:
+        """Operations that are outstanding together, at most 63, by one doorbell: their completions, in their order.
+
+        A refused one is a completion like any other. Raises EngineStopped, AcceleratorTimeout.
+        """
+        if not 0 < len(operations) < engine.RING_NENTRIES:
+            raise ValueError(f"{len(operations)} operations, the ring holds 1 to {engine.RING_NENTRIES - 1}")
         started = time.monotonic_ns()
-        index = self.engine.submit(operation)
+        stop = self.engine.submit(*operations) + 1
+        indexes = [(stop - len(operations) + number) % engine.RING_NENTRIES for number in range(len(operations))]
+        return [self._completed(index, started, timeout_s) for index in indexes]
+
+    def _completed(self, index: int, started: int, timeout_s: float) -> engine.Completion:
         while not wait.until(lambda: self.engine.status_of(index) != engine.PENDING, _LOOK_S):
-            if not self.registers.read32(engine.STATUS) & engine.RUNNING:
+            if not self.is_running:
                 raise self._stopped("the engine stopped")
             if time.monotonic_ns() - started > timeout_s * 1e9:
                 raise engine.AcceleratorTimeout(f"no completion within {timeout_s:g} s ({self.engine.describe()})")
@@ -231,6 +238,18 @@ class Accel:
                 raise AssertionError(text) from fault
         else:
             raise AssertionError(f"the IOMMU let it pass; it should refuse {Access(access)!r} at {iova:#x}")
+
+    # registers
+
+    @property
+    def is_running(self) -> bool:
+        """STATUS says that the ring is served."""
+        return bool(self.registers.read32(engine.STATUS) & engine.RUNNING)
+
+    @property
+    def error(self) -> int:
+        """ERROR: one of engine.ERROR_*, or 0."""
+        return self.registers.read32(engine.ERROR)
 
     def _stopped(self, words: str) -> EngineStopped:
         read32, read64 = self.registers.read32, self.registers.read64

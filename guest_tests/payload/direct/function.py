@@ -11,8 +11,8 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Protocol
 
 from .. import guest
 from ..bar import Bar, Registers
@@ -54,19 +54,11 @@ class Capability:
     is_extended: bool = False
 
 
-class Function(Protocol):
-    """What drivers need of a PCI function; tests have their own."""
+class Function:
+    """What drivers need of a PCI function. Subclasses do three things: `_config_read`, `_config_write`, `bar`.
 
-    bdf: str
-
-    def read_config(self, offset: int, nbytes: int) -> int: ...
-    def write_config(self, offset: int, nbytes: int, value: int) -> None: ...
-    def capabilities(self) -> list[Capability]: ...
-    def bar(self, index: int) -> Registers: ...
-
-
-class ConfigSpace:
-    """Capability lists over exact configuration accesses, which subclasses make."""
+    `PciFunction` is the real one; tests have theirs.
+    """
 
     bdf: str
 
@@ -81,7 +73,11 @@ class ConfigSpace:
         self._config_write(offset, value.to_bytes(nbytes, "little"))
 
     def capabilities(self) -> list[Capability]:
-        """Both lists, in their order; a list that loops ends with its first repetition."""
+        """Both lists, in their order, as first read; a list that loops ends with its first repetition."""
+        return self._capabilities
+
+    @cached_property
+    def _capabilities(self) -> list[Capability]:
         return [*self._standard(), *self._extended()]
 
     def capability(self, id: int, *, extended: bool = False) -> Capability:
@@ -92,76 +88,14 @@ class ConfigSpace:
         kind = "extended capability" if extended else "capability"
         raise NotNegotiated(f"{self.bdf} has no {kind} {id:#04x}")
 
-    def _standard(self) -> list[Capability]:
-        if not self.read_config(STATUS, 2) & STATUS_CAPABILITIES:
-            return []
-        found: dict[int, Capability] = {}
-        at = self.read_config(CAPABILITIES, 1) & ~3
-        while at and at not in found and len(found) < _MAX_CAPABILITIES:
-            id, following = self.read_config(at, 1), self.read_config(at + 1, 1)
-            found[at] = Capability(id, at)
-            at = following & ~3
-        return list(found.values())
-
-    def _extended(self) -> list[Capability]:
-        found: dict[int, Capability] = {}
-        at = EXTENDED
-        while at >= EXTENDED and at not in found:
-            try:
-                header = self.read_config(at, 4)
-            except (OSError, EOFError):  # a conventional PCI function has 256 bytes
-                break
-            if header in (0, 0xFFFFFFFF):
-                break
-            found[at] = Capability(header & 0xFFFF, at, is_extended=True)
-            at = header >> 20 & ~3
-        return list(found.values())
-
-    def _config_read(self, offset: int, nbytes: int) -> bytes:
-        raise NotImplementedError
-
-    def _config_write(self, offset: int, data: bytes) -> None:
-        raise NotImplementedError
-
-
-def check_config_access(offset: int, nbytes: int) -> None:
-    """Raise ValueError unless it can be one access."""
-    if nbytes not in (1, 2, 4) or offset < 0 or offset % nbytes:
-        raise ValueError(f"{nbytes} bytes at {offset:#x} of configuration space are not one aligned access")
-
-
-class PciFunction(ConfigSpace):
-    """Function `bdf` ("0000:00:10.0"), taken from whatever driver had it, with memory and bus master on.
-
-    `release`, or leaving a `with` block, unmaps the BARs, restores the command register and gives the function back
-    to the driver that had it.
-    """
-
-    def __init__(self, bdf: str) -> None:
-        """Take the function. Raises OSError."""
-        self.bdf = bdf
-        self.path = guest.SYS / "bus/pci/devices" / bdf
-        self.driver_before = guest.link_name(self.path / "driver")
-        self._bars: dict[int, Bar] = {}
-        self._fd = os.open(self.path / "config", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            # A BAR cannot be mapped while a driver holds it, and a driver would use the device beside us.
-            guest.unbind_driver(bdf)
-            (self.path / "enable").write_text("1")
-            self.command_before = self.read_config(COMMAND, 2)
-            self.set_command(on=COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_OFF)
-        except BaseException:
-            os.close(self._fd)
-            raise
-
     @property
     def vendor_id(self) -> int:
-        """Vendor."""
+        """Vendor id."""
         return self.read_config(VENDOR_ID, 2)
 
     @property
     def device_id(self) -> int:
-        """Device."""
+        """Device id."""
         return self.read_config(DEVICE_ID, 2)
 
     @property
@@ -189,16 +123,9 @@ class PciFunction(ConfigSpace):
         bit = COMMAND_BUS_MASTER
         self.set_command(on=bit if enabled else 0, off=0 if enabled else bit)
 
-    def bar(self, index: int) -> Bar:
-        """BAR `index`, mapped once. Raises OSError (EINVAL: a driver holds the function)."""
-        if index not in self._bars:
-            fd = os.open(self.path / f"resource{index}", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                nbytes = os.fstat(fd).st_size
-                self._bars[index] = Bar(mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
-            finally:
-                os.close(fd)
-        return self._bars[index]
+    def awake(self) -> None:
+        """Memory and bus master on, as a function that was taken has them, whatever a test made of them."""
+        self.set_command(on=COMMAND_MEMORY | COMMAND_BUS_MASTER)
 
     def has_flr(self) -> bool:
         """Whether a PCI Express capability offers function-level reset."""
@@ -222,6 +149,83 @@ class PciFunction(ConfigSpace):
         for number in range(_HEADER_NBYTES // 4 - 1, -1, -1):  # BARs before the command register
             if self.read_config(4 * number, 4) != header[number]:
                 self.write_config(4 * number, 4, header[number])
+
+    def _standard(self) -> list[Capability]:
+        if not self.read_config(STATUS, 2) & STATUS_CAPABILITIES:
+            return []
+        found: dict[int, Capability] = {}
+        at = self.read_config(CAPABILITIES, 1) & ~3
+        while at and at not in found and len(found) < _MAX_CAPABILITIES:
+            id, following = self.read_config(at, 1), self.read_config(at + 1, 1)
+            found[at] = Capability(id, at)
+            at = following & ~3
+        return list(found.values())
+
+    def _extended(self) -> list[Capability]:
+        found: dict[int, Capability] = {}
+        at = EXTENDED
+        while at >= EXTENDED and at not in found:
+            try:
+                header = self.read_config(at, 4)
+            except (OSError, EOFError):  # a conventional PCI function has 256 bytes
+                break
+            if header in (0, 0xFFFFFFFF):
+                break
+            found[at] = Capability(header & 0xFFFF, at, is_extended=True)
+            at = header >> 20 & ~3
+        return list(found.values())
+
+    def bar(self, index: int) -> Registers:
+        """BAR `index`, mapped."""
+        raise NotImplementedError
+
+    def _config_read(self, offset: int, nbytes: int) -> bytes:
+        raise NotImplementedError
+
+    def _config_write(self, offset: int, data: bytes) -> None:
+        raise NotImplementedError
+
+
+def check_config_access(offset: int, nbytes: int) -> None:
+    """Raise ValueError unless it can be one access."""
+    if nbytes not in (1, 2, 4) or offset < 0 or offset % nbytes:
+        raise ValueError(f"{nbytes} bytes at {offset:#x} of configuration space are not one aligned access")
+
+
+class PciFunction(Function):
+    """Function `bdf` ("0000:00:10.0"), taken from whatever driver had it, with memory and bus master on.
+
+    `release`, or leaving a `with` block, unmaps the BARs, restores the command register (but leaves DMA off) and
+    gives the function back to the driver that had it.
+    """
+
+    def __init__(self, bdf: str) -> None:
+        """Take the function. Raises OSError."""
+        self.bdf = bdf
+        self.path = guest.SYS / "bus/pci/devices" / bdf
+        self.driver_before = guest.link_name(self.path / "driver")
+        self._bars: dict[int, Bar] = {}
+        self._fd = os.open(self.path / "config", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # A BAR cannot be mapped while a driver holds it, and a driver would use the device beside us.
+            guest.unbind_driver(bdf)
+            (self.path / "enable").write_text("1")
+            self.command_before = self.read_config(COMMAND, 2)
+            self.set_command(on=COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_OFF)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def bar(self, index: int) -> Bar:
+        """BAR `index`, mapped once. Raises OSError (EINVAL: a driver holds the function)."""
+        if index not in self._bars:
+            fd = os.open(self.path / f"resource{index}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                nbytes = os.fstat(fd).st_size
+                self._bars[index] = Bar(mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
+            finally:
+                os.close(fd)
+        return self._bars[index]
 
     def release(self) -> None:
         """Give the function back, as it was. Twice is once."""

@@ -5,8 +5,10 @@ Each vector's address is a word of RAM. An interrupt stores the vector's data th
 
 from __future__ import annotations
 
+import time
+
 from . import wait
-from .errors import DirectError, NotNegotiated
+from .errors import DirectError, NoAnswer, NotNegotiated
 from .function import CAP_MSIX, Function
 from .memory import Allocator, DmaBuffer
 
@@ -27,6 +29,7 @@ class Vector:
 
     def __init__(self, table: MsixTable, number: int, word: memoryview) -> None:
         self.number = number
+        self.gpa = table.buffer.gpa + number * _WORD_NBYTES
         self.data = _DATA_BASE + number
         self._table = table
         self._word = word
@@ -50,6 +53,16 @@ class Vector:
         self.clear()
         return True
 
+    def settle(self, quiet_s: float = 0.05, timeout_s: float = 2.0) -> None:
+        """Clear until nothing came for `quiet_s`: before a test that wants silence. Raises NoAnswer if it never ends.
+
+        QEMU may interrupt once too often after a start behind vhost-user, and a message takes its time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.wait(quiet_s):
+            if time.monotonic() > deadline:
+                raise NoAnswer(f"vector {self.number} keeps firing")
+
     def mask(self) -> None:
         """Hold its messages back; the device keeps them pending."""
         self._table.set_vector_control(self.number, _VECTOR_MASK)
@@ -62,6 +75,10 @@ class Vector:
     def is_pending(self) -> bool:
         """Its bit in the pending-bit array."""
         return bool(self._table.pending() >> self.number & 1)
+
+    def wait_pending(self, timeout_s: float = 2.0) -> bool:
+        """Whether it became pending within `timeout_s`: behind vhost-user an interrupt is later than its answer."""
+        return wait.until(lambda: self.is_pending, timeout_s)
 
 
 class MsixTable:
@@ -87,14 +104,18 @@ class MsixTable:
         """Write every entry, masked as a whole meanwhile, and enable. Needed again after a function-level reset."""
         self._set_control(_ENABLE | _MASK_ALL)
         for vector in self.vectors:
-            vector.clear()
-            gpa = self.buffer.gpa + vector.number * _WORD_NBYTES
-            entry = self._table_offset + vector.number * _ENTRY_NBYTES
-            self._table.write32(entry + _ADDRESS, gpa & 0xFFFFFFFF)
-            self._table.write32(entry + _ADDRESS_HIGH, gpa >> 32)
-            self._table.write32(entry + _DATA, vector.data)
-            self._table.write32(entry + _VECTOR_CONTROL, 0)
+            self.set_message(vector.number, vector.gpa, vector.data)
+            self.set_vector_control(vector.number, 0)
         self._set_control(_ENABLE)
+        for vector in self.vectors:
+            vector.clear()  # what an earlier driver left pending arrives with the first enable
+
+    def set_message(self, number: int, gpa: int, data: int) -> None:
+        """What vector `number` writes, and where; mask it meanwhile unless nothing interrupts."""
+        entry = self._table_offset + number * _ENTRY_NBYTES
+        self._table.write32(entry + _ADDRESS, gpa & 0xFFFFFFFF)
+        self._table.write32(entry + _ADDRESS_HIGH, gpa >> 32)
+        self._table.write32(entry + _DATA, data)
 
     def mask_all(self, masked: bool) -> None:
         """The function mask: holds every vector back, whatever its own mask."""

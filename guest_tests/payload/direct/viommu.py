@@ -11,12 +11,13 @@ The same code drives a unit attached by vfio-user and one attached by vhost-user
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from .. import guest
 from . import wire
 from .answers import DIRECT, Answer, Layout, RequestRefused
-from .errors import NotNegotiated
+from .errors import NoAnswer, NotNegotiated
 from .events import EventQueue
 from .function import Function, PciFunction
 from .memory import Allocator, DmaBuffer
@@ -40,6 +41,7 @@ DEFAULT_FEATURES = (
     | Feature.EVENT_IDX
 )
 NEVENTS = 16
+CLASS_IOMMU = 0x080600
 _CONFIG_WIDTHS = (8, 8, 8, 4, 4, 4, 1, 1, 1, 1)
 
 
@@ -51,21 +53,21 @@ def find_units() -> list[str]:
 class Viommu:
     """One unit. `open` makes a running one; `start` and `reset` may be called as often as one likes."""
 
-    def __init__(self, function: Function, memory: Allocator) -> None:
-        """Find the registers of `function`, and touch nothing. Raises NotNegotiated."""
-        self.function = function
-        self.transport = VirtioPci(function)
+    def __init__(self, transport: VirtioPci, memory: Allocator) -> None:
+        """Touches nothing."""
+        self.function = transport.function
+        self.transport = transport
         self.features = Feature(0)  # what was negotiated
         self.msix: MsixTable | None = None
         self._memory = memory.arena()
-        self._owned: PciFunction | None = None
+        self._release = ExitStack()  # gives the function back, if `open` took it
         self._queues: tuple[RequestQueue, EventQueue] | None = None
         self._config: Config | None = None
 
     @classmethod
     def open(
         cls,
-        target: str | Function,
+        target: str | Function | VirtioPci,
         memory: Allocator,
         *,
         features: int | None = None,
@@ -74,19 +76,23 @@ class Viommu:
         nevents: int = NEVENTS,
         msix: bool = False,
     ) -> Viommu:
-        """A running unit: `target` is a BDF, taken and given back with `close`, or a function taken already.
+        """A running unit. `target` is a BDF, taken and given back with `close`; or a function taken already; or the
+        registers of one, which is quicker than finding them anew.
 
         For the rest see `start`. Raises what it raises, and OSError when the function cannot be taken.
         """
-        owned = PciFunction(target) if isinstance(target, str) else None
+        with ExitStack() as undo:
+            if isinstance(target, str):
+                target = undo.enter_context(PciFunction(target))
+            viommu = cls(target if isinstance(target, VirtioPci) else VirtioPci(target), memory)
+            viommu._release = undo.pop_all()
         try:
-            viommu = cls(target if owned is None else owned, memory)  # type: ignore[arg-type]
+            viommu.function.awake()
             viommu.start(features=features, without=without, queue_size=queue_size, nevents=nevents, msix=msix)
         except BaseException:
-            if owned is not None:
-                owned.release()
+            with suppress(NoAnswer):
+                viommu.close()
             raise
-        viommu._owned = owned
         return viommu
 
     # life
@@ -140,14 +146,12 @@ class Viommu:
         self._memory.close()
 
     def close(self) -> None:
-        """Reset the device, free all memory, give the function back if `open` took it. Twice is once."""
-        try:
+        """Reset the device, free all memory, give the function back if `open` took it. Twice is once.
+
+        Raises NoAnswer when the device does not come out of reset.
+        """
+        with self._release:  # it switches bus master off, so even a device without answer is kept from the memory
             self.reset()
-        finally:
-            self._memory.close()
-            if self._owned is not None:
-                self._owned.release()
-                self._owned = None
 
     def __enter__(self) -> Viommu:
         return self
@@ -277,6 +281,11 @@ class Viommu:
         if self.msix is None:
             raise NotNegotiated("not started with msix=True")
         return self._vectors
+
+    @property
+    def is_vhost_user(self) -> bool:
+        """Whether QEMU carries the unit by vhost-user; its class code tells, and little else of what a driver sees."""
+        return self.function.class_code != CLASS_IOMMU
 
     @property
     def is_broken(self) -> bool:

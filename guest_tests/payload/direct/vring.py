@@ -201,8 +201,23 @@ class SplitRing:
         fence.full()
         old, self._announced = self._announced, self._next_avail
         if self.event_idx:
-            return need_event(self._used[2 + 4 * self.size], self._next_avail, old)
-        return not self._used[0] & NO_NOTIFY
+            return need_event(self.avail_event, self._next_avail, old)
+        return not self.used_flags & NO_NOTIFY
+
+    @property
+    def next_avail(self) -> int:
+        """The index of the next entry to be posted, modulo 2^16."""
+        return self._next_avail
+
+    @property
+    def used_flags(self) -> int:
+        """The device's flags: NO_NOTIFY, where EVENT_IDX was not negotiated."""
+        return self._used[0]
+
+    @property
+    def avail_event(self) -> int:
+        """The index of the entry the device wants a kick for, where EVENT_IDX was negotiated."""
+        return self._used[2 + 4 * self.size]
 
     # the device's answers
 
@@ -242,9 +257,14 @@ class SplitRing:
         else:
             self._avail[0] = 0 if wanted else NO_INTERRUPT
 
+    def want_interrupt_after(self, count: int) -> None:
+        """Ask for one interrupt, when `count` more chains came back: EVENT_IDX must be negotiated."""
+        self._wants_interrupts = False
+        self._avail[2 + self.size] = (self._next_used + count - 1) & 0xFFFF
+
     def __str__(self) -> str:
         """The ring's state, for error texts."""
-        used_flags, used_idx, event = self._used[0], self._used[1], self._used[2 + 4 * self.size]
+        used_flags, used_idx, event = self.used_flags, self._used[1], self.avail_event
         words = f"available idx {self._avail[1]}, used idx {used_idx}, reaped {self._next_used}"
         wish = f"avail_event {event}" if self.event_idx else f"used flags {used_flags:#x}"
         return f"ring of {self.size}: {words}, {wish}, heads out {sorted(self.outstanding)[:8]}"

@@ -1,0 +1,64 @@
+"""The table of what is measured in process, and its interleaved rounds.
+
+Absolute times are of this machine; the ratio column compares each row with the plain Python or memory operation
+named beside it, measured in the same rounds, and is what to compare between commits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.inprocess.dma import dma
+from benchmarks.inprocess.plain import dict_update, fence, memcpy
+from benchmarks.inprocess.requests import attached_engine, map_unmap, ring, traced_ring
+from benchmarks.results import InProcessRow
+from vdev.control.event_log import EventLog
+from vdev.parts.progress import Say
+
+ROUNDS = 5
+EVENT_LOG_ROW = "the same with the event log, trace off"
+
+
+@dataclass(slots=True)
+class Row:
+    """One thing measured: `run(n)` does it n times."""
+
+    name: str
+    baseline: str
+    count: int
+    run: Callable[[int], None]
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(say: Say) -> list[InProcessRow]:
+    """Measure every row ROUNDS times, interleaved."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = _rows(Path(scratch))
+        for number in range(ROUNDS):
+            say(f"in process, round {number + 1}/{ROUNDS}")
+            for row in rows:
+                start = time.perf_counter()
+                row.run(row.count)
+                row.seconds.append(time.perf_counter() - start)
+    return [InProcessRow(row.name, row.baseline, [each / row.count * 1e6 for each in row.seconds]) for row in rows]
+
+
+def _rows(scratch: Path) -> list[Row]:
+    return [
+        Row("dict set and delete", "", 200_000, dict_update()),
+        Row("memcpy 1 MiB", "", 200, memcpy()),
+        Row("full fence", "dict set and delete", 50_000, fence()),
+        Row("engine map+unmap, empty domain", "dict set and delete", 20_000, map_unmap(attached_engine())),
+        Row("engine map+unmap, 100k live", "dict set and delete", 20_000, map_unmap(attached_engine(100_000))),
+        Row("ring+engine, one request in a batch of 64", "dict set and delete", 12_800, ring()),
+        Row(EVENT_LOG_ROW, "dict set and delete", 12_800, ring(EventLog(time.monotonic).emit)),
+        Row("the same, trace in memory", EVENT_LOG_ROW, 12_800, traced_ring(None)),
+        Row("the same, trace to a file", EVENT_LOG_ROW, 12_800, traced_ring(scratch)),
+        Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, dma(paged=False)),
+        Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, dma(paged=True)),
+        Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, dma(paged=True, scattered=True)),
+    ]

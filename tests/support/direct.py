@@ -1,0 +1,213 @@
+"""A machine without QEMU and kernel for the guest's user-space driver: our own functions behind its interfaces.
+
+Every access of the driver is written down with its width and handed to the function; after each write the workers run
+until they wait for a kick. QEMU's part of MSI-X, the vector table, is here: a message is four bytes in RAM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guest_tests.payload.bar import Registers
+from guest_tests.payload.direct.accel import Accel
+from guest_tests.payload.direct.function import CAP_MSIX, Function
+from guest_tests.payload.direct.memory import HUGE_NBYTES, DmaPool
+from guest_tests.payload.direct.viommu import Viommu
+from vdev.assemble import Machine
+from vdev.config import Config, EndpointConfig, UnitConfig
+from vdev.functions.base import Progress, Worker
+from vdev.functions.virtio_pci import MSIX_BAR as UNIT_MSIX_BAR
+from vdev.memory import Region
+from vdev.pci.base import PciFunction
+from vdev.virtio.ordering import NoOrdering
+from vdev.wire import pci
+
+RAM_GPA = 0x4000_0000
+LATER_NS = 10_000_000  # long after any poll window
+MAX_SLICES = 10_000
+ONE_OF_EACH = Config(units=(UnitConfig(name="iommu0"),), endpoints=(EndpointConfig(name="accel0"),))
+_TABLE_NBYTES = 0x800
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One access of the driver to a BAR."""
+
+    bar: int
+    offset: int
+    nbytes: int
+    value: int | None = None  # what was written; None for a read
+
+    @property
+    def is_write(self) -> bool:
+        return self.value is not None
+
+
+class SimRam:
+    """Huge pages whose addresses count upwards; every function of the machine reaches them."""
+
+    def __init__(self, machine: SimMachine) -> None:
+        self._machine = machine
+        self._next = RAM_GPA
+        self.is_closed = False
+
+    def take(self) -> tuple[int, memoryview]:
+        """A page, with a hole behind it."""
+        gpa, self._next = self._next, self._next + 2 * HUGE_NBYTES
+        page = memoryview(bytearray(HUGE_NBYTES))
+        for function in self._machine.functions.values():
+            function.device.memory.add(Region(gpa, HUGE_NBYTES, page))
+            function.device.memory_changed()
+        return gpa, page
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class SimMachine:
+    """One VM's functions, a pool of memory they reach, and no time-outs: whatever happens has happened on return."""
+
+    def __init__(self, config: Config = ONE_OF_EACH) -> None:
+        self._woken: set[int] = set()
+        self._workers: dict[int, Worker] = {}
+        self._now_ns = 0
+        self.vdev = Machine(
+            config, emit=lambda event: None, wake=self._wake, wake_at=lambda worker, when: None, ordering=NoOrdering()
+        )
+        bdfs = {unit.name: f"0000:{unit.bdf}" for unit in config.units}
+        bdfs |= {endpoint.name: f"0000:{endpoint.bdf}" for endpoint in config.endpoints}
+        self.functions = {
+            name: SimFunction(bdfs[name], function, self)
+            for name, function in self.vdev.functions.items()
+            if isinstance(function, PciFunction)
+        }
+        self.pool = DmaPool(SimRam(self))
+
+    def run(self) -> None:
+        """Run every woken worker until it waits."""
+        for _ in range(MAX_SLICES):
+            if not self._woken:
+                return
+            for key in sorted(self._woken):
+                self._now_ns += LATER_NS
+                if self._workers[key].run_slice(self._now_ns) is Progress.IDLE:
+                    self._woken.discard(key)
+        raise AssertionError("the workers do not come to rest")
+
+    def _wake(self, worker: Worker) -> None:
+        self._workers[id(worker)] = worker
+        self._woken.add(id(worker))
+
+
+class SimFunction(Function):
+    """One of the machine's functions as the driver sees it."""
+
+    def __init__(self, bdf: str, device: PciFunction, machine: SimMachine) -> None:
+        self.bdf = bdf
+        self.device = device
+        self.machine = machine
+        self.accesses: list[Access] = []
+        self.config_writes: list[tuple[int, bytes]] = []
+        self.table = bytearray(_TABLE_NBYTES)
+        self._held: set[int] = set()
+        device.raise_vector = self._deliver
+        self._bars = {bar.index: SimBar(self, bar.index) for bar in device.bars}
+        self.set_command(on=int(pci.Command.MEMORY | pci.Command.BUS_MASTER))
+
+    def bar(self, index: int) -> Registers:
+        return self._bars[index]
+
+    def _config_read(self, offset: int, nbytes: int) -> bytes:
+        return self.device.config_read(offset, nbytes)
+
+    def _config_write(self, offset: int, data: bytes) -> None:
+        self.config_writes.append((offset, data))
+        self.device.config_write(offset, data)
+        self.deliver_held()
+        self.machine.run()
+
+    def _deliver(self, vector: int) -> None:
+        self._held.add(vector)
+        self.deliver_held()
+
+    def deliver_held(self) -> None:
+        """QEMU remembers the messages of masked vectors."""
+        control = self.read_config(self.capability(CAP_MSIX).offset + pci.MSIX_CONTROL, 2)
+        if not control & pci.MSIX_ENABLE or control & pci.MSIX_FUNCTION_MASK:
+            return
+        for vector in sorted(self._held):
+            entry = self.table[16 * vector : 16 * vector + 16]
+            if not entry[12] & 1:
+                self._held.discard(vector)
+                self._store(int.from_bytes(entry[:8], "little"), bytes(entry[8:12]))
+
+    def _store(self, gpa: int, message: bytes) -> None:
+        region = self.device.memory.find(gpa)
+        assert region is not None
+        assert region.view is not None
+        region.view[gpa - region.gpa : gpa - region.gpa + 4] = message
+
+
+class SimBar:
+    """A BAR that writes every access down."""
+
+    def __init__(self, function: SimFunction, index: int) -> None:
+        self.function, self.index = function, index
+        self.has_table = index == UNIT_MSIX_BAR and function.device.msix_vectors == 3
+
+    def read8(self, offset: int) -> int:
+        return self._read(1, offset)
+
+    def read16(self, offset: int) -> int:
+        return self._read(2, offset)
+
+    def read32(self, offset: int) -> int:
+        return self._read(4, offset)
+
+    def read64(self, offset: int) -> int:
+        return self._read(8, offset)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._write(1, offset, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._write(2, offset, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(4, offset, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        self._write(8, offset, value)
+
+    def _read(self, nbytes: int, offset: int) -> int:
+        assert offset % nbytes == 0
+        self.function.accesses.append(Access(self.index, offset, nbytes))
+        return int.from_bytes(self.function.device.bar_read(self.index, offset, nbytes), "little")
+
+    def _write(self, nbytes: int, offset: int, value: int) -> None:
+        assert offset % nbytes == 0
+        self.function.accesses.append(Access(self.index, offset, nbytes, value))
+        if self.has_table and offset < _TABLE_NBYTES:
+            self.function.table[offset : offset + nbytes] = value.to_bytes(nbytes, "little")
+            self.function.deliver_held()
+            return
+        self.function.device.bar_write(self.index, offset, value.to_bytes(nbytes, "little"))
+        self.function.machine.run()
+
+
+class DirectRig:
+    """A machine of one unit and one accelerator; the unit is opened."""
+
+    def __init__(self, unit: UnitConfig | None = None, **options: int | bool | None) -> None:
+        config = Config(units=(unit or UnitConfig(name="iommu0"),), endpoints=ONE_OF_EACH.endpoints)
+        self.machine = SimMachine(config)
+        self.function = self.machine.functions["iommu0"]
+        self.viommu = Viommu.open(self.function, self.machine.pool, **options)  # type: ignore[arg-type]
+
+    def accel(self) -> Accel:
+        """The accelerator, running in domain 1."""
+        return Accel.open(self.machine.functions["accel0"], self.machine.pool).start_in(self.viommu)
+
+    @property
+    def mappings(self) -> int:
+        return int(self.machine.vdev.units["iommu0"].engine.describe()["mappings"])
