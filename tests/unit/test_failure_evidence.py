@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from guest_tests import report, test_configs, test_first_light
+from guest_tests import report
 from guest_tests.boot import follow
 from guest_tests.payload.checks import CHECKS
 from guest_tests.report import NTRACE_SHOWN, Run
+from tests.booted import test_configs, test_first_light
 from tests.booted.conftest import GuestRun
 from tests.support.trace import TraceRig
 from vdev.config import Config, EndpointConfig, UnitConfig
