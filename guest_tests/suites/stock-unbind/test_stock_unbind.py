@@ -27,6 +27,9 @@ from guest_tests.payload.stock import (
 )
 from guest_tests.payload.stock_fixtures import opened_lab
 
+# The other thread is the watch over the test's time; the child only writes to sysfs.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 ACCELERATORS = ["accel0", "accel1"]
 CLASS = guest.SYS / "class/iommu"
 REBIND_S = 10.0
