@@ -14,7 +14,7 @@ from guest_tests.payload.stock import Machine, Unit
 from guest_tests.payload.stock_fixtures import opened_lab
 
 FIRST_IOVA = 1 << 32  # above every reserved region
-COUNTS = {"normal": 3_000, "soak": 100_000}
+COUNTS = {"normal": 2_000, "soak": 100_000}
 BUFFER_NPAGES = 4096
 STRIDE = 2 * PAGE  # a page between two mappings: nothing can be merged
 STEP = 7919  # prime to both counts: neighbours in time are far apart in address

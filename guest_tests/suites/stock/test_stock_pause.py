@@ -12,7 +12,7 @@ from guest_tests.payload.lab import Lab
 from guest_tests.payload.load import NCOPIES, Counts, run_round
 from guest_tests.payload.stock import Machine, Unit, expect_of_seed, within
 
-NPAUSES = 3
+NPAUSES = 2
 PAUSE_S = 0.2
 PROGRESS_S = 20.0
 
