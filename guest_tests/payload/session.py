@@ -43,6 +43,7 @@ class Conversation:
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[HOST] = Host(self._channel)
         config.stash[MACHINE] = self._machine
+        config.addinivalue_line("markers", "machines(*patterns): on which machines of its suite the test runs")
         config.addinivalue_line("markers", "timeout(seconds): how long the test may take; the host watches it")
         self._config = config
 

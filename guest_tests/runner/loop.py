@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,9 +19,16 @@ class LoopThread:
         self._thread = threading.Thread(target=self._serve, name="guests", daemon=True)
         self._thread.start()
 
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start `work`; `wait` gets its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, or what it raised. An interruption of the caller cancels it; `close` waits for it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self.wait(self.submit(work))
+
+    def wait(self, future: Future[T]) -> T:
+        """The result of what was submitted, as `run`."""
         try:
             return future.result()
         except BaseException:

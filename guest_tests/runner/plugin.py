@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -21,8 +22,9 @@ from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.reports import failed, lost_afterwards, restored, warn
-from guest_tests.runner.suite import FILE
+from guest_tests.runner.suite import FILE, Machine
 
+NEXT = pytest.StashKey[dict[tuple[Path, str], Machine]]()  # by machine, the one whose tests follow at once
 LAST = pytest.StashKey[dict[tuple[Path, str], GuestItem]]()  # the test that ran last on each machine
 
 
@@ -49,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[POOL] = Pool(pool)
     config.stash[LAST] = {}
+    config.stash[NEXT] = {}
 
 
 def _options_for_guests(config: pytest.Config) -> Generator[str, None, None]:
@@ -131,6 +134,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (places[_place_of(item)], item.order if isinstance(item, GuestItem) else 0))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Know which machine follows which: it is started while the one before it works."""
+    for item, following in pairwise(session.items):
+        if (
+            isinstance(item, GuestItem)
+            and isinstance(following, GuestItem)
+            and item.machine.key != following.machine.key
+        ):
+            session.config.stash[NEXT][item.machine.key] = following.machine
+
+
 def _place_of(item: pytest.Item) -> Path | str:
     return item.machine.suite if isinstance(item, GuestItem) else item.nodeid.partition("::")[0]
 
@@ -150,6 +164,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in run(item, nextitem):
         item.ihook.pytest_runtest_logreport(report=report)
+    if not isinstance(nextitem, GuestItem) or nextitem.machine.key != item.machine.key:
+        item.config.stash[POOL].retire(item.machine)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
@@ -181,6 +197,8 @@ def run(item: GuestItem, nextitem: pytest.Item | None) -> list[pytest.TestReport
     try:
         guest = pool.guest(item.machine)
         item.config.stash[LAST][item.machine.key] = item
+        if (following := item.config.stash[NEXT].get(item.machine.key)) is not None:
+            pool.prepare(following)
         outcome, sections = pool.do(guest.run(order, item.machine.suite))
     except NeverCameUp as error:
         return failed(item, "setup", started, str(error), _with_logs(error))

@@ -1,9 +1,14 @@
-"""The guests of a pytest session: found by machine, two at a time at most, the one used longest ago ended first."""
+"""The guests of a pytest session: found by machine, two at a time at most, the one used longest ago ended first.
+
+While the tests of one machine run, the next one's guest is started; one that nobody needs any more ends meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +40,22 @@ class NeverCameUp(VdevError):
         super().__init__(text)
 
 
+@dataclass
+class Coming:
+    """A guest that is being started, and what there was to say about it."""
+
+    future: Future[Guest]
+    said: list[str]
+
+
+@dataclass
+class Going:
+    """A guest that nobody needs any more, and its end."""
+
+    guest: Guest
+    future: Future[None]
+
+
 @dataclass(frozen=True)
 class PoolOptions:
     """What the command line says about guests."""
@@ -56,6 +77,8 @@ class Pool:
         self._collections: dict[Path, Collection] = {}
         self._parts: dict[tuple[Any, ...], Parts] = {}
         self._guests: dict[tuple[Path, str], Guest] = {}  # the one used last is last
+        self._coming: dict[tuple[Path, str], Coming] = {}
+        self._going: list[Going] = []
         self._failed: dict[tuple[Path, str], str] = {}
         self._lost: list[tuple[tuple[Path, str], GuestGone]] = []  # and not told of yet
         self._unsaved: set[tuple[Path, str]] = set()  # machines that are booted because they cannot be restored
@@ -83,14 +106,35 @@ class Pool:
         if guest is None:
             if machine.key in self._failed:
                 raise NeverCameUp(f"{machine.id} did not come up before: {self._failed[machine.key]}")
-            self._make_room()
             try:
-                guest = self._start(machine)
+                guest = self._awaited(machine) or self._start(machine)
             except (VdevError, OSError) as error:
                 self._failed[machine.key] = str(error).partition("\n")[0]
                 raise _never_came_up(machine, error) from error
         self._guests[machine.key] = guest
         return guest
+
+    def prepare(self, machine: Machine) -> None:
+        """Start the guest of `machine` beside the one that works now, if there is room.
+
+        What goes wrong is raised by `guest`, when the guest is asked for.
+        """
+        known = (self._guests, self._coming, self._failed)
+        if any(machine.key in place for place in known) or len(self._guests) + len(self._coming) >= MAX_LIVE:
+            return
+        said: list[str] = []
+        try:
+            machine, options = self._ready(machine, said.append)
+        except (VdevError, OSError):
+            return  # it will be raised again
+        future = self._thread.submit(self._started(machine, options, [going.future for going in self._going]))
+        self._coming[machine.key] = Coming(future, said)
+
+    def retire(self, machine: Machine) -> None:
+        """No test needs the guest of `machine` any more: let it end beside whatever comes next."""
+        guest = self._guests.pop(machine.key, None)
+        if guest is not None:
+            self._going.append(Going(guest, self._thread.submit(guest.close())))
 
     def lost(self) -> list[tuple[tuple[Path, str], GuestGone]]:
         """The guests that are gone though nobody asked anything of them, by key; each is told once."""
@@ -114,9 +158,13 @@ class Pool:
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in the guests' loop."""
+        return self._thread.run(work)
+
+    @property
+    def _thread(self) -> LoopThread:
         if self._loop is None:
             self._loop = LoopThread()
-        return self._loop.run(work)
+        return self._loop
 
     def end(self, machine: Machine) -> None:
         """End the guest of `machine` if there is one."""
@@ -125,8 +173,10 @@ class Pool:
             self.do(guest.close())
 
     def close(self) -> None:
-        """End every guest. Idempotent."""
+        """End every guest, those that are only coming as well. Idempotent."""
         try:
+            for coming in self._coming.values():
+                coming.future.cancel()
             while self._guests:
                 self.do(self._guests.popitem()[1].close())
         finally:
@@ -138,21 +188,44 @@ class Pool:
             if guest.death is not None:
                 self._lost.append((key, guest.death))
                 del self._guests[key]
+        for going in [going for going in self._going if going.future.done()]:
+            if going.guest.death is not None:
+                self._lost.append((going.guest.machine.key, going.guest.death))
+            self._going.remove(going)
 
     def _make_room(self) -> None:
-        while len(self._guests) >= MAX_LIVE:
-            oldest = next(iter(self._guests))
-            self.do(self._guests.pop(oldest).close())
+        while len(self._guests) + len(self._coming) >= MAX_LIVE:
+            if self._guests:
+                oldest = next(iter(self._guests))
+                self.do(self._guests.pop(oldest).close())
+            else:
+                self._coming.popitem()[1].future.cancel()
+
+    def _awaited(self, machine: Machine) -> Guest | None:
+        """The guest that was started ahead, if it was. Raises as its start did."""
+        coming = self._coming.pop(machine.key, None)
+        if coming is None:
+            return None
+        guest = self._thread.wait(coming.future)
+        for text in coming.said:
+            self._options.say(text)
+        return guest
 
     def _start(self, machine: Machine) -> Guest:
-        options = self._options_for(machine)
+        self._make_room()
+        return self.do(self._started(*self._ready(machine, self._options.say), [going.future for going in self._going]))
+
+    def _ready(self, machine: Machine, say: Say) -> tuple[Machine, Options]:
+        """The machine as it is to be started, with the parts it needs. Raises ConfigError, PartsError, OSError."""
+        options = replace(self._options_for(machine), say=say)
         config = overridden(machine.config, options)
         options = replace(options, parts=self._parts_for(machine, options))
-        machine = replace(machine, config=config)
-        return self.do(self._started(machine, options))
+        return replace(machine, config=config), options
 
-    async def _started(self, machine: Machine, options: Options) -> Guest:
+    async def _started(self, machine: Machine, options: Options, going: list[Future[None]]) -> Guest:
         assert options.parts is not None
+        for end in going:  # never more than MAX_LIVE of them
+            await asyncio.wait([asyncio.wrap_future(end)])
         if machine.driver == "none" and not self._options.cold and machine.key not in self._unsaved:
             saved = await saved_guest(machine.config, options.parts, options, self._cache, options.say)
             options = replace(options, restore=saved)

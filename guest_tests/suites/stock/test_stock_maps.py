@@ -13,6 +13,8 @@ from guest_tests.payload.lab import PAGE, Lab
 from guest_tests.payload.stock import Machine, Unit
 from guest_tests.payload.stock_fixtures import opened_lab
 
+pytestmark = pytest.mark.machines("lazy-*")  # what VFIO does depends on no default domain
+
 FIRST_IOVA = 1 << 32  # above every reserved region
 COUNTS = {"normal": 2_000, "soak": 100_000}
 BUFFER_NPAGES = 4096

@@ -6,11 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from guest_tests.payload import checks_hwrng
 from guest_tests.payload.host import Host
 from guest_tests.payload.lab import Lab
 from guest_tests.payload.load import NCOPIES, Counts, run_round
 from guest_tests.payload.stock import Machine, Unit, expect_of_seed, within
+
+pytestmark = pytest.mark.machines("lazy-*", "passthrough-*-cloud-backports")
 
 NPAUSES = 2
 PAUSE_S = 0.2

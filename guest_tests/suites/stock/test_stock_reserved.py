@@ -10,6 +10,8 @@ from guest_tests.payload import accel, checks_device, vfio
 from guest_tests.payload.lab import PAGE, Lab
 from guest_tests.payload.stock import Machine, Unit
 
+pytestmark = pytest.mark.machines("lazy-*")  # what VFIO does depends on no default domain
+
 MSI_FIRST, MSI_LAST = 0xFEE00000, 0xFEEFFFFF
 OWN_FIRST, OWN_LAST = 0x50000000, 0x500FFFFF  # accel0's, from machine.yaml
 REGIONS = pytest.mark.parametrize(
