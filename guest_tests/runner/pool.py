@@ -115,13 +115,14 @@ class Pool:
         return guest
 
     def prepare(self, machine: Machine) -> None:
-        """Start the guest of `machine` beside the one that works now, if there is room.
+        """Start the guest of `machine` beside the one asked for last; one used before that ends first.
 
         What goes wrong is raised by `guest`, when the guest is asked for.
         """
-        known = (self._guests, self._coming, self._failed)
-        if any(machine.key in place for place in known) or len(self._guests) + len(self._coming) >= MAX_LIVE:
+        if machine.key in self._guests or machine.key in self._failed or self._coming:
             return
+        for key in list(self._guests)[: 1 - MAX_LIVE]:
+            self._retire(key)
         said: list[str] = []
         try:
             machine, options = self._ready(machine, said.append)
@@ -130,11 +131,14 @@ class Pool:
         future = self._thread.submit(self._started(machine, options, [going.future for going in self._going]))
         self._coming[machine.key] = Coming(future, said)
 
-    def retire(self, machine: Machine) -> None:
-        """No test needs the guest of `machine` any more: let it end beside whatever comes next."""
-        guest = self._guests.pop(machine.key, None)
-        if guest is not None:
-            self._going.append(Going(guest, self._thread.submit(guest.close())))
+    def retire(self) -> None:
+        """No guest is needed for now: let all of them end beside whatever comes next."""
+        for key in list(self._guests):
+            self._retire(key)
+
+    def _retire(self, key: tuple[Path, str]) -> None:
+        guest = self._guests.pop(key)
+        self._going.append(Going(guest, self._thread.submit(guest.close())))
 
     def lost(self) -> list[tuple[tuple[Path, str], GuestGone]]:
         """The guests that are gone though nobody asked anything of them, by key; each is told once."""
@@ -175,8 +179,8 @@ class Pool:
     def close(self) -> None:
         """End every guest, those that are only coming as well. Idempotent."""
         try:
-            for coming in self._coming.values():
-                coming.future.cancel()
+            while self._coming:
+                self._drop(self._coming.popitem()[1])
             while self._guests:
                 self.do(self._guests.popitem()[1].close())
         finally:
@@ -199,7 +203,12 @@ class Pool:
                 oldest = next(iter(self._guests))
                 self.do(self._guests.pop(oldest).close())
             else:
-                self._coming.popitem()[1].future.cancel()
+                self._drop(self._coming.popitem()[1])
+
+    def _drop(self, coming: Coming) -> None:
+        """End a guest that nobody asked for; one that is half started ends itself."""
+        if not coming.future.cancel() and coming.future.exception() is None:
+            self.do(coming.future.result().close())
 
     def _awaited(self, machine: Machine) -> Guest | None:
         """The guest that was started ahead, if it was. Raises as its start did."""

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from guest_tests.runner.agent import described, ending
-from guest_tests.runner.nodes import GuestItem, _with_machine
+from guest_tests.runner.collection import Found
+from guest_tests.runner.nodes import GuestItem, _belongs, _with_machine
 from guest_tests.runner.plugin import limit_of
 from guest_tests.runner.reports import Loss, failed, lost_afterwards, restored
 
@@ -24,6 +25,23 @@ from guest_tests.runner.reports import Loss, failed, lost_afterwards, restored
 )
 def test_the_machine_comes_first_among_the_parameters(name: str, expected: str) -> None:
     assert _with_machine(name, "vfio-user") == expected
+
+
+@pytest.mark.parametrize(
+    ("marks", "machine", "belongs"),
+    [
+        ([], "lazy-vfio-user", True),
+        ([["lazy-*"]], "lazy-vfio-user", True),
+        ([["lazy-*"]], "strict-vfio-user", False),
+        ([["lazy-*", "strict-*"]], "strict-vfio-user", True),
+        ([["lazy-*"], ["strict-*"]], "strict-vfio-user", False),  # of the test itself, then of its module
+        ([[]], "lazy-vfio-user", False),
+    ],
+)
+def test_the_nearest_marker_machines_says_where_a_test_runs(marks: list[Any], machine: str, belongs: bool) -> None:
+    found = Found("a", ("a",), 0, tuple({"name": "machines", "args": args, "kwargs": {}} for args in marks), ())
+
+    assert _belongs(found, machine) == belongs
 
 
 @pytest.mark.parametrize(
