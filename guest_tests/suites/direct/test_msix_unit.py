@@ -5,6 +5,7 @@ By vfio-user each queue has a vector, by vhost-user all share one (docs/attachme
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,13 @@ from guest_tests.payload.host import Host
 NOTHING = 0x3_0000
 NOWHERE = 0x8000_0000  # no RAM and no device there
 OTHER_DATA = 0x7788
+CLOCKS = Path("/sys/devices/system/clocksource/clocksource0/available_clocksource")
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_memory() -> None:
+    if "kvm-clock" in CLOCKS.read_text():
+        pytest.skip("KVM takes a message for an interrupt wherever it is addressed, and memory never sees it")
 
 
 @pytest.fixture
@@ -42,8 +50,9 @@ def ask_something(viommu: Viommu, host: Host) -> None:
         queue.ring.recycle(used.chain)
 
 
-def request_vector(viommu: Viommu) -> Vector:
-    """The vector of the request queue, quiet."""
+def request_vector(viommu: Viommu, host: Host) -> Vector:
+    """The vector of the request queue, quiet: by vhost-user a start may be one interrupt too many."""
+    settle(host)
     vector = viommu.vectors[1]
     vector.clear()
     return vector
@@ -67,7 +76,7 @@ def only_with_a_vector_for_each_queue(machine: dict[str, Any]) -> None:
 
 
 def test_an_answered_request_interrupts(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     ask_something(unit, host)
 
@@ -75,7 +84,7 @@ def test_an_answered_request_interrupts(unit: Viommu, host: Host) -> None:
 
 
 def test_every_request_interrupts_anew(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     fired = []
     for _ in range(5):
@@ -116,7 +125,7 @@ def test_there_are_three_vectors_by_vfio_user_and_one_by_vhost_user(unit: Viommu
 
 
 def test_a_masked_vector_is_held_back_and_fires_when_it_is_unmasked(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     vector.mask()
     ask_something(unit, host)
     seen_masked = vector.has_fired
@@ -130,7 +139,7 @@ def test_a_masked_vector_is_held_back_and_fires_when_it_is_unmasked(unit: Viommu
 def test_a_vector_held_back_by_its_own_mask_shows_as_pending(unit: Viommu, machine: dict[str, Any], host: Host) -> None:
     if machine["attach"] == "vfio-user":
         pytest.skip("QEMU remembers the interrupt of a masked vfio-user vector, and its pending bit reads 0")
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     vector.mask()
     ask_something(unit, host)
     seen_masked = wait.until(lambda: vector.is_pending, 2.0)
@@ -143,7 +152,7 @@ def test_a_vector_held_back_by_its_own_mask_shows_as_pending(unit: Viommu, machi
 
 
 def test_a_vector_held_back_by_the_function_mask_shows_as_pending(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     table_of(unit).mask_all(True)
     ask_something(unit, host)
     seen_masked = wait.until(lambda: vector.is_pending, 2.0)
@@ -156,7 +165,7 @@ def test_a_vector_held_back_by_the_function_mask_shows_as_pending(unit: Viommu, 
 
 
 def test_a_vector_that_was_masked_in_peace_does_not_fire(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     vector.mask()
     vector.unmask()
@@ -166,7 +175,7 @@ def test_a_vector_that_was_masked_in_peace_does_not_fire(unit: Viommu, host: Hos
 
 
 def test_the_function_mask_holds_every_vector_back(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     table_of(unit).mask_all(True)
     ask_something(unit, host)
     seen_masked = vector.has_fired
@@ -180,7 +189,7 @@ def test_the_function_mask_holds_every_vector_back(unit: Viommu, host: Host) -> 
 def test_no_interrupt_comes_where_the_driver_wants_none(open_viommu: OpenViommu, host: Host) -> None:
     unit = open_viommu(msix=True, without=Feature.EVENT_IDX)  # the flag NO_INTERRUPT counts then
     unit.requests.ring.want_interrupts(False)
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     ask_something(unit, host)
 
@@ -191,7 +200,7 @@ def test_an_interrupt_comes_where_the_driver_wants_it_again(open_viommu: OpenVio
     unit = open_viommu(msix=True, without=Feature.EVENT_IDX)
     unit.requests.ring.want_interrupts(False)
     ask_something(unit, host)
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     unit.requests.ring.want_interrupts(True)
     ask_something(unit, host)
@@ -205,6 +214,7 @@ def test_a_fault_does_not_interrupt_where_the_driver_wants_none(
     accel = open_accel().start_in(unit)
     for ring in (unit.requests.ring, unit.events.ring):
         ring.want_interrupts(False)
+    settle(host)
     for vector in unit.vectors:
         vector.clear()
 
@@ -216,7 +226,7 @@ def test_a_fault_does_not_interrupt_where_the_driver_wants_none(
 
 
 def test_the_event_index_says_after_how_many_answers_to_interrupt(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     unit.requests.ring.want_interrupt_after(3)
 
     fired = []
@@ -229,7 +239,7 @@ def test_the_event_index_says_after_how_many_answers_to_interrupt(unit: Viommu, 
 
 def test_a_queue_without_vector_is_served_and_does_not_interrupt(unit: Viommu, host: Host) -> None:
     granted = unit.transport.queue_vector(REQUEST_QUEUE, NO_VECTOR)
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
 
     ask_something(unit, host)
 
@@ -255,7 +265,7 @@ def test_a_queue_interrupts_by_the_vector_it_was_moved_to(unit: Viommu, machine:
 
 
 def test_a_message_rewritten_while_masked_goes_where_it_says_now(unit: Viommu, dma: DmaArena, host: Host) -> None:
-    vector, page = request_vector(unit), dma.alloc()
+    vector, page = request_vector(unit, host), dma.alloc()
     vector.mask()
     table_of(unit).set_message(vector.number, page.gpa + 64, OTHER_DATA)
     vector.unmask()
@@ -268,7 +278,7 @@ def test_a_message_rewritten_while_masked_goes_where_it_says_now(unit: Viommu, d
 
 
 def test_a_message_to_nowhere_harms_nobody(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     table_of(unit).set_message(vector.number, NOWHERE, OTHER_DATA)
     for _ in range(3):
         ask_something(unit, host)
@@ -280,7 +290,7 @@ def test_a_message_to_nowhere_harms_nobody(unit: Viommu, host: Host) -> None:
 
 
 def test_without_bus_master_there_is_no_interrupt(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     function = unit.function
     assert hasattr(function, "bus_master")
     unit.requests.ring.post(unit.chain(Probe(endpoint=0xFFFF), nwritable=1024))
@@ -307,7 +317,7 @@ def test_a_broken_ring_interrupts_by_the_configuration_vector(unit: Viommu, mach
 
 
 def test_with_msix_off_there_is_no_message(unit: Viommu, host: Host) -> None:
-    vector = request_vector(unit)
+    vector = request_vector(unit, host)
     control = next(found.offset for found in unit.function.capabilities() if found.id == CAP_MSIX) + 2
     unit.function.write_config(control, 2, 0)
 
