@@ -26,6 +26,7 @@ FILES_SECONDS = 120.0
 OPEN_SECONDS = 60.0  # imports of a module
 CLOSE_SECONDS = 30.0  # fixtures of a module and a session are torn down
 GRACE_SECONDS = 2.0  # beyond a test's own limit: for its stacks on the console
+NOTICE_SECONDS = 1.0
 CHUNK_NBYTES = 1 << 19
 
 
@@ -220,6 +221,7 @@ class Agent:
         try:
             return await anext(self._messages)
         except StopAsyncIteration:
+            await asyncio.sleep(NOTICE_SECONDS)  # whoever closed it knows why, and cancels us with that
             raise GuestSilent("the guest's channel closed") from None
 
     def _refuse(self, message: Message, what: str) -> None:

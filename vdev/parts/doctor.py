@@ -17,7 +17,7 @@ from vdev.parts.cache import Cache
 from vdev.parts.progress import Say, quiet
 
 MEMORY_NBYTES = 2 << 30  # a 512 MiB guest, QEMU's translation buffer, vdev
-DISK_NBYTES = 1 << 30  # QEMU 170 MB, kernel 40..500 MB, userland, initramfs
+DISK_NBYTES = 2 << 30  # QEMU 170 MB, kernels 40..500 MB, userland, initramfs; eight saved guests 1.2 GB
 SOCKET_PATH_NBYTES = 108  # sizeof(sun_path), unix(7)
 SOCKET_NAME_NBYTES = 57  # what vdev may add below the runtime directory
 PIP_WHEELS = Path("/usr/share/python-wheels")
