@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,15 +12,6 @@ from guest_tests.payload.direct.accel import RING_IOVA
 from guest_tests.payload.fixtures import OpenAccel
 
 SOURCE, TARGET, PAGE = 0x1_0000, 0x2_0000, 4096
-
-
-@pytest.fixture
-def blocking(viommu: Viommu) -> Iterator[Viommu]:
-    """The first unit with the bypass byte off; it is on again afterwards."""
-    viommu.bypass = False
-    yield viommu
-    viommu.start()
-    viommu.bypass = True
 
 
 def test_two_endpoints_of_one_domain_share_its_mappings(viommu: Viommu, open_accel: OpenAccel, dma: DmaArena) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from guest_tests.payload import accel as engine
 from guest_tests.payload.accel import Operation
 from guest_tests.payload.direct import ATTACH_BYPASS, READ, Accel, DmaArena, DmaBuffer, Viommu, wait
@@ -15,15 +11,6 @@ from guest_tests.payload.host import Host
 TARGET, BIG, PAGE = 0x400_0000, 2 << 20, 4096
 NOPERATIONS = 60
 NALIASES = 16  # of one buffer, one behind the other: operations that take long
-
-
-@pytest.fixture
-def blocking(viommu: Viommu) -> Iterator[Viommu]:
-    """The first unit with the bypass byte off; it is on again afterwards."""
-    viommu.bypass = False
-    yield viommu
-    viommu.start()
-    viommu.bypass = True
 
 
 def map_aliases(viommu: Viommu, domain: int, buffer: DmaBuffer) -> None:

@@ -5,7 +5,6 @@ By vhost-user the unit learns of a reset at the next start; until then its endpo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,15 +28,6 @@ from guest_tests.payload.host import Host
 
 SOURCE, TARGET, PAGE = 0x1_0000, 0x2_0000, 4096
 MIB = 1 << 20
-
-
-@pytest.fixture
-def blocking(viommu: Viommu) -> Iterator[Viommu]:
-    """The first unit with the bypass byte off; it is on again afterwards."""
-    viommu.bypass = False
-    yield viommu
-    viommu.start()
-    viommu.bypass = True
 
 
 def settle(host: Host) -> None:
