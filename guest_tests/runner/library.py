@@ -122,15 +122,8 @@ def _make(root: Path, sources: dict[str, bytes], python: GuestPython) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    command = [
-        *python.argv, "-S", "-B", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash",
-        "-s", str(root), "-p", "/payload", str(root),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, env=dict(python.env), capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
-    )
-    if done.returncode:
-        raise PartsError("guest library", f"the guest's Python cannot compile it: {done.stdout}{done.stderr}".strip())
+    if problem := python.compile(root, root, "/payload", COMPILE_SECONDS):
+        raise PartsError("guest library", f"the guest's Python cannot compile it: {problem}")
     (root / INI).write_text("[pytest]\n")
 
 

@@ -80,6 +80,25 @@ class GuestPython:
         argv = (loader, "--library-path", str(libraries), str(root / "usr/bin" / PYTHON))
         return cls(argv, {"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"})
 
+    def compile(self, root: Path, directory: Path, guest_root: str, seconds: float) -> str:
+        """Compile all of `directory`, in which `root` will be `guest_root` in the guest; what went wrong, or nothing.
+
+        Without .pyc files the guest spends many seconds compiling. Unchecked hashes: no time stamps to get stale.
+        """
+        command = [
+            *self.argv, "-S", "-B", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash",
+            "-s", str(root), "-p", guest_root, str(directory),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, env=dict(self.env), capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode == 0:
+            return ""
+        return done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
+
 
 def trim(root: Path) -> None:
     """Leave in the unpacked packages only what a guest payload can use."""
@@ -100,23 +119,9 @@ def trim(root: Path) -> None:
 
 
 def compile_stdlib(root: Path, say: Say) -> None:
-    """Compile the stdlib by the guest's own Python, run here through its own loader.
-
-    Without .pyc files the guest spends many seconds compiling. Unchecked hashes: no time stamps to get stale.
-    """
+    """Compile the stdlib by the guest's own Python, run here through its own loader."""
     say("compiling the guest's Python library")
-    python = GuestPython.in_root(root)
-    command = [
-        *python.argv, "-S", "-B", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash",
-        "-s", str(root), "-p", "/", str(root / "usr/lib" / PYTHON),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, env=python.env, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
-        )
-        problem = done.stderr.strip() or done.stdout.strip() if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
+    problem = GuestPython.in_root(root).compile(root, root / "usr/lib" / PYTHON, "/", COMPILE_SECONDS)
     if problem:
         say(f"the guest's Python does not run on this host, its guests will start slowly: {problem.splitlines()[-1]}")
 
