@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-Message = dict[str, Any]
+from . import session
 
-PLUGINS = ("guest_tests.payload.host", "guest_tests.payload.fixtures", "guest_tests.payload.stock_fixtures")
+Message = dict[str, Any]
 
 
 class Collector:
@@ -79,10 +79,8 @@ def main() -> int:
     os.chdir(request["root"])
     sys.pycache_prefix = request["pycache"]  # from here on: pytest itself is compiled already
     collector = Collector()
-    plugins = [word for name in PLUGINS for word in ("-p", name)]
-    here = [f"--rootdir={request['root']}", f"--confcutdir={request['root']}"]
-    arguments = ["-c", request["ini"], *here, "--collect-only", "-q", "-p", "no:cacheprovider", *plugins]
-    status = pytest.main([*arguments, *request["files"]], plugins=[collector])
+    arguments = session.arguments(request["root"], ["--collect-only", *request["files"]], request["ini"])
+    status = pytest.main(arguments, plugins=[collector])
     found = {"status": int(status), "items": collector.items, "problems": collector.problems}
     with os.fdopen(answer, "w") as file:
         json.dump(found, file)

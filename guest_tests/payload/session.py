@@ -107,10 +107,10 @@ def rehearse() -> None:
     os.chdir("/")
 
 
-def arguments(root: str, more: list[str]) -> list[str]:
-    """The command line of a session in `root`."""
+def arguments(root: str, more: list[str], ini: str = INI) -> list[str]:
+    """The command line of a session in `root`, here or where tests are collected for here."""
     plugins = [word for name in PLUGINS for word in ("-p", name)]
-    return ["-c", INI, f"--rootdir={root}", f"--confcutdir={root}", *ARGUMENTS, *plugins, *more]
+    return ["-c", ini, f"--rootdir={root}", f"--confcutdir={root}", *ARGUMENTS, *plugins, *more]
 
 
 def run(channel: Channel, request: Message) -> int:
