@@ -1,0 +1,1 @@
+"""The monitor's commands and events as data: the schema file, its reader, what is checked and made from it. Pure."""
