@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support.serve_process import TWO_UNITS, ServeProcess, serving
 from vdev.app import App
 from vdev.config import parse_config
 from vdev.qapi.check import check_return
+from vdev.qapi.model import python_name
 from vdev.qapi.schema import schema
 
 # Described, and not built yet: shrinks to nothing while issue 5 is under way.
@@ -41,6 +43,22 @@ async def test_the_command_table_is_the_schemas(tmp_path: Path) -> None:
         app.close()
 
     assert known == set(CONTROL) - NOT_YET
+
+
+@pytest.mark.parametrize("name", sorted(set(CONTROL) - NOT_YET))
+async def test_what_answers_a_command_takes_the_arguments_it_is_described_with(tmp_path: Path, name: str) -> None:
+    app = App(parse_config(TWO_UNITS, "test.yaml"), tmp_path)
+    try:
+        command = app.commands()[name]
+    finally:
+        app.close()
+    members = CONTROL[name].arguments
+    everything = {python_name(member.name): None for member in members}
+    needed = {python_name(member.name): None for member in members if not member.optional}
+
+    for handler in filter(None, (command.answer, command.stream)):
+        inspect.signature(handler).bind(**everything)
+        inspect.signature(handler).bind(**needed)
 
 
 @pytest.mark.parametrize("name", ARGUMENTLESS)

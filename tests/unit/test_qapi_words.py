@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.schema import SMALL
+from tests.support.schema_values import objects
 from vdev.errors import ArgumentError
 from vdev.qapi.check import check_arguments
-from vdev.qapi.model import Builtin, Command, Enum, ListOf, Member, Struct, Type
+from vdev.qapi.model import Builtin, Command, Member
 from vdev.qapi.schema import schema
 from vdev.qapi.words import from_words, to_words
 
@@ -68,39 +69,6 @@ def test_words_that_are_no_value_are_refused_by_the_option(member: Member, words
         from_words(member, words, json.loads)
 
     assert problem in str(caught.value)
-
-
-def values(wanted: Type) -> st.SearchStrategy[Any]:
-    """Values of a type, as QMP has them."""
-    match wanted:
-        case Builtin("str"):
-            return st.text(st.characters(codec="utf-8", exclude_characters="\0"))
-        case Builtin("any"):
-            return st.dictionaries(st.text("abc", min_size=1), st.integers(0, 9) | st.booleans(), max_size=2)
-        case Builtin("bool"):
-            return st.booleans()
-        case Builtin("number"):
-            return st.floats(0, 600)
-        case Builtin("int"):
-            return st.integers(-(1 << 63), (1 << 63) - 1)
-        case Builtin("uint32"):
-            return st.integers(0, (1 << 32) - 1)
-        case Builtin():
-            return st.integers(0, (1 << 64) - 1)
-        case Enum():
-            return st.sampled_from([value.name for value in wanted.values])
-        case ListOf():
-            return st.lists(values(wanted.item), max_size=3)
-        case Struct():
-            return objects(wanted.members)
-
-
-def objects(members: tuple[Member, ...]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with all the members that must be there and some of the others."""
-    return st.fixed_dictionaries(
-        {member.name: values(member.type) for member in members if not member.optional},
-        optional={member.name: values(member.type) for member in members if member.optional},
-    )
 
 
 @given(st.data(), st.sampled_from([*schema().commands.values(), PLUG]))
