@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,25 @@ def test_no_function_is_longer_than_the_style_guide_allows() -> None:
                 if nlines > MAX_FUNCTION_LINES:
                     long[f"{path.relative_to(ROOT)}:{node.name}"] = nlines
     assert long == {}
+
+
+def _pages() -> list[Path]:
+    folders = ("docs", "configs", *PACKAGES)
+    return sorted([*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.md"))])
+
+
+def test_every_link_of_the_documentation_leads_to_a_file() -> None:
+    links = [(page, link) for page in _pages() for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())]
+    missing = [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not _leads_somewhere(page, link)]
+    assert len(links) > 50
+    assert missing == []
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    return link.startswith(("http://", "https://")) or (page.parent / link).exists()
+
+
+def test_no_page_holds_the_remains_of_a_merge() -> None:
+    """Tools look after the Python files; nobody else would notice in prose."""
+    marked = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+    assert [str(page.relative_to(ROOT)) for page in _pages() if marked.search(page.read_text())] == []

@@ -18,7 +18,7 @@ import msgspec
 from vdev.assemble import Machine
 from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
-from vdev.control.messages import ChangeRunState, NoArguments, QueryEvents, Ready
+from vdev.control.messages import Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.functions.base import Worker
@@ -93,11 +93,11 @@ class App:
     def commands(self) -> dict[str, Command]:
         """The control socket's command table."""
         return {
-            "query-status": Command(NoArguments, lambda _: self.status()),
-            "query-iommu": Command(NoArguments, lambda _: [unit.describe() for unit in self.machine.units.values()]),
-            "query-events": Command(QueryEvents, self._events_since),
-            "freeze": Command(ChangeRunState, self.run_state.freeze),
-            "thaw": Command(ChangeRunState, self.run_state.thaw),
+            "query-status": Command(self.status),
+            "query-iommu": Command(lambda: [unit.describe() for unit in self.machine.units.values()]),
+            "query-events": Command(self.events.query),
+            "freeze": Command(self.run_state.freeze),
+            "thaw": Command(self.run_state.thaw),
             **trace_commands(self.trace),
         }
 
@@ -105,11 +105,11 @@ class App:
         """Who is connected, what the VM's identity rests on, what crashed."""
         return {
             "vm": self.config.vm.name,
-            "frozen": self.run_state.describe(),
+            **self.run_state.describe(),
             "crashed": self.crashed,
             "process": self.vm.describe(),
             "scheduler": self.scheduler.describe(),
-            "functions": {name: server.describe() for name, server in self.servers.items()},
+            "functions": [server.describe() for server in self.servers.values()],
         }
 
     def _hold_everything(self, held: bool) -> None:
@@ -124,14 +124,11 @@ class App:
 
     def _forget_run_state(self) -> None:
         """A stop that was the dead QEMU's must not freeze the guest of the next."""
-        self.run_state.thaw(ChangeRunState("a new QEMU"))
+        self.run_state.thaw("a new QEMU")
 
     def _admits(self, sock: socket.socket) -> bool:
         peer = peer_of(sock)
         return self.access.admits(sock, peer.uid, peer.gid)
-
-    def _events_since(self, arguments: QueryEvents) -> list[dict[str, Any]]:
-        return self.events.since(arguments.since, arguments.limit, frozenset(arguments.kinds))
 
     def _worker_crashed(self, worker: Worker, error: Exception) -> None:
         # A bug of ours. The others go on; whoever waits for this one sees it in query-status and in the log.

@@ -9,6 +9,8 @@
     +-- DmaError             one DMA access of an endpoint was refused; carries the reason
     |   +-- TranslationFault the IOMMU refused it
     +-- RequestError         a virtio-iommu request is refused; carries the status of its tail
+    +-- ArgumentError        a command's arguments are not what the schema says; the text is QEMU's own
+    +-- SchemaError          the schema of the commands breaks a rule; names the line
 
 Anything else that is raised is a bug of ours and propagates.
 """
@@ -92,3 +94,15 @@ class RequestError(VdevError):
     def __init__(self, status: int, problem: str) -> None:
         self.status = status
         super().__init__(problem)
+
+
+class ArgumentError(VdevError):
+    """A value is not what the schema says. The text is the one QEMU has for it, as monitors show it."""
+
+
+class SchemaError(VdevError):
+    """A schema breaks a rule of its language, in `line`."""
+
+    def __init__(self, line: int, problem: str) -> None:
+        self.line = line
+        super().__init__(f"schema, line {line}: {problem}")

@@ -42,7 +42,8 @@ async def counters(control: Control) -> dict[str, Any]:
     """What the unit's carrier counted; nothing of it over vfio-user."""
     status = await control.execute("query-status")
     assert status["crashed"] == []
-    connection: dict[str, Any] = status["functions"]["iommu0"]["connection"]
+    functions = {function["function"]: function for function in status["functions"]}
+    connection: dict[str, Any] = functions["iommu0"]["connection"]
     return {name: connection.get(name) for name in ("rings", "new_drivers", "machine_resets")}
 
 
@@ -69,7 +70,7 @@ async def test_stops_while_it_boots_and_a_reset_while_it_is_stopped(attach: Atta
             await vm.qmp.execute("query-status")
             while (await control.execute("query-iommu"))[0]["mappings"]:
                 pass  # QEMU answers system_reset before it resets
-            frozen = (await control.execute("query-status"))["frozen"]
+            frozen = "frozen" in await control.execute("query-status")
             await vm.qmp.execute("cont")
             second, after = await boot_once(messages)
             faults = await control.execute("query-events", kinds=["FaultRaised"])
@@ -78,7 +79,7 @@ async def test_stops_while_it_boots_and_a_reset_while_it_is_stopped(attach: Atta
 
     assert before == after == WORKS
     assert first != second
-    assert frozen is not None
+    assert frozen
     assert faults == []
     assert attach == "vfio-user" or counted == {"rings": "running", "new_drivers": 0, "machine_resets": 1}
 

@@ -59,7 +59,7 @@ async def _stop_reset_and_continue(vm: RunningVm, qmp: QMPClient) -> list[tuple[
             await qmp.execute(command)
             status = await qmp.execute("query-status")
             assert isinstance(status, dict)
-            seen.append((status["running"], (await control.execute("query-status"))["frozen"] is not None))
+            seen.append((status["running"], "frozen" in await control.execute("query-status")))
     return seen
 
 
@@ -77,7 +77,7 @@ async def test_a_real_qemu_behind_the_guard() -> None:
     async with bring_up(load_config(CONFIG), Options(config_path=CONFIG, payload=None)) as vm:
         replies, nameless = await asyncio.to_thread(converse, vm.monitor_path)
         async with Control.connected(vm.control_path) as control:
-            frozen_by_what_qemu_could_not_read = (await control.execute("query-status"))["frozen"]
+            frozen_by_what_qemu_could_not_read = "frozen" in await control.execute("query-status")
         qmp = QMPClient("user")
         await qmp.connect(vm.monitor_path)
         try:
@@ -102,6 +102,6 @@ async def test_a_real_qemu_behind_the_guard() -> None:
     complaints = [desc.partition(": ")[2].partition(",")[0] for desc in nameless]  # QEMU may have several about one @
     assert complaints[0] == "JSON parse error"
     assert complaints[-2:] == ["it is not a JSON object", "JSON parse error"]
-    assert frozen_by_what_qemu_could_not_read is None
+    assert not frozen_by_what_qemu_could_not_read
     assert taken == {}
     assert states == [(False, True), (False, True), (True, False)]

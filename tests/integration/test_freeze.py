@@ -171,7 +171,7 @@ async def test_the_status_and_the_history_tell_who_froze_the_vm(scene: Scene, pr
 
     assert answer["frozen"]["by"] == frozen["by"] == "a test"
     assert frozen["since"] == answer["frozen"]["since"]
-    assert process.ask("query-status")["frozen"] is None
+    assert "frozen" not in process.ask("query-status")
     told = [(event["frozen"], event["by"]) for event in process.events("RunStateChanged", since=since)]
     assert told == [(True, "a test"), (False, "another test")]
 
@@ -186,5 +186,5 @@ def test_the_next_qemu_does_not_inherit_a_stop(tmp_path: Path) -> None:
         status = process.ask("query-status")
 
     assert answer == "admitted"
-    assert status["frozen"] is None
+    assert "frozen" not in status
     assert not status["scheduler"]["paused"]

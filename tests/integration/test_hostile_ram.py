@@ -22,7 +22,7 @@ async def test_unsealed_ram_is_refused_without_an_error_and_may_be_truncated(tmp
         await client.negotiate()
         for gpa in (0, ram.nbytes):  # the main RAM twice, as an alias
             await client.dma_map(gpa, ram.nbytes, ram.fd)
-        connection = process.ask("query-status")["functions"]["iommu0"]["connection"]
+        connection = process.function("iommu0")["connection"]
         os.ftruncate(ram.fd, 0)
 
         answered = await client.device_info()

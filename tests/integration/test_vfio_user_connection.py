@@ -170,7 +170,7 @@ async def test_a_thousand_connects_make_a_handful_of_lines(tmp_path: Path, caplo
                         peers.enter_context(socket.socket(socket.AF_UNIX)).connect(str(scene.path))
                     await _refusals(scene, 4 * (batch + 1))
 
-        assert scene.server.describe()["refused_connections"] == 1000
+        assert scene.server.describe()["refused-connections"] == 1000
         assert (await first.device_info()).num_regions == 9
         assert len(caplog.records) == LINES
         assert f"fake0: connection refused: pid {os.getpid()} is connected already" in caplog.text

@@ -98,6 +98,12 @@ class ServeProcess:
         found: dict[str, Any] = next(unit for unit in self.ask("query-iommu") if unit["unit"] == name)
         return found
 
+    def function(self, name: str) -> dict[str, Any]:
+        """What query-status says about the socket of one function."""
+        functions = self.ask("query-status")["functions"]
+        found: dict[str, Any] = next(function for function in functions if function["function"] == name)
+        return found
+
     def events(self, *kinds: str, since: int = 0) -> list[dict[str, Any]]:
         """Events with sequence number `since` or later."""
         found: list[dict[str, Any]] = self.ask("query-events", since=since, kinds=list(kinds))

@@ -12,28 +12,29 @@ from typing import Any
 
 import pytest
 
+from tests.support.schema import SMALL
 from vdev.control.event_log import HISTORY_NEVENTS, LOGGED_PER_SECOND, EventLog, as_plain, describe
-from vdev.control.messages import MAX_LINE_NBYTES, NoArguments, QueryEvents
+from vdev.control.messages import MAX_LINE_NBYTES
 from vdev.control.server import Command, ControlServer
 from vdev.errors import VdevError
 from vdev.iommu.events import FaultRaised, RequestHandled
 from vdev.wire import viommu as wire
 
 
-def _refuse(arguments: object) -> object:
+def _refuse() -> object:
     raise VdevError("not today")
 
 
 COMMANDS = {
-    "query-answer": Command(NoArguments, lambda _: 42),
-    "query-since": Command(QueryEvents, lambda arguments: arguments.since),
-    "query-never": Command(NoArguments, _refuse),
+    "query-answer": Command(lambda: 42),
+    "query-since": Command(lambda since=0, from_=7: [since, from_]),
+    "query-never": Command(_refuse),
 }
 
 
 def ask(line: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as unused:
-        reply: dict[str, Any] = json.loads(ControlServer(unused, COMMANDS).answer(line))
+        reply: dict[str, Any] = json.loads(ControlServer(unused, COMMANDS, described=SMALL.commands).answer(line))
     return reply
 
 
@@ -51,12 +52,31 @@ def test_an_unknown_command_is_refused_and_the_known_ones_are_named() -> None:
 def test_an_unknown_argument_is_refused_by_name() -> None:
     reply = ask(b'{"execute": "query-since", "arguments": {"sinse": 3}}')
 
-    assert reply["error"]["class"] == "GenericError"
-    assert "sinse" in reply["error"]["desc"]
+    assert reply["error"] == {"class": "GenericError", "desc": "Parameter 'sinse' is unexpected"}
 
 
 def test_an_argument_of_the_wrong_type_is_refused() -> None:
-    assert "since" in ask(b'{"execute": "query-since", "arguments": {"since": "x"}}')["error"]["desc"]
+    reply = ask(b'{"execute": "query-since", "arguments": {"since": "x"}}')
+
+    assert reply["error"]["desc"] == "Invalid parameter type for 'since', expected: integer"
+
+
+def test_arguments_arrive_as_keywords_and_defaults_are_the_commands_own() -> None:
+    given = ask(b'{"execute": "query-since", "arguments": {"from": 3}}')
+
+    assert given["return"] == [0, 3]
+
+
+def test_a_command_that_needs_qemu_too_is_sent_to_the_bridge() -> None:
+    reply = ask(b'{"execute": "plug"}')
+
+    assert reply["error"]["class"] == "CommandNotFound"
+    assert "qmp-bridge attach" in reply["error"]["desc"]
+
+
+def test_a_command_without_a_description_is_a_bug() -> None:
+    with socket.socket(socket.AF_UNIX) as unused, pytest.raises(KeyError):
+        ControlServer(unused, {"undescribed": Command(lambda: {})}, described=SMALL.commands)
 
 
 def test_what_is_not_json_is_refused_and_not_fatal() -> None:
@@ -71,7 +91,7 @@ async def test_one_client_too_long_for_a_line_does_not_stop_another(tmp_path: Pa
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "c"))
     listener.listen()
-    server = ControlServer(listener, COMMANDS)
+    server = ControlServer(listener, COMMANDS, described=SMALL.commands)
     await server.start()
     bad_reader, bad_writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
     good_reader, good_writer = await asyncio.open_unix_connection(str(tmp_path / "c"))
@@ -147,7 +167,7 @@ def test_a_fault_names_the_endpoint_by_its_bdf() -> None:
 async def _streaming(path: Path, lines: list[bytes], ended: asyncio.Event) -> tuple[ControlServer, socket.socket]:
     """A server whose one command streams `lines` and then waits for ever; `ended` is set when that is over."""
 
-    async def stream(arguments: object) -> AsyncGenerator[bytes, None]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         try:
             for line in lines:
                 yield line
@@ -158,7 +178,7 @@ async def _streaming(path: Path, lines: list[bytes], ended: asyncio.Event) -> tu
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    server = ControlServer(listener, {"follow": Command(NoArguments, lambda _: "begins", stream=stream)})
+    server = ControlServer(listener, {"follow": Command(lambda: "begins", stream=stream)}, described=SMALL.commands)
     await server.start()
     return server, listener
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vdev.control.messages import NoArguments
+from tests.support.schema import SMALL
 from vdev.control.server import MAX_CLIENTS_OF_ONE_PROCESS, Command, ControlServer
 from vdev.limited_log import LINES
 
@@ -29,9 +29,9 @@ class Served:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen()
-        self.server = ControlServer(self.listener, {"query-answer": Command(NoArguments, self._answer)})
+        self.server = ControlServer(self.listener, {"query-answer": Command(self._answer)}, described=SMALL.commands)
 
-    def _answer(self, arguments: object) -> int:
+    def _answer(self) -> int:
         self.asked += 1
         return self.asked
 

@@ -18,7 +18,6 @@ from tests.booted.conftest import GuestRun
 from tests.support.trace import TraceRig
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.control.event_log import EventLog
-from vdev.control.messages import QueryEvents
 from vdev.control.server import Command, ControlServer
 from vdev.iommu.events import FaultRaised, RequestHandled
 from vdev.trace.commands import trace_commands
@@ -65,8 +64,8 @@ async def _control(path: Path, log: EventLog, trace: Trace) -> AsyncIterator[Non
     """vdev's own control server over `log` and `trace`."""
     listener = Listener(path)
     commands = {
-        "query-events": Command(QueryEvents, lambda given: log.since(given.since, given.limit, frozenset(given.kinds))),
-        "query-iommu": Command(QueryEvents, lambda given: []),
+        "query-events": Command(log.query),
+        "query-iommu": Command(lambda: []),
         **trace_commands(trace),
     }
     server = ControlServer(listener.socket, commands)

@@ -158,7 +158,7 @@ def test_what_is_no_trace_is_left_alone_and_the_start_is_refused(rig: TraceRig, 
 
 
 def test_a_bound_too_small_for_a_trace_is_refused(rig: TraceRig, path: Path) -> None:
-    with pytest.raises(ConfigError, match="max_bytes"):
+    with pytest.raises(ConfigError, match="max-bytes"):
         start(rig, path, max_bytes=MIN_NBYTES - 1)
 
     assert not path.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -59,6 +59,10 @@ class EventLog:
         found = [kept for kept in self._history if kept[0] >= first and (not kinds or type(kept[2]).__name__ in kinds)]
         newest = found[-limit:] if limit > 0 else []
         return [{"seq": seq, "time": time, "text": describe(event), **as_plain(event)} for seq, time, event in newest]
+
+    def query(self, since: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The command query-events: as `since`, of no kinds all."""
+        return self.since(since, limit, frozenset(kinds))
 
 
 def as_plain(event: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A request is {"execute": NAME, "arguments": {...}, "id": ANY}; its answer is {"r
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -34,21 +34,3 @@ class Ready(msgspec.Struct):
     ready: bool
     sockets: dict[str, str]  # function name -> path
     control: str
-
-
-class QueryEvents(msgspec.Struct, forbid_unknown_fields=True):
-    """Arguments of query-events: events with sequence number >= `since`, at most `limit`, newest kept."""
-
-    since: int = 0
-    limit: int = 1000
-    kinds: list[str] = []
-
-
-class ChangeRunState(msgspec.Struct, forbid_unknown_fields=True):
-    """Arguments of freeze and thaw: who asks, for queries and the log."""
-
-    by: Annotated[str, msgspec.Meta(max_length=200)] = "a control client"
-
-
-class NoArguments(msgspec.Struct, forbid_unknown_fields=True):
-    """Arguments of a command that takes none."""

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vdev.control.messages import ChangeRunState
+from vdev.errors import ConfigError
+
+SOMEBODY = "a control client"
+MAX_BY = 200  # characters of a name that ends up in queries and the log
 
 
 @dataclass(slots=True)
@@ -34,23 +37,25 @@ class RunState:
         self._by = ""
         self.frozen = False
 
-    def freeze(self, arguments: ChangeRunState) -> dict[str, Any]:
+    def freeze(self, by: str = SOMEBODY) -> dict[str, Any]:
         """Stop touching guest memory: in effect when this returns. Frozen already: who was first stays named."""
-        self._change(True, arguments.by)
-        return {"frozen": self.describe()}
+        self._change(True, by)
+        return self.describe()
 
-    def thaw(self, arguments: ChangeRunState) -> dict[str, Any]:
+    def thaw(self, by: str = SOMEBODY) -> dict[str, Any]:
         """Go on. Idempotent."""
-        self._change(False, arguments.by)
-        return {"frozen": self.describe()}
+        self._change(False, by)
+        return self.describe()
 
-    def describe(self) -> dict[str, Any] | None:
-        """Since when (on the clock of events), for how long and by whom we are frozen; None when we are not."""
+    def describe(self) -> dict[str, Any]:
+        """ "frozen": since when (on the clock of events), for how long and by whom; empty when we are not."""
         if not self.frozen:
-            return None
-        return {"since": self._since, "seconds": self._clock() - self._since, "by": self._by}
+            return {}
+        return {"frozen": {"since": self._since, "seconds": self._clock() - self._since, "by": self._by}}
 
     def _change(self, frozen: bool, by: str) -> None:
+        if len(by) > MAX_BY:
+            raise ConfigError("by", f"{len(by)} characters", f"at most {MAX_BY} are kept")
         if frozen == self.frozen:
             return
         self._apply(frozen)

@@ -11,13 +11,15 @@ import struct
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from vdev.control.messages import MAX_LINE_NBYTES, ErrorBody, Request
 from vdev.errors import VdevError
 from vdev.limited_log import LimitedLog
+from vdev.qapi.check import check_arguments
+from vdev.qapi.model import Command as Described
+from vdev.qapi.schema import schema
 
 MAX_CLIENTS = 64
 MAX_CLIENTS_OF_ONE_PROCESS = 16
@@ -31,27 +33,32 @@ _decode_request = msgspec.json.Decoder(Request).decode
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the command table: the type its arguments are checked against, and what answers it.
+    """One row of the command table: what answers it, called with the arguments the schema lets through.
 
     A command with a `stream` is the last of its connection: lines follow its answer until either side ends.
     """
 
-    arguments: type[msgspec.Struct]
-    answer: Callable[[Any], object]
-    stream: Callable[[Any], AsyncGenerator[bytes, None]] | None = None
+    answer: Callable[..., object]
+    stream: Callable[..., AsyncGenerator[bytes, None]] | None = None
 
 
 class ControlServer:
-    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says (default: us, root)."""
+    """Serves `commands` on a listening UNIX socket (its owner's) to whom `admits` says (default: us, root).
+
+    Each of them is in `described`, the schema's commands, which says what arguments it takes; KeyError if not.
+    """
 
     def __init__(
         self,
         listener: socket.socket,
         commands: Mapping[str, Command],
         admits: Callable[[socket.socket], bool] | None = None,
+        described: Mapping[str, Described] | None = None,
     ) -> None:
+        known = schema().commands if described is None else described
         self._listener = listener
-        self._commands = commands
+        self._commands = {name: (known[name], command) for name, command in commands.items()}
+        self._bridge_only = {name for name, command in known.items() if command.bridge_only}
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], int] = {}  # each with its process
         self._limited_log = LimitedLog()
@@ -141,18 +148,22 @@ class ControlServer:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")}), None
         reply: dict[str, object] = {"id": request.id} if request.id is not None else {}
-        command = self._commands.get(request.execute)
-        if command is None:
-            known = ", ".join(sorted(self._commands))
-            reply["error"] = ErrorBody("CommandNotFound", f"no command '{request.execute}'; there are: {known}")
+        if request.execute not in self._commands:
+            reply["error"] = ErrorBody("CommandNotFound", self._not_found(request.execute))
             return _encode(reply), None
+        described, command = self._commands[request.execute]
         try:
-            arguments = msgspec.convert(request.arguments, command.arguments)
-            reply["return"] = command.answer(arguments)
-            stream = command.stream(arguments) if command.stream is not None else None
-        except (msgspec.ValidationError, VdevError) as error:
-            reply["error"] = ErrorBody("GenericError", f"{request.execute}: {error}")
+            arguments = check_arguments(described, request.arguments)
+            reply["return"] = command.answer(**arguments)
+            stream = command.stream(**arguments) if command.stream is not None else None
+        except VdevError as error:
+            reply["error"] = ErrorBody("GenericError", str(error))
         return _encode(reply), stream
+
+    def _not_found(self, name: str) -> str:
+        if name in self._bridge_only:
+            return f"{name} needs QEMU's monitor, too: ask the bridge's monitor.sock (qmp-bridge attach makes one)"
+        return f"no command '{name}'; there are: {', '.join(sorted(self._commands))}"
 
 
 async def _stream(

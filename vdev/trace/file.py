@@ -33,9 +33,9 @@ class TraceFile:
     """The file of one recording."""
 
     def __init__(self, path: Path, max_nbytes: int, header: Record, decoder: Decoder, schedule: Schedule) -> None:
-        """Open `path`, a trace that was there becoming `path`.1. ConfigError with key file or max_bytes."""
+        """Open `path`, a trace that was there becoming `path`.1. ConfigError with key file or max-bytes."""
         if max_nbytes < MIN_NBYTES:
-            raise ConfigError("max_bytes", f"{max_nbytes} is too small for a trace", f"give at least {MIN_NBYTES}")
+            raise ConfigError("max-bytes", f"{max_nbytes} is too small for a trace", f"give at least {MIN_NBYTES}")
         self.path = path
         self.older = path.with_name(path.name + ".1")
         self.nbytes = 0  # in the newer of the two files

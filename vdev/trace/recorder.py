@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,25 +35,27 @@ Attachments = Mapping[tuple[str, int], tuple[int, ...]]  # (unit, domain) -> end
 _encode = msgspec.json.encode
 
 
-class TraceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
     """How to record: arguments of trace-start."""
 
     file: str | None = None
     max_bytes: int = DEFAULT_MAX_NBYTES  # of FILE and FILE.1 together
     records: int = DEFAULT_RECORDS  # kept in memory
-    endpoints: list[str] = []
-    types: list[str] = []
-    statuses: list[str] = []
+    endpoints: Sequence[str] = ()
+    types: Sequence[str] = ()
+    statuses: Sequence[str] = ()
 
 
-class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
     """Which of the newest records: arguments of query-trace and trace-follow."""
 
     last: int = 50
     follow: bool = True  # trace-follow only: go on with what happens
-    endpoints: list[str] = []
-    types: list[str] = []
-    statuses: list[str] = []
+    endpoints: Sequence[str] = ()
+    types: Sequence[str] = ()
+    statuses: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

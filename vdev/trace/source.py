@@ -70,7 +70,7 @@ class LiveSource:
         answer = json.loads(self._first_line(path))
         if "error" in answer:
             self._socket.close()
-            raise ConfigError("vdev trace", answer["error"]["desc"].removeprefix("trace-follow: "))
+            raise ConfigError("vdev trace", answer["error"]["desc"])
         self.header = check_header(json.dumps(answer["return"]).encode(), str(path))
 
     def _first_line(self, path: Path) -> bytes:

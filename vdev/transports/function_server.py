@@ -212,13 +212,10 @@ class FunctionServer(ABC, Generic[ConnectionT]):
 
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
-        connection = self.connection.describe() if self.connection is not None else None
-        return {
-            "function": self.name,
-            "path": str(self.path),
-            "connection": connection,
-            "refused_connections": self.refused,
-        }
+        found: dict[str, Any] = {"function": self.name, "path": str(self.path), "refused-connections": self.refused}
+        if self.connection is not None:
+            found["connection"] = self.connection.describe()
+        return found
 
     def _unlisten(self) -> None:
         if self._listener is not None:

@@ -98,4 +98,6 @@ def is_broken(viommu: Viommu, host: Host, machine: dict[str, Any]) -> bool:
     """Whether the unit serves nothing until it is reset; by vhost-user it cannot show a guest that: the host knows."""
     if machine["attach"] == "vfio-user":
         return viommu.is_broken
-    return bool(host.control("query-status")["functions"]["iommu0"]["connection"]["broken"])
+    functions = host.control("query-status")["functions"]
+    unit = next(function for function in functions if function["function"] == "iommu0")
+    return bool(unit["connection"]["broken"])
