@@ -18,6 +18,10 @@ import msgspec
 from vdev.assemble import Machine
 from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
+from vdev.control.event_stream import Around, EventStream, events_commands
+from vdev.control.iommu_actions import iommu_actions
+from vdev.control.iommu_queries import iommu_queries
+from vdev.control.iommu_units import endpoint_name
 from vdev.control.messages import Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
@@ -77,6 +81,7 @@ class App:
         self.crashed: list[str] = []
         self.servers = self._make_servers()
         self.trace = make_trace(config, self.machine, self.events, self.servers.values())
+        self.event_stream = self._make_event_stream()
         self._control_listener = Listener(directory / "control.sock", self.access)
         self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
 
@@ -90,6 +95,20 @@ class App:
                 servers[name] = VfioUserServer(function, path, self.vm)
         return servers
 
+    def _make_event_stream(self) -> EventStream:
+        def connect(follower: Callable[[object], None] | None) -> None:
+            self.events.follower = follower
+
+        return EventStream(
+            Around(
+                connect,
+                names=partial(endpoint_name, self.machine.units),
+                clock=time.monotonic,
+                wall_us=lambda: time.time_ns() // 1000,
+                schedule=lambda delay_s, callback: asyncio.get_running_loop().call_later(delay_s, callback),
+            )
+        )
+
     def commands(self) -> dict[str, Command]:
         """The control socket's command table."""
         return {
@@ -98,6 +117,9 @@ class App:
             "query-events": Command(self.events.query),
             "freeze": Command(self.run_state.freeze),
             "thaw": Command(self.run_state.thaw),
+            **iommu_queries(self.machine.units),
+            **iommu_actions(self.machine.units),
+            **events_commands(self.event_stream),
             **trace_commands(self.trace),
         }
 
@@ -118,6 +140,8 @@ class App:
             self.scheduler.pause()
         for unit in self.machine.units.values():
             unit.freezer.set("VM stopped", held)
+            if isinstance(unit.function, VhostCarrier):
+                unit.function.hold_config(held)
         self.vm.hold_interrupts(held)
         if not held:
             self.scheduler.resume()

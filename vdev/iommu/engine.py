@@ -44,22 +44,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
 from vdev.iommu.domains import DomainTable, Piece
 from vdev.iommu.events import (
+    BypassChanged,
     EndpointAttached,
     EndpointDetached,
     Event,
     FaultRaised,
     FaultsDropped,
     RequestHandled,
+    ResetKind,
     UnitReset,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
 from vdev.iommu.settings import EndpointSettings, UnitSettings
-from vdev.iommu.snapshot import VERSION, SnapshotError, dump_domains, load_domains, load_faults
+from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
@@ -111,12 +113,17 @@ class Engine:
             if self.offered_features & feature
         }
         self.set_features(0)
-        self._restore_bypass()
+        self._table.bypass = self._boot_bypass
 
     @property
     def pending_faults(self) -> deque[bytes]:
         """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
         return self._faults.pending
+
+    @property
+    def table(self) -> DomainTable:
+        """Domains, endpoints and mappings, to look at. Another object after `restore`."""
+        return self._table
 
     @property
     def granule(self) -> int:
@@ -254,7 +261,14 @@ class Engine:
         """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
         # D8: never show a value other than 0 and 1
         if self.settings.bypass_offered and value in (0, 1):
-            self._table.bypass = bool(value)
+            self.set_bypass(bool(value))
+
+    def set_bypass(self, bypass: bool) -> bool:
+        """Whether unattached endpoints bypass from now on; whether that is a change. True only if it is offered."""
+        changed, self._table.bypass = self._table.bypass != bypass, bypass
+        if changed and self._emit is not None:
+            self._emit(BypassChanged(self.settings.name, bypass))
+        return changed
 
     def device_reset(self) -> None:
         """D9: no endpoint is attached afterwards; D6: `bypass` survives. Waiting faults are dropped."""
@@ -262,19 +276,27 @@ class Engine:
 
     def system_reset(self) -> None:
         """A device reset that also restores `bypass` to its boot value (D7)."""
-        self._restore_bypass()
+        self.set_bypass(self._boot_bypass)
         self._reset("system")
 
-    def _reset(self, kind: Literal["device", "system"]) -> None:
+    def host_reset(self) -> None:
+        """As `system_reset`, for people: the driver is none the wiser, so the features it accepted stay accepted."""
+        accepted = self._accepted
+        self.set_bypass(self._boot_bypass)
+        self._reset("host")
+        self.set_features(accepted)
+
+    def _reset(self, kind: ResetKind) -> None:
         self._table.clear()
         self._faults.replace(())
         self.set_features(0)
         if self._emit is not None:
             self._emit(UnitReset(self.settings.name, kind))
 
-    def _restore_bypass(self) -> None:
+    @property
+    def _boot_bypass(self) -> bool:
         # D5: bypass may start as 1 where BYPASS_CONFIG is offered
-        self._table.bypass = self.settings.bypass_offered and self.settings.boot_bypass
+        return self.settings.bypass_offered and self.settings.boot_bypass
 
     def sweep(self) -> bool:
         """Free a part of the mappings that were removed; True while there are more. Call it between requests."""
@@ -283,8 +305,7 @@ class Engine:
     # state for people and restarts
 
     def describe(self) -> dict[str, Any]:
-        """What a query shows: plain data, no mappings."""
-        table = self._table
+        """What a query shows: plain data, no mappings. Bounded by the number of endpoints, as domains are."""
         counters = {
             "requests": {kind.name: kind.handled for kind in self._kinds.values()},
             "refused": {_status_name(status): count for status, count in self._refused.items()},
@@ -294,22 +315,8 @@ class Engine:
         return {
             "unit": self.settings.name,
             "mode": self.settings.mode,
-            "bypass": table.bypass,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
-            "domains": [
-                {"id": d.id, "bypass": d.bypass, "endpoints": sorted(d.endpoints), "mappings": len(d.mappings)}
-                for d in table.domains.values()
-            ],
-            "mappings": table.nmappings,
-            "endpoints": [
-                {
-                    "id": e.id,
-                    "name": e.name,
-                    "domain": None if e.domain is None else e.domain.id,
-                    "mappings": 0 if e.domain is None else len(e.domain.mappings),  # those of its domain
-                }
-                for e in table.endpoints.values()
-            ],
+            **describe_table(self._table),
             "pending_faults": len(self._faults.pending),
             "counters": counters,
         }
