@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -67,6 +69,25 @@ def test_a_refusal_has_status_1_and_its_reason(process: ServeProcess) -> None:
 
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "types: there is no 'NOTHING'" in refused.stderr
+
+
+def test_events_are_lines_as_they_happen(process: ServeProcess) -> None:
+    command = [*CTL, "--runtime-dir", str(process.directory), "events"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as popen:
+        assert popen.stdout is not None
+        # Until it follows, events pass it by: so there are some until the first arrives.
+        line = ""
+        for _ in range(200):
+            process.ask("set-bypass", bypass=False, unit="iommu0")
+            process.ask("set-bypass", bypass=True, unit="iommu0")
+            if select.select([popen.stdout], [], [], 0.1)[0]:
+                line = popen.stdout.readline()
+                break
+        popen.send_signal(signal.SIGINT)
+        _, errors = popen.communicate(timeout=WAIT_S)
+
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6} BYPASS_CHANGED unit=iommu0 bypass=(yes|no)\n", line)
+    assert (popen.returncode, errors) == (0, "")
 
 
 def test_a_stream_ends_quietly_with_ctrl_c(process: ServeProcess) -> None:
