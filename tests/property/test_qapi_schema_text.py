@@ -18,9 +18,11 @@ PIECES = st.sampled_from(["", "'", "{", "}", "[", "]", ":", ",", "#", "##\n", "\
 def test_a_damaged_schema_is_read_or_refused_with_its_line(at: int, nremoved: int, piece: str) -> None:
     text = SMALL_TEXT[:at] + piece + SMALL_TEXT[at + nremoved :]
 
+    line = 1
     try:
-        found = parse_schema(text)
+        shown = page(parse_schema(text))
     except SchemaError as error:
-        assert 1 <= error.line <= text.count("\n") + 1
-    else:
-        assert page(found)
+        shown, line = str(error), error.line
+
+    assert shown
+    assert 1 <= line <= text.count("\n") + 1
