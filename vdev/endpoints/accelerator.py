@@ -136,6 +136,10 @@ class Accelerator(PciFunction):
         for at in range(0, len(self._devmem), len(ZEROS)):
             self._devmem[at : at + len(ZEROS)] = ZEROS[: len(self._devmem) - at]
 
+    def retire(self) -> None:
+        """Device memory may be large."""
+        self._devmem.release()
+
     def on_bus_master(self, enabled: bool) -> None:
         """Without bus mastering the engine halts; the driver enables it again."""
         if not enabled:

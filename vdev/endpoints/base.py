@@ -40,6 +40,7 @@ class Endpoint(Function, Worker, Protocol):
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
     was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
+    was_sized: Callable[[], None]  # set by the machine: called when the guest asks for the size of a BAR
     trace: Trace | None  # set while somebody traces
 
     def quiesce(self) -> None:
@@ -47,6 +48,9 @@ class Endpoint(Function, Worker, Protocol):
 
     def freeze(self, frozen: bool) -> None:
         """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
+
+    def retire(self) -> None:
+        """It was unplugged and is never used again: let go of large memory."""
 
     def describe(self) -> dict[str, int | bool]:
         """State for queries: plain data."""

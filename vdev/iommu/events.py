@@ -89,4 +89,42 @@ class UnitReset:
     kind: Literal["device", "system"]
 
 
-Event = RequestHandled | FaultRaised | FaultsDropped | EndpointAttached | EndpointDetached | UnitReset
+@dataclass(slots=True)
+class EndpointAdded:
+    """There is a new endpoint, which nobody has connected to yet."""
+
+    unit: str
+    id: int
+    endpoint: str  # its name
+
+
+@dataclass(slots=True)
+class EndpointRemoved:
+    """An endpoint is gone. EndpointDetached came first if it was attached."""
+
+    unit: str
+    id: int
+    endpoint: str  # its name
+
+
+@dataclass(slots=True)
+class EndpointStage:
+    """The guest got further with an endpoint than before since QEMU connected to it."""
+
+    unit: str
+    id: int
+    endpoint: str  # its name
+    stage: str  # plugged, enumerated, probed, attached
+
+
+Event = (
+    RequestHandled
+    | FaultRaised
+    | FaultsDropped
+    | EndpointAttached
+    | EndpointDetached
+    | UnitReset
+    | EndpointAdded
+    | EndpointRemoved
+    | EndpointStage
+)

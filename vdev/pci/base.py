@@ -42,6 +42,7 @@ class PciFunction:
     `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
     `was_reset` is called after every reset, for whoever keeps state about the function: a crashed worker may run again.
     `was_device_reset` is called after those QEMU asked for by DEVICE_RESET, which a function-level reset is not.
+    `was_sized` is called when somebody asks how large a BAR is: the guest goes through its devices (QEMU never asks).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PciFunction:
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.was_reset: Callable[[], None] = _ignore_reset
         self.was_device_reset: Callable[[], None] = _ignore_reset
+        self.was_sized: Callable[[], None] = _ignore_reset
         self.trace: Trace | None = None
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
@@ -72,6 +74,9 @@ class PciFunction:
         self._msix = msix
         self._pending = PendingBits(msix.vectors)
         self._add_capabilities(standard, extended)
+        for bar in bars:
+            address_bits = -bar.nbytes & 0xFFFFFFFF  # of the lower half
+            self.config.watch(pci.BAR0 + 4 * bar.index, 4, partial(self._bar_written, address_bits))
         self._was_bus_master = False
 
     def _add_capabilities(self, standard: tuple[Capability, ...], extended: tuple[Capability, ...]) -> None:
@@ -225,6 +230,11 @@ class PciFunction:
             self._was_bus_master = enabled
             self.on_bus_master(enabled)
 
+    def _bar_written(self, address_bits: int, before: int, after: int) -> None:
+        """All ones ask for the size (PCI, 6.2.5.1). No address looks like that: it would end where the space does."""
+        if after & address_bits == address_bits:
+            self.was_sized()
+
     def _devctl_written(self, before: int, after: int) -> None:
         if after & pci.DEVCTL_FLR:
             self._reset(function_level=True)
@@ -242,6 +252,9 @@ class PciFunction:
     def on_system_reset(self) -> None:
         """The whole machine and not only this function was reset; for most functions that is the same."""
         self.on_reset()
+
+    def retire(self) -> None:
+        """The function is gone for good and never used again: let go of large memory, which cycles would keep."""
 
     def on_bus_master(self, enabled: bool) -> None:
         """`dma_enabled` changed to `enabled`."""
