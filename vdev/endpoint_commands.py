@@ -7,6 +7,7 @@ from typing import Any
 
 from vdev.config import EndpointConfig, endpoint_named, parse_bdf, slots_of
 from vdev.control.server import Command
+from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
 from vdev.hot_plug import Endpoints
 from vdev.iommu.settings import RESV_PROPERTY_NBYTES, ReservedRegion
@@ -51,7 +52,9 @@ def endpoint_commands(endpoints: Endpoints) -> dict[str, Command]:
         given = {"name": name, "model": model, "reserved": reserved, "options": {} if options is None else options}
         made = endpoints.add(given if bdf is None else {**given, "bdf": bdf})
         path = str(endpoints.socket_of(name))
-        return {"endpoint": name, "bdf": made.bdf, "port": port_of(made.bdf), "path": path}
+        alone = MODELS[made.model].in_linux and endpoints.unit_of(made).engine.has_driver
+        until = "attached" if alone else "enumerated"
+        return {"endpoint": name, "bdf": made.bdf, "port": port_of(made.bdf), "path": path, "until": until}
 
     def remove(name: str) -> dict[str, Any]:
         endpoints.remove(name)

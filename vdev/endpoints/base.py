@@ -63,6 +63,10 @@ class EndpointModel(Protocol):
     def option_help(self) -> Mapping[str, str]:
         """Option key -> one line about it."""
 
+    @property
+    def in_linux(self) -> bool:
+        """Whether Linux has a driver for it that binds by itself."""
+
     def __call__(self, name: str, bay: Bay, options: Mapping[str, OptionValue]) -> Endpoint:
         """Build the endpoint. ConfigError for options it does not know or take."""
 

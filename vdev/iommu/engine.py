@@ -130,6 +130,11 @@ class Engine:
         """The `bypass` config byte: whether unattached endpoints bypass (always False when it is not offered)."""
         return self._table.bypass
 
+    @property
+    def has_driver(self) -> bool:
+        """Whether a driver has accepted features."""
+        return bool(self._accepted)
+
     # requests
 
     def handle(self, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
