@@ -1,4 +1,4 @@
-"""Plug an endpoint into a running VM, and unplug it: what happens between QEMU and vdev for `endpoint-plug` and -unplug.
+"""Plug an endpoint into a running VM, and unplug it: what `endpoint-plug` and `endpoint-unplug` do to QEMU and vdev.
 
     plug      vdev makes the endpoint and listens -> QEMU's device_add -> the guest's address is the slot's?
               -> the guest gets as far as it was asked for
@@ -30,7 +30,7 @@ DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 600.0
 ANSWER_S = 60.0  # for one command: QEMU answers none while it waits for a guest's memory, or its own disk
 RELEASE_S = 10.0  # from DEVICE_DELETED to the end of QEMU's connection: it comes at once, unless the host is busy
-LOOK_S = 1.0  # how often to ask for the stage, should its event be lost
+LOOK_S = 0.25  # how often to ask for the stage, should its event be lost
 SHORT_LOOK_S = 0.01
 MAX_OPERATIONS = 64  # at a time; a slot takes part in one, and there are at most 112 slots
 

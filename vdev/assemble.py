@@ -88,6 +88,7 @@ class Machine:
         self._wake_at = wake_at
         self._ordering = ordering
         self._trace: Trace | None = None
+        self._has_slots = bool(config.slots)
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
@@ -198,6 +199,8 @@ class Machine:
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
         endpoint = model(config.name, bay, options)
+        if self._has_slots and parse_bdf(config.bdf) >> 8:
+            endpoint.keep_msix_table()  # it can be unplugged
         return endpoint, doors[0]
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from qemu.qmp import ExecuteError
 
 from guest_tests.payload import __path__ as payload_path
@@ -22,6 +21,7 @@ from qmp_bridge.hot_plug import HotPlug
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import Config
+from vdev.config.schema import Attach
 from vdev.errors import VdevError
 
 ANSWER_S = 60.0
@@ -191,12 +191,10 @@ class Plugged:
 
 
 @asynccontextmanager
-async def plugging(config: Config, directory: Path) -> AsyncIterator[Plugged]:
-    """`config` booted, with a guest that waits for commands."""
-    path = directory / "config.json"
-    path.write_bytes(msgspec.json.encode(config))
+async def plugging(config: Config, attach: Attach) -> AsyncIterator[Plugged]:
+    """`config` booted, its units attached as `attach` says, with a guest that waits for commands."""
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
-    async with bring_up(config, Options(config_path=path, payload_files=files)) as vm:
+    async with bring_up(config, Options(attach=attach, payload_files=files)) as vm:
         messages = vm.messages()
         async with asyncio.timeout(BOOT_S):
             await anext(messages)

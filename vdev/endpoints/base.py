@@ -43,6 +43,9 @@ class Endpoint(Function, Worker, Protocol):
     was_sized: Callable[[], None]  # set by the machine: called when the guest asks for the size of a BAR
     trace: Trace | None  # set while somebody traces
 
+    def keep_msix_table(self) -> None:
+        """Keep the MSI-X table itself, so that QEMU can unplug the function. Before QEMU connects."""
+
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""
 
