@@ -208,6 +208,8 @@ class HotPlug:
     async def _check_address(self, operation: _Operation, name: str, bdf: str, deadline: float) -> None:
         """The endpoint is where VIOT has it, or QEMU is asked to take it back. HotPlugError."""
         found = function_addresses(await self._ask(self._qemu, "QEMU", "query-pci", {})).get(name)
+        if operation.deleted:
+            raise _removed_by_others(name)
         if found == parse_bdf(bdf):
             return
         shown = "is nowhere" if found is None else f"is at {format_bdf(found)}"
@@ -230,7 +232,7 @@ class HotPlug:
                 if not operation.deleted:
                     raise
             if operation.deleted:
-                raise HotPlugError(f"{name} was plugged in and has been removed again by somebody else")
+                raise _removed_by_others(name)
             at = max(operation.stage, STAGES.index(found["stage"]))
             if at >= goal or operation.abandoned:
                 return
@@ -314,6 +316,10 @@ class HotPlug:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _removed_by_others(name: str) -> HotPlugError:
+    return HotPlugError(f"{name} was plugged in and has been removed again by somebody else")
 
 
 def _check_timeout(timeout: float) -> None:
