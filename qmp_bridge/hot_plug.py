@@ -244,7 +244,11 @@ class HotPlug:
 
     async def _unplug(self, operation: _Operation, name: str, timeout: float) -> None:
         deadline = _now() + timeout
-        stage = (await self._endpoint(name))["stage"]
+        endpoint = await self._endpoint(name)
+        if all(slot["bdf"] != endpoint["bdf"] for slot in await self._ask(self._vdev, "vdev", "query-slots", {})):
+            cure = "those in a configuration with slots, and behind a root port, can"
+            raise HotPlugError(f"{name} at {endpoint['bdf']} is in no slot and cannot be unplugged ({cure})")
+        stage = endpoint["stage"]
         if stage == "absent" and not await self._is_in_qemu(name):
             await self._removal(name)
             return

@@ -39,7 +39,7 @@ def endpoint_commands(endpoints: Endpoints) -> dict[str, Command]:
                 "port": port_of(slot.bdf),
                 **({"endpoint": there.name} if there is not None else {}),
             }
-            for slot, there in slots_of(endpoints.config)
+            for slot, there in (slots_of(endpoints.config) if endpoints.has_slots else [])
         ]
 
     def add(

@@ -57,6 +57,7 @@ class Endpoints:
     def __init__(self, config: Config, around: Surroundings) -> None:
         """A server for each function of the machine, which does not listen yet."""
         self.config = config
+        self.has_slots = bool(config.slots)  # without any, no endpoint can leave either: QEMU would die of it
         self.servers: dict[str, Server] = {}
         self.trace: Trace | None = None  # set by the app, which makes it of the servers
         self._around = around
@@ -123,6 +124,8 @@ class Endpoints:
         Raises ConfigError for one that is not there, in no slot, or connected to QEMU.
         """
         endpoint = endpoint_named(self.config, name)
+        if not self.has_slots:
+            raise ConfigError(name, "is in no slot", "give the configuration slots, then what it has can be unplugged")
         changed = without_endpoint(self.config, name)
         server = self.servers[name]
         if server.connection is not None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from qmp_bridge.hot_plug import HotPlugError
+from tests.booted.conftest import CONFIG as FIRST_LIGHT
 from tests.booted.conftest import CONFIGS
 from tests.support.hot_plug_guest import Plugged, Refused, plugging
 from vdev.config import load_config
@@ -23,9 +25,9 @@ CONFIG = CONFIGS / "hot-plug.yaml"
 SLOT = "0000:02:00.0"
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 ROUNDS = 100 if SOAK else 5
-WARM_UP = 3  # rounds, in which allocators take what they will need again
-GROWN_KIB = 3 << 10  # of vdev: the log of events fills, and malloc keeps the last accelerator's memory for the next
-GROWN_KIB_A_ROUND = 16  # a function that stays costs 60 KiB, and an accelerator's memory 1 MiB
+WARM_UP = 30 if SOAK else 3  # rounds: allocators take what they will need again, the log of events fills (soak only)
+GROWN_KIB = 1 << 10 if SOAK else 3 << 10  # of vdev
+GROWN_KIB_A_ROUND = 16  # a function that stays costs 60, and the memory of an accelerator 1024 more
 SETTLE_S = 10.0
 RNG = ["0x1af4", "0x1044"]
 ACCELERATOR = ["0x1234", "0x7664"]
@@ -45,6 +47,15 @@ async def test_a_guest_works_with_what_is_plugged_in_and_forgets_what_is_unplugg
     async with plugging(load_config(CONFIG), attach) as machine:
         await _one_after_the_other(machine)
         await _two_at_once(machine)
+
+
+async def test_without_slots_qemu_refuses_what_it_would_die_of() -> None:
+    async with plugging(load_config(FIRST_LIGHT), "vfio-user") as machine:
+        with pytest.raises(HotPlugError, match="in no slot"):
+            await machine.hot_plug.unplug("accel0")
+        with pytest.raises(Refused):
+            await machine.qemu("device_del", {"id": "accel0"})
+        assert (await machine.guest("dma", bdf="0000:01:00.0"))["copied"]
 
 
 async def _one_after_the_other(machine: Plugged) -> None:

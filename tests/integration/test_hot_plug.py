@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.vfio_client import VfioClient
@@ -72,9 +73,9 @@ class Served:
 
 
 @asynccontextmanager
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+async def served(tmp_path: Path, config: Config = CONFIG) -> AsyncIterator[Served]:
     """An app that listens, stopped and closed afterwards."""
-    app = App(CONFIG, tmp_path / "run")
+    app = App(config, tmp_path / "run")
     listens = asyncio.Event()
     task = asyncio.create_task(app.run(lambda line: listens.set()))
     try:
@@ -230,6 +231,16 @@ async def test_what_is_in_no_slot_stays(tmp_path: Path, name: str, words: str) -
             machine.ask("endpoint-remove", name=name)
 
         assert machine.state() == before
+
+
+async def test_a_configuration_without_slots_gives_nothing_away(tmp_path: Path) -> None:
+    async with served(tmp_path, msgspec.structs.replace(CONFIG, slots=())) as machine:
+        slots = machine.ask("query-slots")
+
+        with pytest.raises(Refused, match="accel0: is in no slot"):
+            machine.ask("endpoint-remove", name="accel0")
+
+    assert slots == []
 
 
 async def test_every_slot_is_filled_and_no_more(tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_a_slot_has_a_root_port_and_a_range_of_its_own_and_no_device(config: Con
     assert set(expected_functions(config)) == {"iommu0", "iommu1", "one", "flat"}
 
 
+def test_only_ports_of_a_machine_with_slots_have_hot_plug(config: Config) -> None:
+    without = parse_config(f"{UNITS}endpoints: [{{name: one, bdf: 01:00.0}}]", "x.yaml")
+
+    assert all("hotplug=on" in port for port in ports(qemu_arguments(config, PATHS, "tcg")))
+    assert all("hotplug=off" in port for port in ports(qemu_arguments(without, PATHS, "tcg")))
+    assert all("hotplug=on" in port for port in ports(restored_arguments(without, PATHS, "tcg"))), "for late units"
+
+
 def test_the_saved_machine_has_the_ports_of_slots_before_those_of_its_units(config: Config) -> None:
     assert len(ports(restored_arguments(config, PATHS, "tcg"))) == 3 + 2
 

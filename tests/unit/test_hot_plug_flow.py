@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from qmp_bridge import hot_plug
 from qmp_bridge.hot_plug import MAX_OPERATIONS, HotPlug, HotPlugError
+from tests.support.vfio_scene import until
 from vdev.config import parse_bdf
 from vdev.errors import VdevError
 
@@ -52,6 +53,8 @@ class Machine:
     async def vdev(self, name: str, arguments: Mapping[str, object]) -> Any:
         if name == "query-endpoints":
             return [self._look(str(arguments["endpoint"]))]
+        if name == "query-slots":
+            return [{"bdf": bdf} for bdf in FREE]
         await self._answer(name)
         endpoint = str(arguments["name"])
         if name == "endpoint-remove":
@@ -123,12 +126,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hot_plug, "LOOK_S", 0.01)
     monkeypatch.setattr(hot_plug, "SHORT_LOOK_S", 0.001)
     monkeypatch.setattr(hot_plug, "RELEASE_S", 0.05)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def test_an_endpoint_is_made_then_plugged_then_looked_for(machine: Machine) -> None:
@@ -335,6 +332,15 @@ async def test_an_endpoint_that_qemu_does_not_have_is_simply_forgotten(machine: 
 
     assert "device_del" not in machine.commands
     assert machine.left == ([], [])
+
+
+async def test_an_endpoint_in_no_slot_is_never_taken_from_qemu(machine: Machine) -> None:
+    machine.endpoints["flat"] = {"endpoint": "flat", "bdf": "00:12.0", "stage": "plugged"}
+
+    with pytest.raises(HotPlugError, match=r"flat at 00:12\.0 is in no slot and cannot be unplugged"):
+        await machine.flow.unplug("flat")
+
+    assert machine.commands == []
 
 
 async def test_what_is_not_there_cannot_be_unplugged(machine: Machine) -> None:

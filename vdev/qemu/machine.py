@@ -187,7 +187,7 @@ def _devices(config: Config, socket_dir: str) -> Iterable[str]:
     """
     count = own_buses(config)
     for bus in range(1, count + 1):
-        yield from ("-device", root_port(bus, count))
+        yield from ("-device", root_port(bus, count, hot_plug=bool(config.slots)))
     last = [unit for unit in config.units if unit.attach == "vhost-user"]
     for item in functions_of(config):
         if item not in last:
@@ -249,10 +249,12 @@ def _slot_and_function(address: str) -> str:
     return f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}"
 
 
-def root_port(bus: int, count: int) -> str:
+def root_port(bus: int, count: int, *, hot_plug: bool = True) -> str:
     """The -device of the port to `bus`, one of `count`.
 
-    Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
+    Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices. Without `hot_plug`
+    QEMU refuses to unplug what is behind it: it would die of that (docs/hot-plug.md).
+    """
     per_slot = -(-count // len(ROOT_PORT_SLOTS))
     slot, function = divmod(bus - 1, per_slot)
     return _plain(
@@ -261,6 +263,7 @@ def root_port(bus: int, count: int) -> str:
         bus="pcie.0",
         addr=f"{ROOT_PORT_SLOTS[slot]:02x}.{function}",
         multifunction=per_slot > 1,
+        hotplug=hot_plug,
         io_reserve=0,  # the 64 KiB of port space last for 15 windows, and none of our functions has a port
         chassis=bus,
         slot=bus,
