@@ -16,22 +16,36 @@ from vdev.qemu.machine import port_of
 
 def endpoint_commands(endpoints: Endpoints) -> dict[str, Command]:
     """query-endpoints, query-groups, query-slots, endpoint-add, endpoint-remove."""
+    handlers = _Handlers(endpoints)
+    return {
+        "query-endpoints": Command(handlers.query),
+        "query-groups": Command(handlers.groups),
+        "query-slots": Command(handlers.slots),
+        "endpoint-add": Command(handlers.add),
+        "endpoint-remove": Command(handlers.remove),
+    }
 
-    def query(unit: str | None = None, endpoint: str | None = None) -> list[dict[str, Any]]:
-        _check_unit(endpoints, unit)
+
+class _Handlers:
+    """Parameters and returned members are the schema's."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+
+    def query(self, unit: str | None = None, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """query-endpoints. ConfigError for a unit or endpoint that is not there."""
         if endpoint is not None:
-            endpoint_named(endpoints.config, endpoint)
-        return [
-            describe(endpoints, known)
-            for known in _behind(endpoints, unit)
-            if endpoint is None or known.name == endpoint
-        ]
+            endpoint_named(self._endpoints.config, endpoint)
+        behind = _behind(self._endpoints, unit)
+        return [describe(self._endpoints, known) for known in behind if endpoint in (None, known.name)]
 
-    def groups(unit: str | None = None) -> list[dict[str, Any]]:
-        _check_unit(endpoints, unit)
-        return _groups(endpoints, _behind(endpoints, unit))
+    def groups(self, unit: str | None = None) -> list[dict[str, Any]]:
+        """query-groups. ConfigError for a unit that is not there."""
+        return _groups(self._endpoints, _behind(self._endpoints, unit))
 
-    def slots() -> list[dict[str, Any]]:
+    def slots(self) -> list[dict[str, Any]]:
+        """query-slots."""
+        places = slots_of(self._endpoints.config) if self._endpoints.has_slots else []
         return [
             {
                 "bdf": slot.bdf,
@@ -39,34 +53,29 @@ def endpoint_commands(endpoints: Endpoints) -> dict[str, Command]:
                 "port": port_of(slot.bdf),
                 **({"endpoint": there.name} if there is not None else {}),
             }
-            for slot, there in (slots_of(endpoints.config) if endpoints.has_slots else [])
+            for slot, there in places
         ]
 
     def add(
+        self,
         name: str,
         model: str = "accelerator",
         bdf: str | None = None,
         reserved: Sequence[Mapping[str, Any]] = (),
         options: object = None,
     ) -> dict[str, Any]:
+        """endpoint-add. ConfigError, and then nothing has changed."""
         given = {"name": name, "model": model, "reserved": reserved, "options": {} if options is None else options}
-        made = endpoints.add(given if bdf is None else {**given, "bdf": bdf})
-        path = str(endpoints.socket_of(name))
-        alone = MODELS[made.model].in_linux and endpoints.unit_of(made).engine.has_driver
+        made = self._endpoints.add(given if bdf is None else {**given, "bdf": bdf})
+        alone = MODELS[made.model].in_linux and self._endpoints.unit_of(made).engine.has_driver
         until = "attached" if alone else "enumerated"
+        path = str(self._endpoints.socket_of(name))
         return {"endpoint": name, "bdf": made.bdf, "port": port_of(made.bdf), "path": path, "until": until}
 
-    def remove(name: str) -> dict[str, Any]:
-        endpoints.remove(name)
+    def remove(self, name: str) -> dict[str, Any]:
+        """endpoint-remove. ConfigError, and then nothing has changed."""
+        self._endpoints.remove(name)
         return {}
-
-    return {
-        "query-endpoints": Command(query),
-        "query-groups": Command(groups),
-        "query-slots": Command(slots),
-        "endpoint-add": Command(add),
-        "endpoint-remove": Command(remove),
-    }
 
 
 def describe(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
@@ -123,10 +132,8 @@ def _region(region: ReservedRegion) -> dict[str, Any]:
 
 
 def _behind(endpoints: Endpoints, unit: str | None) -> list[EndpointConfig]:
-    return [config for config in endpoints.config.endpoints if unit in (None, config.unit)]
-
-
-def _check_unit(endpoints: Endpoints, unit: str | None) -> None:
+    """All endpoints, or those behind `unit`. ConfigError if it is not there."""
     known = [given.name for given in endpoints.config.units]
     if unit is not None and unit not in known:
         raise ConfigError("unit", f"there is no unit {unit!r}", f"there are: {', '.join(known)}")
+    return [config for config in endpoints.config.endpoints if unit in (None, config.unit)]

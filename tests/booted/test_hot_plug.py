@@ -46,6 +46,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 async def test_a_guest_works_with_what_is_plugged_in_and_forgets_what_is_unplugged(attach: Attach) -> None:
     async with plugging(load_config(CONFIG), attach) as machine:
         await _one_after_the_other(machine)
+        await _the_configured_one_and_its_successor(machine)
         await _two_at_once(machine)
 
 
@@ -88,6 +89,10 @@ async def _one_after_the_other(machine: Plugged) -> None:
         "0x00000000fee00000 0x00000000feefffff msi",
     ]
     await unplug("random")
+
+
+async def _the_configured_one_and_its_successor(machine: Plugged) -> None:
+    plug, unplug, guest = machine.hot_plug.plug, machine.hot_plug.unplug, machine.guest
 
     # one that came with the configuration goes, too, and its place takes another
     worked = await guest("dma", bdf="0000:01:00.0")
