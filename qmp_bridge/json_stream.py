@@ -4,8 +4,8 @@ QMP is a stream of JSON values, not of lines: several may be on one line and one
 be, QEMU forgets what it has of a value, skips to the next structural or control character, and reads on there; each
 piece that cannot be read is answered once. (docs/interop/qmp-spec; the rest was found by asking QEMU 11.1.)
 
-Only what has been read here goes on to QEMU, written anew: what its reader might find in the middle of something that is
-one value for us, or none, never reaches it.
+Only what has been read here goes on to QEMU, written anew: what its reader might find in the middle of something that
+is one value for us, or none, never reaches it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple, NoReturn
 _INT64_UINT64 = range(-(1 << 63), 1 << 64)
 _LONGEST_UINT64 = 20  # digits; a sign makes it no longer
 
-_BODY = {quote: rb"[^%s\\\x00-\x1f\xfe\xff]*+(?:\\[\x20-\xfd][^%s\\\x00-\x1f\xfe\xff]*+)*+" % (quote, quote) for quote in (b'"', b"'")}
+_BODY = {
+    quote: rb"[^%s\\\x00-\x1f\xfe\xff]*+(?:\\[\x20-\xfd][^%s\\\x00-\x1f\xfe\xff]*+)*+" % (quote, quote)
+    for quote in (b'"', b"'")
+}
 STRING = rb'"%s"|' % _BODY[b'"'] + rb"'%s'" % _BODY[b"'"]
 NUMBER = (
     rb"-?(?:0(?![0-9.])|(?:0(?=\.)|[1-9][0-9]*+)"
@@ -202,7 +205,9 @@ def _escape(text: str, at: int, token: _Token) -> tuple[str, int]:
         return _checked(chr(0x10000 + ((high & 0x3FF) << 10 | low & 0x3FF)), token, pair[0]), pair.end()
     digits = _HEX.match(text, at + 1)
     if digits is None:
-        raise BadJson(f"\\u{(text + token.text[-1:].decode())[at + 1 : at + 5]} is not a valid Unicode character", token.at)
+        raise BadJson(
+            f"\\u{(text + token.text[-1:].decode())[at + 1 : at + 5]} is not a valid Unicode character", token.at
+        )
     if digits[0][0] in "dD" and digits[0][1] in "89abcdefABCDEF":
         raise BadJson(f"\\u{digits[0]} is not a valid Unicode character", token.at)
     return _checked(chr(int(digits[0], 16)), token, digits[0]), digits.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ _EXPECTING = "Expecting capabilities negotiation with 'qmp_capabilities'"
 _ALREADY = "Capabilities negotiation is already complete, command ignored"
 
 
-@dataclass
+@dataclass(slots=True)
 class Bridge:
     """One VM's. `tasks` is where commands run, so that what was begun ends whether or not its client waits for it.
 
@@ -116,7 +116,7 @@ class Bridge:
         await self.upstream.call(request.name, request.arguments, on_reply, oob=request.oob, fds=request.fds)
 
     async def _guarded(self, session: Session, request: Request, upstream: Upstream, rule: Rule) -> None:
-        """A command that stops the VM or continues it: its reply comes when vdev has followed, and nothing before it."""
+        """A command that stops or continues the VM: its reply comes when vdev has followed, and nothing overtakes it."""
         body = b""
         try:
             async with self.run_state.command(stops=rule is Rule.STOPS):
@@ -148,6 +148,3 @@ def _enabled(arguments: Mapping[str, Any], offered: list[str]) -> list[str]:
         if name != "enable":
             raise Refused(GENERIC_ERROR, f"Parameter '{name}' is unexpected")
     return enable
-
-
-Say = Callable[[str], None]

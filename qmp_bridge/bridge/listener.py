@@ -28,7 +28,9 @@ def listen(path: str, what: str) -> socket.socket:
         listener.close()
         in_use = error.errno == errno.EADDRINUSE
         problem = "something is there already" if in_use else error.strerror or str(error)
-        raise ConfigError(what, f"no socket {path}: {problem}", "end what uses it, or name another path" if in_use else "") from None
+        raise ConfigError(
+            what, f"no socket {path}: {problem}", "end what uses it, or name another path" if in_use else ""
+        ) from None
     return listener
 
 

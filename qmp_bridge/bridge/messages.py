@@ -57,7 +57,7 @@ def read_request(value: object, *, oob: bool) -> Request:
         if not isinstance(value[verb], str):
             raise BadEnvelope(f"QMP input member '{verb}' must be a string", own_id)
     if len(verbs) == 2:
-        raise BadEnvelope("QMP input member 'exec-oob' clashes with 'execute'", own_id)
+        raise BadEnvelope("QMP input member 'execute' clashes with 'exec-oob'", own_id)
     arguments = value.get("arguments", {})
     if not isinstance(arguments, dict):
         raise BadEnvelope("QMP input member 'arguments' must be an object", own_id)

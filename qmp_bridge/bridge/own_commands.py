@@ -9,7 +9,7 @@ from typing import Any
 from qmp_bridge.bridge.merge import merged, prepared
 from qmp_bridge.bridge.messages import not_found
 from qmp_bridge.errors import Refused
-from vdev.errors import ArgumentError, VdevError
+from vdev.errors import VdevError
 from vdev.qapi.check import check_arguments
 from vdev.qapi.introspection import command_names, schema_info
 from vdev.qapi.schema import schema
@@ -41,19 +41,13 @@ class OwnCommands:
         if oob:
             raise Refused("GenericError", f"The command {name} does not support OOB")
         handler = self._handlers.get(own)
+        if handler is None and command.bridge_only:
+            raise not_found(name)
         try:
             checked = check_arguments(command, arguments)
-            if handler is not None:
-                return await handler(**checked)
-        except ArgumentError as error:
-            raise Refused("GenericError", str(error)) from None
-        except Refused:
-            raise
+            return await (self._ask(own, arguments) if handler is None else handler(**checked))
         except VdevError as error:
-            raise Refused("GenericError", str(error)) from None
-        if command.bridge_only:
-            raise not_found(name)
-        return await self._ask(own, arguments)
+            raise Refused(getattr(error, "error_class", "GenericError"), str(error)) from None
 
     def describe(self, name: str, body: bytes) -> bytes:
         """QEMU's reply to one of DESCRIPTIONS with ours behind it; `forget` when there is another QEMU."""

@@ -8,12 +8,13 @@ and then it is cut off. What was begun with QEMU or vdev goes on when the client
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from qmp_bridge.bridge.messages import BadEnvelope, Request, error_body, read_request, reply_line
 from qmp_bridge.bridge.output import MAX_NBYTES, Output
@@ -24,6 +25,8 @@ MAX_QUEUED = 8  # requests that wait; the specification asks clients to send no 
 MAX_OOB = 8  # commands out of band in flight
 MAX_FDS = 16  # QEMU takes as many with one message
 _CHUNK = 8 << 10  # read at once: parsing it must not keep the others waiting
+
+Say = Callable[[str], None]
 
 
 class Executor(Protocol):
@@ -36,8 +39,9 @@ class Executor(Protocol):
 class Session:
     """One client's connection. `run` serves it; the socket is closed when that ends."""
 
-    def __init__(self, sock: socket.socket, greeting: bytes, executor: Executor, say: Callable[[str], None]) -> None:
+    def __init__(self, sock: socket.socket, greeting: Mapping[str, Any], executor: Executor, say: Say) -> None:
         self.negotiated = False
+        self.offered: list[str] = list(greeting["QMP"]["capabilities"])
         self.oob = False  # whether the client has enabled it
         self.ended = False
         self.output = Output(self._wake)
@@ -51,7 +55,7 @@ class Session:
         self._complete = False  # the client says no more
         self._closing = False  # nobody says more to the client
         self._woken: set[asyncio.Future[None]] = set()
-        self.output.add(greeting)
+        self.output.add(json.dumps(greeting).encode() + b"\r\n")
 
     def event(self, line: bytes) -> None:
         """Tell the client of an event, if it has negotiated."""
@@ -60,7 +64,7 @@ class Session:
         self.output.add(line)
         if self.output.overrun:
             self._say(f"monitor: a client does not read: cut off with {MAX_NBYTES >> 20} MiB of events waiting")
-            self._end()
+            self.end()
 
     def reply(self, request: Request, body: bytes) -> None:
         """The reply to a request: its one member besides the id."""
@@ -82,7 +86,7 @@ class Session:
                     for part in parts:
                         part.cancel()
         finally:
-            self._end()
+            self.end()
             self._sock.close()
             for task in self._oob:
                 task.cancel()
@@ -98,7 +102,8 @@ class Session:
                 waiter.set_result(None)
         self._woken.clear()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Cut the client off. Idempotent."""
         self.ended = True
         self._wake()
 

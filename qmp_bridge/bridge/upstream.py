@@ -1,4 +1,4 @@
-"""The one connection to QEMU's monitor: commands out, with file descriptors where they have some; replies and events in.
+"""The one connection to QEMU's monitor: commands out, some with file descriptors; replies and events in.
 
 What QEMU writes is one JSON object a line. A reply is taken apart only so far as to find the id we gave its command;
 the rest goes on as it is.
@@ -97,8 +97,8 @@ class Upstream:
         oob: bool = False,
         fds: Sequence[int] = (),
     ) -> bytes:
-        """Have QEMU execute a command. The reply's member besides the id goes to `on_reply` in order with QEMU's events,
-        and is returned. `fds` stay the caller's.
+        """Have QEMU execute a command. The reply's member besides the id goes to `on_reply`, in order with QEMU's
+        events, and is returned. `fds` stay the caller's.
 
         The reply comes even if the caller is cancelled: QEMU forgets nothing.
         """
@@ -154,7 +154,7 @@ class Upstream:
         await self._call("closefd", {"fdname": _SPARE_NAME}, ignore, False, ())
 
     def _write(self) -> None:
-        """Send what can be sent, the file descriptors of a command with its first byte. `run` finds that QEMU is gone."""
+        """Send what can be sent, a command's file descriptors with its first byte. That QEMU is gone is found by `run`."""
         loop = asyncio.get_running_loop()
         loop.remove_writer(self._sock)
         while self._outgoing and not self.gone:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from qmp_bridge.bridge.messages import event_line
@@ -19,24 +19,23 @@ STALLED_SECONDS = 3.0  # without an answer
 RETRY_SECONDS = 2.0
 _MAX_EVENT_NBYTES = 1 << 20
 
+Tell = Callable[[bytes, str, Mapping[str, Any]], None]
+
 
 class VdevLink:
-    """One vdev's. `tell` gets a line for the clients, of vdev's events and of our own about it."""
+    """One vdev's. `tell` gets vdev's events and our own about it: a line for clients, the name without prefix, data."""
 
-    def __init__(self, path: str, prefix: str, tell: Callable[[bytes], None]) -> None:
+    def __init__(self, path: str, prefix: str, tell: Tell) -> None:
         self._path = path
         self._prefix = prefix
         self._tell = tell
         self._slots = asyncio.Semaphore(MAX_COMMANDS)
 
     async def ask(self, command: str, arguments: Mapping[str, object]) -> Any:
-        """What vdev's command returns. Raises Refused, also when vdev does not answer."""
+        """What vdev's command returns. Raises Refused; VmDied when vdev does not answer."""
         async with self._slots:
             with closing(ControlClient(self._path)) as control:
-                try:
-                    return await control.ask(command, arguments)
-                except VmDied as error:
-                    raise Refused("GenericError", str(error)) from None
+                return await control.ask(command, arguments)
 
     async def run(self) -> None:
         """Follow vdev's events and its health until cancelled."""
@@ -46,10 +45,8 @@ class VdevLink:
 
     async def _follow_forever(self) -> None:
         while True:
-            try:
+            with suppress(OSError, ValueError):  # vdev is away, or sends what cannot be: the ping tells the clients
                 await self._follow()
-            except (OSError, ValueError):
-                pass  # vdev is away, or sends what cannot be: the ping tells the clients
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:
@@ -59,8 +56,9 @@ class VdevLink:
             while line := await reader.readline():
                 message = json.loads(line)
                 if "event" in message:
-                    event = {"timestamp": message["timestamp"], "event": self._prefix + message["event"]}
-                    self._tell(json.dumps({**event, "data": message["data"]}).encode() + b"\r\n")
+                    name, data = message["event"], message.get("data", {})
+                    event = {"timestamp": message["timestamp"], "event": self._prefix + name, "data": data}
+                    self._tell(json.dumps(event).encode() + b"\r\n", name, data)
 
     async def _ping_forever(self) -> None:
         stalled_since = 0.0
@@ -83,4 +81,4 @@ class VdevLink:
                 await asyncio.sleep(PING_SECONDS)
 
     def _say(self, event: str, data: Mapping[str, object]) -> None:
-        self._tell(event_line(self._prefix + event, data, time.time()))
+        self._tell(event_line(self._prefix + event, data, time.time()), event, data)
