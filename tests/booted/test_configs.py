@@ -13,7 +13,7 @@ from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus"]
-OF_RECIPES = ["on-root-bus"]  # run by test_recipes
+ELSEWHERE = ["on-root-bus", "hot-plug"]  # run by test_recipes, test_hot_plug
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
 
@@ -53,7 +53,7 @@ def example(request: pytest.FixtureRequest) -> GuestRun:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted([CONFIG.stem, *EXAMPLES, *OF_RECIPES])
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted([CONFIG.stem, *EXAMPLES, *ELSEWHERE])
 
 
 def test_every_check_passes_in_the_guest(example: GuestRun) -> None:

@@ -46,20 +46,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vdev.errors import ConfigError, RequestError, TranslationFault
+from vdev.errors import RequestError, TranslationFault
 from vdev.iommu.domains import DomainTable, Piece
 from vdev.iommu.events import (
+    BypassChanged,
     EndpointAttached,
     EndpointDetached,
     Event,
     FaultRaised,
     FaultsDropped,
     RequestHandled,
+    ResetKind,
     UnitReset,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
+from vdev.iommu.probe import probe_reply
 from vdev.iommu.settings import EndpointSettings, UnitSettings
-from vdev.iommu.snapshot import VERSION, SnapshotError, dump_domains, load_domains, load_faults
+from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
@@ -89,16 +92,17 @@ class Engine:
     ) -> None:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
         self.settings = settings
-        self._endpoint_settings = tuple(endpoints)
+        self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
         self._emit = emit
-        self._table = DomainTable(settings, self._endpoint_settings)
+        given = tuple(endpoints)
+        self._table = DomainTable(settings, given)
         self._faults = FaultQueue(settings.limits.max_pending_faults)
         self._refused: dict[int | None, int] = {}  # by status
         self._fault_counts: dict[str, int] = {}  # by reason word
-        self.offered_features = _offered_features(settings)
+        self.offered_features = settings.offered_features
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
-        self._properties = {endpoint.id: self._probe_reply(endpoint) for endpoint in self._endpoint_settings}
+        self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
         self._kinds = {
             number: _Kind(
                 wire.REQUEST_NAMES[number],
@@ -111,12 +115,17 @@ class Engine:
             if self.offered_features & feature
         }
         self.set_features(0)
-        self._restore_bypass()
+        self._table.bypass = self._boot_bypass
 
     @property
     def pending_faults(self) -> deque[bytes]:
         """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
         return self._faults.pending
+
+    @property
+    def table(self) -> DomainTable:
+        """Domains, endpoints and mappings, to look at. Another object after `restore`."""
+        return self._table
 
     @property
     def granule(self) -> int:
@@ -127,6 +136,11 @@ class Engine:
     def bypass(self) -> bool:
         """The `bypass` config byte: whether unattached endpoints bypass (always False when it is not offered)."""
         return self._table.bypass
+
+    @property
+    def has_driver(self) -> bool:
+        """Whether a driver has accepted features."""
+        return bool(self._accepted)
 
     # requests
 
@@ -162,6 +176,7 @@ class Engine:
             if before is not None:
                 self._emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
             self._emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
+        self.reached(request.endpoint, "attached")
         return b""
 
     def _detach(self, request: wire.Detach) -> bytes:
@@ -188,6 +203,7 @@ class Engine:
     def _probe(self, request: wire.Probe) -> bytes:
         # D45: reserved is ignored
         self._table.endpoint(request.endpoint)
+        self.reached(request.endpoint, "probed")
         return self._properties[request.endpoint]
 
     def _answer_unfit(self, kind: _Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
@@ -210,6 +226,25 @@ class Engine:
             sizes = (len(readable), writable_nbytes)
             self._emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
         return reply
+
+    # endpoints come and go
+
+    def add_endpoint(self, endpoint: EndpointSettings) -> None:
+        """From now on requests may name it. ConfigError, as from the constructor, and then nothing has changed."""
+        properties = probe_reply(self.settings, endpoint)
+        self._table.add(endpoint)
+        self._properties[endpoint.id] = properties
+
+    def remove_endpoint(self, endpoint: int) -> None:
+        """Detach it and forget it: requests that name it get NOENT. Call `sweep` until nothing is left to free."""
+        left = self._table.remove(endpoint)
+        del self._properties[endpoint]
+        if left is not None and self._emit is not None:
+            self._emit(EndpointDetached(self.settings.name, endpoint, left))
+
+    def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
+        """One endpoint for a query: domain (None for none), mappings of it, reserved regions, bytes PROBE answers."""
+        return {**self._table.endpoints[endpoint].describe(), "probe": self._properties[endpoint]}
 
     # translation and faults
 
@@ -254,7 +289,14 @@ class Engine:
         """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
         # D8: never show a value other than 0 and 1
         if self.settings.bypass_offered and value in (0, 1):
-            self._table.bypass = bool(value)
+            self.set_bypass(bool(value))
+
+    def set_bypass(self, bypass: bool) -> bool:
+        """Whether unattached endpoints bypass from now on; whether that is a change. True only if it is offered."""
+        changed, self._table.bypass = self._table.bypass != bypass, bypass
+        if changed and self._emit is not None:
+            self._emit(BypassChanged(self.settings.name, bypass))
+        return changed
 
     def device_reset(self) -> None:
         """D9: no endpoint is attached afterwards; D6: `bypass` survives. Waiting faults are dropped."""
@@ -262,19 +304,27 @@ class Engine:
 
     def system_reset(self) -> None:
         """A device reset that also restores `bypass` to its boot value (D7)."""
-        self._restore_bypass()
+        self.set_bypass(self._boot_bypass)
         self._reset("system")
 
-    def _reset(self, kind: Literal["device", "system"]) -> None:
+    def host_reset(self) -> None:
+        """As `system_reset`, for people: the driver is none the wiser, so the features it accepted stay accepted."""
+        accepted = self._accepted
+        self.set_bypass(self._boot_bypass)
+        self._reset("host")
+        self.set_features(accepted)
+
+    def _reset(self, kind: ResetKind) -> None:
         self._table.clear()
         self._faults.replace(())
         self.set_features(0)
         if self._emit is not None:
             self._emit(UnitReset(self.settings.name, kind))
 
-    def _restore_bypass(self) -> None:
+    @property
+    def _boot_bypass(self) -> bool:
         # D5: bypass may start as 1 where BYPASS_CONFIG is offered
-        self._table.bypass = self.settings.bypass_offered and self.settings.boot_bypass
+        return self.settings.bypass_offered and self.settings.boot_bypass
 
     def sweep(self) -> bool:
         """Free a part of the mappings that were removed; True while there are more. Call it between requests."""
@@ -283,8 +333,7 @@ class Engine:
     # state for people and restarts
 
     def describe(self) -> dict[str, Any]:
-        """What a query shows: plain data, no mappings."""
-        table = self._table
+        """What a query shows: plain data, no mappings. Bounded by the number of endpoints, as domains are."""
         counters = {
             "requests": {kind.name: kind.handled for kind in self._kinds.values()},
             "refused": {_status_name(status): count for status, count in self._refused.items()},
@@ -294,22 +343,8 @@ class Engine:
         return {
             "unit": self.settings.name,
             "mode": self.settings.mode,
-            "bypass": table.bypass,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
-            "domains": [
-                {"id": d.id, "bypass": d.bypass, "endpoints": sorted(d.endpoints), "mappings": len(d.mappings)}
-                for d in table.domains.values()
-            ],
-            "mappings": table.nmappings,
-            "endpoints": [
-                {
-                    "id": e.id,
-                    "name": e.name,
-                    "domain": None if e.domain is None else e.domain.id,
-                    "mappings": 0 if e.domain is None else len(e.domain.mappings),  # those of its domain
-                }
-                for e in table.endpoints.values()
-            ],
+            **describe_table(self._table),
             "pending_faults": len(self._faults.pending),
             "counters": counters,
         }
@@ -336,29 +371,14 @@ class Engine:
         if features & ~self.offered_features or (bypass and not self.settings.bypass_offered):
             raise SnapshotError("holds features this unit does not offer")
         records = load_faults(faults, self.settings.limits.max_pending_faults)
-        self._table = load_domains(domains, self.settings, self._endpoint_settings)
+        self._table = load_domains(domains, self.settings, self._table.endpoint_settings())
         self._table.bypass = bypass
         self._faults.replace(records)
         self.set_features(features)
 
-    def _probe_reply(self, endpoint: EndpointSettings) -> bytes:
-        """The endpoint's properties, back to back (D50), the rest zero (D52)."""
-        packed = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in endpoint.reserved)
-        if self.settings.probe_size and len(packed) > self.settings.probe_size:
-            raise ConfigError(
-                f"endpoint {endpoint.name}",
-                f"its properties take {len(packed)} bytes, probe_size is {self.settings.probe_size}",
-                "raise the unit's probe_size",
-            )
-        return packed.ljust(self.settings.probe_size, b"\0")
 
-
-def _offered_features(settings: UnitSettings) -> int:
-    # D1: MAP_UNMAP is offered; D2, D3: the legacy F_BYPASS is not
-    features = wire.F_INPUT_RANGE | wire.F_DOMAIN_RANGE | wire.F_MAP_UNMAP
-    features |= wire.F_PROBE if settings.probe_size else 0
-    features |= wire.F_MMIO if settings.mmio else 0
-    return features | (wire.F_BYPASS_CONFIG if settings.bypass_offered else 0)
+def _nobody(*_: Any) -> None:
+    """No one wants to know."""
 
 
 def _status_name(status: int | None) -> str:
