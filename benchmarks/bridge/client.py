@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 CHUNK = 1 << 18
 ANSWER_S = 60.0  # beyond it the monitor counts as dead
 WARM_UP_S = 0.5
-SILENT_ASKS = 50  # for what nobody reads afterwards: some 10 MB
+SILENT_ASKS = 100  # for what nobody reads afterwards: some 500 KB, more than any socket holds
 # Each is answered with errors and leaves nothing open behind it.
 MALFORMED = (
     b'{"execute": }\n',
@@ -97,7 +97,7 @@ class Connection:
 def act(connection: Connection, role: str, begin: float, end: float, pause_s: float) -> None:
     """Play the role from `begin` (CLOCK_MONOTONIC) to `end`. Raises ConnectionError."""
     if role == "silent":
-        connection.send(b'{"execute": "query-qmp-schema"}' * SILENT_ASKS)
+        connection.send(b'{"execute": "query-commands"}' * SILENT_ASKS)
         time.sleep(max(0.0, end - time.monotonic()))
     elif role == "malformed":
         connection.pour(GARBAGE, end)
@@ -108,11 +108,14 @@ def act(connection: Connection, role: str, begin: float, end: float, pause_s: fl
 # What a role executes in turns, and the row it belongs to.
 COMMANDS = {
     "asking": (("status", "query-status"),),
-    "schema": (("schema", "query-qmp-schema"),),
-    "alternating": (("status", "query-status"), ("status", "query-status"), ("schema", "query-qmp-schema")),
+    "listing": (("commands", "query-commands"),),
+    "alternating": (
+        *(("status", "query-status"), ("commands", "query-commands")) * 2,
+        ("schema", "query-qmp-schema"),  # keeps QEMU busy for tens of milliseconds: not beside others
+    ),
     "stopper": (("stop", "stop"), ("stop", "cont")),
 }
-PACED = ("stopper", "schema")  # these have a pause under every load: each of their commands is work for all others
+PACED = ("stopper", "listing")  # these have a pause under every load: each of their commands is work for all others
 LEAST_PAUSE_S = 0.05
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SPECIAL = ("silent", "malformed", "stopper", "schema")  # the first of many clients, in this order; the rest ask
+SPECIAL = ("silent", "malformed", "stopper", "listing")  # the first of many clients, in this order; the rest ask
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Row:
 
 ROWS = (
     Row("status", "query-status"),
+    Row("commands", "query-commands"),
     Row("schema", "query-qmp-schema"),
     Row("stop", "stop, cont"),
 )
