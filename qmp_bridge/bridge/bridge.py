@@ -116,7 +116,7 @@ class Bridge:
         await self.upstream.call(request.name, request.arguments, on_reply, oob=request.oob, fds=request.fds)
 
     async def _guarded(self, session: Session, request: Request, upstream: Upstream, rule: Rule) -> None:
-        """A command that stops or continues the VM: its reply comes when vdev has followed, and nothing overtakes it."""
+        """A command that stops or continues the VM: its reply comes when vdev has followed, which nothing overtakes."""
         body = b""
         try:
             async with self.run_state.command(stops=rule is Rule.STOPS):

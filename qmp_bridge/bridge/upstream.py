@@ -154,7 +154,7 @@ class Upstream:
         await self._call("closefd", {"fdname": _SPARE_NAME}, ignore, False, ())
 
     def _write(self) -> None:
-        """Send what can be sent, a command's file descriptors with its first byte. That QEMU is gone is found by `run`."""
+        """Send what can be sent, a command's file descriptors with its first byte. `run` finds that QEMU is gone."""
         loop = asyncio.get_running_loop()
         loop.remove_writer(self._sock)
         while self._outgoing and not self.gone:

@@ -90,6 +90,11 @@ class Client:
             self.events.append(message)
         return message
 
+    async def receive_after(self, data: bytes) -> Message:
+        """The first message after sending `data`."""
+        self.send(data)
+        return await self.receive()
+
     async def ask(self, execute: str, **arguments: object) -> Message:
         """The reply to one command."""
         self.send(json.dumps({"execute": execute, "arguments": arguments}).encode())

@@ -7,18 +7,24 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from vdev.parts.qemu import find_qemu
+from vdev.parts.qemu import Qemu, find_qemu
 
 START_S = 30.0
 MACHINE = ("-machine", "q35", "-m", "64", "-device", "pcie-root-port,id=root1,bus=pcie.0,chassis=1,addr=2")
 
 
+@cache
+def _found() -> Qemu:
+    return find_qemu(None, lambda line: None)
+
+
 @contextmanager
 def real_qemu(directory: Path, *monitors: str, arguments: Sequence[str] = MACHINE) -> Iterator[dict[str, str]]:
     """A QEMU with these QMP monitors; the paths of their sockets by name."""
-    qemu = find_qemu(None, lambda line: None)
+    qemu = _found()
     paths = {name: str(directory / f"{name}.sock") for name in monitors}
     words = [*qemu.argv_prefix, *arguments, "-display", "none", "-nodefaults", "-S"]
     for name, path in paths.items():
