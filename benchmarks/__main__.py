@@ -1,4 +1,4 @@
-"""`make bench`: the pieces in process, then guests against vdev and QEMU's own IOMMUs. Never asserts anything.
+"""`make bench`: the pieces in process, the monitor, then guests against vdev and QEMU's own IOMMUs. Asserts nothing.
 
 Results go to build/bench/latest.json and .svg as they come; `show` prints a file again, `compare` two of them.
 """
@@ -14,24 +14,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import compare, describe, document, plot, table
+from benchmarks.bridge import rounds as monitor_rounds
+from benchmarks.bridge.loads import LENGTHS, Length
+from benchmarks.bridge.table import summary as monitor_summary
 from benchmarks.guest import rounds
 from benchmarks.guest.counts import SCALES, Scale
 from benchmarks.inprocess.measure import measure
-from benchmarks.results import Results, ResultsError, Sample, Setup, load, save
+from benchmarks.results import MonitorSample, Results, ResultsError, Sample, Setup, load, save
 from benchmarks.summary import summary
 from vdev.errors import VdevError
 
 OUTPUT = Path("build/bench/latest.json")
 BASELINE = describe.ROOT / "benchmarks" / "baseline.json"
-PARTS = ("all", "inprocess", "guest")
+PARTS = ("all", "inprocess", "bridge", "guest")
 
 
 def command_line() -> argparse.ArgumentParser:
     """The options; the first word says what to do."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", metavar="{all,inprocess,guest,show,compare}")
+    commands = parser.add_subparsers(dest="command", metavar="{all,inprocess,bridge,guest,show,compare}")
     for name in PARTS:
-        run = commands.add_parser(name, help="measure " + ("both parts (the default)" if name == "all" else name))
+        run = commands.add_parser(name, help="measure " + ("all parts (the default)" if name == "all" else name))
         _add_run_options(run)
     show = commands.add_parser("show", help="print a result again")
     show.add_argument("file", type=Path, nargs="?", default=OUTPUT)
@@ -43,7 +46,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller batches: under four minutes")
-    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5, or 2 with --quick")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5 (the monitor: 3), or 2 (1) with --quick")
     parser.add_argument("--contender", action="append", default=[], choices=list(table.TITLES), help="only these")
     parser.add_argument("--kernel", metavar="NAME", help="of the guest, instead of Debian's cloud kernel")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="then compare with that result")
@@ -89,17 +92,19 @@ def _run(arguments: argparse.Namespace) -> int:
         load_at_start=describe.load_average(),
     )  # fmt: skip
     screen, whole = _Progress(), True
-    if arguments.command != "guest":
+    if arguments.command in ("all", "inprocess"):
         results.in_process = measure(screen.say)
         _keep(output, results)
+    if arguments.command in ("all", "bridge"):
+        whole = _monitor(_length(arguments), output, results, screen)
 
     def keep(setup: Setup, sample: Sample) -> None:
         results.setup = setup
         results.samples.append(sample)
         _keep(output, results)
 
-    if arguments.command != "inprocess":
-        whole = rounds.run(scale, screen.say, keep, arguments.kernel)
+    if arguments.command in ("all", "guest"):
+        whole = rounds.run(scale, screen.say, keep, arguments.kernel) and whole
     written = _finish(output, results, baseline=arguments.baseline)
     _print(table.lines(results))
     if old is not None:
@@ -108,13 +113,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if whole else 1
 
 
+def _monitor(length: Length, output: Path, results: Results, screen: _Progress) -> bool:
+    """The monitor's part; whether all of it was measured."""
+
+    def keep(version: str, sample: MonitorSample) -> None:
+        results.monitor_qemu = version
+        results.monitor.append(sample)
+        _keep(output, results)
+
+    return monitor_rounds.run(length, screen.say, keep)
+
+
+def _length(arguments: argparse.Namespace) -> Length:
+    length = LENGTHS["quick" if arguments.quick else "full"]
+    return replace(length, rounds=max(arguments.rounds, 1)) if arguments.rounds is not None else length
+
+
 def _scale(arguments: argparse.Namespace) -> Scale:
     scale = replace(SCALES["quick" if arguments.quick else "full"], contenders=tuple(arguments.contender))
     return replace(scale, rounds=max(arguments.rounds, 1)) if arguments.rounds is not None else scale
 
 
 def _keep(output: Path, results: Results) -> None:
-    save(output, results, summary(results, table.REFERENCES))
+    save(output, results, [*summary(results, table.REFERENCES), *monitor_summary(results.monitor)])
 
 
 def _finish(output: Path, results: Results, *, baseline: bool) -> list[Path]:

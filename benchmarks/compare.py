@@ -10,10 +10,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.bridge import table as monitor
+from benchmarks.bridge.loads import LOADS, WAYS
+from benchmarks.bridge.loads import ROWS as MONITOR_ROWS
 from benchmarks.results import Results
 from benchmarks.rows import ROWS
 from benchmarks.summary import Spread, contenders_in, cpus_in, in_process_ratio, paired_ratio, spread
-from benchmarks.table import OURS, REFERENCES, TITLES, aligned, number, vcpus, with_spread
+from benchmarks.table import OURS, REFERENCES, TITLES, vcpus
+from benchmarks.text import aligned, number, with_spread
 
 BUSY = 0.2  # CPUs busy with others during a VM, beyond which its numbers are theirs, too
 
@@ -59,6 +63,8 @@ def lines(old: Results, new: Results) -> Iterator[str]:
             yield from (f"  {one.what}: {one.old or 'unknown'} / {one.new or 'unknown'}" for one in reasons)
     yield from _remarks(old, new)
     yield from _in_process(old, new, times=not no_times, ratios=not no_ratios)
+    if not no_times and old.monitor_qemu == new.monitor_qemu:
+        yield from _monitor(old, new)
     for cpus in sorted(set(cpus_in(old)) & set(cpus_in(new))):
         if not no_times:
             yield from _guest_times(old, new, cpus)
@@ -77,6 +83,8 @@ def _remarks(old: Results, new: Results) -> Iterator[str]:
     for name, results, other in (("old", old, new), ("new", new, old)):
         if results.setup is not None and other.setup is None:
             yield f"only the {name} run has a guest part"
+        if results.monitor and not other.monitor:
+            yield f"only the {name} run has the monitor's part"
 
 
 def _in_process(old: Results, new: Results, *, times: bool, ratios: bool) -> Iterator[str]:
@@ -90,6 +98,18 @@ def _in_process(old: Results, new: Results, *, times: bool, ratios: bool) -> Ite
             rows.append([f"{row.name}, x {row.baseline}", *_change(*(value or 0.0 for value in pair))])
         if times:
             rows.append([f"{row.name}, us", *_change(statistics.median(was.us), statistics.median(row.us))])
+    yield from _block(rows)
+
+
+def _monitor(old: Results, new: Results) -> Iterator[str]:
+    """What the bridge adds to the latency of a command: times, as a difference has no ratio."""
+    rows = [["monitor: added by the bridge, ms", "old", "new", "old/new", ""]]
+    for load in LOADS:
+        for title, name in (
+            (f"{row.title}, {p}", f"{row.name}-{p}") for row in MONITOR_ROWS for p in monitor.PERCENTILES
+        ):
+            sides = [[monitor.values(one.monitor, load.name, way, name) for way in WAYS] for one in (old, new)]
+            rows += _pair(f"{title}, {load.title}", [monitor.added(*side) for side in sides], better_above=False)
     yield from _block(rows)
 
 

@@ -12,7 +12,8 @@ from xml.sax.saxutils import escape
 from benchmarks.results import Results
 from benchmarks.rows import ROWS, Row
 from benchmarks.summary import contenders_in, cpus_in, spread, values
-from benchmarks.table import TITLES, number, vcpus
+from benchmarks.table import TITLES, vcpus
+from benchmarks.text import number
 
 WIDTH, MARGIN, GAP = 1180, 28, 36
 NCOLUMNS = 2

@@ -43,6 +43,21 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class MonitorSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One QEMU's monitor under one load (benchmarks/bridge/loads.py): `way` is direct or bridge, `values` milliseconds
+    by row and percentile. The rest as in Sample.
+    """
+
+    round: int
+    load_name: str
+    way: str
+    load: float
+    others: float = 0.0
+    values: dict[str, float] = {}
+    facts: dict[str, Any] = {}
+    problem: str = ""
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """The host."""
 
@@ -77,6 +92,8 @@ class Results(msgspec.Struct, kw_only=True):
     machine: Machine
     load_at_start: float
     in_process: list[InProcessRow] = []
+    monitor: list[MonitorSample] = []
+    monitor_qemu: str = ""  # its version
     setup: Setup | None = None
     samples: list[Sample] = []
 

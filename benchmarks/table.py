@@ -5,30 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from benchmarks.bridge import table as monitor
 from benchmarks.guest.machines import CONTENDERS
 from benchmarks.results import InProcessRow, Results
 from benchmarks.rows import ROWS
 from benchmarks.summary import Spread, contenders_in, cpus_in, in_process_ratio, paired_ratio, spread
+from benchmarks.text import aligned, with_spread
 
 TITLES = {contender.name: contender.title for contender in CONTENDERS}
 OURS = [contender.name for contender in CONTENDERS if contender.ours]
 REFERENCES = [contender.name for contender in CONTENDERS if not contender.ours]
 WHAT_WIDTH = 42
-NOTHING = "-"
-
-
-def number(value: float) -> str:
-    """Three digits that count, without an exponent."""
-    size = abs(value)
-    return f"{value:.{0 if size >= 99.95 else 1 if size >= 9.995 else 2}f}"
-
-
-def with_spread(found: Spread | None) -> str:
-    """Median, and lowest and highest where there was more than one."""
-    if found is None:
-        return NOTHING
-    rest = f" [{number(found.low)}..{number(found.high)}]" if found.count > 1 else ""
-    return number(found.median) + rest
 
 
 def vcpus(cpus: int) -> str:
@@ -42,6 +29,8 @@ def lines(results: Results) -> Iterator[str]:
     if results.in_process:
         yield ""
         yield from in_process(results.in_process)
+    if results.monitor:
+        yield from monitor.lines(results.monitor, results.monitor_qemu)
     if results.setup is not None:
         yield from guest(results)
 
@@ -55,6 +44,9 @@ def about(results: Results) -> Iterator[str]:
     load = f"load average: {results.load_at_start:.2f} at the start"
     if results.samples:
         load += f", {results.load:.2f} at most before a VM; others kept up to {results.others:.2f} CPUs busy during one"
+    if results.monitor:
+        busy = max(sample.others for sample in results.monitor)
+        load += f"; others kept up to {busy:.2f} CPUs busy while the monitor was measured"
     yield load
     if (setup := results.setup) is not None:
         yield f"guests: QEMU {setup.qemu}, {setup.accel}, Linux {setup.guest_kernel}, {setup.memory}, {setup.append}"
@@ -127,11 +119,3 @@ def _doorbells(results: Results, cpus: int) -> str:
 
 def _short(contender: str) -> str:
     return TITLES[contender].removeprefix("vdev, ").removeprefix("QEMU ")
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of cells as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()

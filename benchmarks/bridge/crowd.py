@@ -70,7 +70,7 @@ def _summed(found: Sequence[tuple[str, dict[str, list[int]], int, int, str]], se
     for _, by_row, _, _, _ in found:
         for row, values in by_row.items():
             rows[row] += values
-    values = {}
+    values: dict[str, float] = {}
     for row, ns in rows.items():
         ns.sort()
         for name, value in (("p50", percentile(ns, 0.5)), ("p99", percentile(ns, 0.99)), ("max", ns[-1])):

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vdev.errors import VdevError
@@ -23,47 +23,49 @@ class StageError(VdevError):
 
 @contextmanager
 def running(command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The process for the length of the block; `log` gets its stderr, a pipe its stdout."""
-    with log.open("ab") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(env or {})})
+    """The process for the length of the block; `log` gets what it says."""
+    with log.open("ab") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=env)
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 @contextmanager
 def qemu(found: Qemu, monitors: Sequence[Path], machine: Sequence[str] = ("-machine", "none")) -> Iterator[int]:
-    """A QEMU without a guest that listens on all of `monitors`; its process id."""
+    """A QEMU without a guest that listens on all of `monitors`; its process id. Raises StageError."""
     command = [*found.argv_prefix, *machine, "-nodefaults", "-display", "none"]
     for path in monitors:
         command += ["-qmp", f"unix:{path},server=on,wait=off"]
     log = monitors[0].with_name("qemu.log")
-    with running(command, log, dict(found.env)) as process:
-        deadline = time.monotonic() + START_S
-        while not all(path.is_socket() for path in monitors):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise StageError(f"QEMU does not start: {log.read_text(errors='replace')[-500:]}")
-            time.sleep(0.01)
+    with running(command, log, {**os.environ, **found.env}) as process:
+        _wait(process, log, lambda: all(path.is_socket() for path in monitors))
         yield process.pid
 
 
 @contextmanager
 def bridge(directory: Path, upstream: Path) -> Iterator[tuple[Path, int]]:
-    """A bridge in front of the monitor `upstream`, and a vdev for it; where it listens and its process id."""
-    config, monitor = directory / "vdev.yaml", directory / "bridge.sock"
+    """A bridge in front of the monitor `upstream`, and a vdev for it; where it listens and its process id.
+
+    bridge.log is what the bridge says. Raises StageError.
+    """
+    config, monitor, control = (directory / name for name in ("vdev.yaml", "bridge.sock", "control.sock"))
     config.write_text(CONFIG, encoding="utf-8")
     vdev = [sys.executable, "-m", "vdev", "serve", str(config), "--runtime-dir", str(directory)]
-    control = directory / "control.sock"
-    ours = [sys.executable, "-m", "benchmarks.bridge.attached", str(monitor), str(upstream), str(control)]
-    with ExitStack() as stack:
-        for command, name in ((vdev, "vdev"), (ours, "bridge")):
-            log = directory / f"{name}.log"
-            process = stack.enter_context(running(command, log))
-            assert process.stdout is not None
-            if not process.stdout.readline():
-                raise StageError(f"the {name} does not start: {log.read_text(errors='replace')[-500:]}")
-        yield monitor, process.pid
+    attach = [sys.executable, "-m", "qmp_bridge", "attach", "--qmp", str(upstream), "--vdev", str(control)]
+    vdev_log, log = directory / "vdev.log", directory / "bridge.log"
+    with running(vdev, vdev_log) as first:
+        _wait(first, vdev_log, control.is_socket)
+        with running([*attach, "--listen", str(monitor)], log) as process:
+            _wait(process, log, lambda: "the monitor is" in log.read_text(errors="replace"))
+            yield monitor, process.pid
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise StageError(f"{log.stem} does not start: {log.read_text(errors='replace')[-500:]}")
+        time.sleep(0.01)

@@ -39,4 +39,4 @@ class Scale:
     limit_s: float | None = None  # a round that would end later, judged by those before it, is left out
 
 
-SCALES = {"full": Scale("full", 5, FULL), "quick": Scale("quick", 2, QUICK, limit_s=225)}
+SCALES = {"full": Scale("full", 5, FULL), "quick": Scale("quick", 2, QUICK, limit_s=200)}

@@ -1,6 +1,7 @@
 """20 clients on one bridge in front of a real QEMU: one never reads, one sends what is no JSON, all others are served.
 
-VDEV_TIER=soak does it for a minute. Nothing is timed here: `make bench` is for that.
+VDEV_TIER=soak does it for a minute, and until the one who never reads was cut off. Nothing is timed here: `make bench`
+is for that.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from vdev.parts.qemu import find_qemu
 
 pytestmark = pytest.mark.timeout(600)
 
-SECONDS = 60 if os.environ.get("VDEV_TIER") == "soak" else 3
+SOAK = os.environ.get("VDEV_TIER") == "soak"
+SECONDS = 60 if SOAK else 3
 SEED = 20261125
 ASKERS = 16
 # Replugging a USB device makes an event with its name, twice: here the number, and what fills a silent client's queue.
-FILLING = "x" * (16 << 10)
+FILLING = "x" * (8 << 10 if SOAK else 1 << 10)
 LEAD = 16  # events that the one who makes them is ahead of the slowest reader: readers are not to be cut off
 ROOM_NBYTES = MAX_NBYTES + (40 << 20)
 MACHINE = ("-machine", "q35", "-accel", "qtest", "-device", "qemu-xhci,id=usb")
@@ -38,7 +40,7 @@ CUT_OFF = "a client does not read"
 
 @dataclass
 class Crowd:
-    """Everybody, and what came of it. `over`: time is up, and the silent client was cut off."""
+    """Everybody, and what came of it. `over`: time is up."""
 
     path: Path
     log: Path
@@ -76,10 +78,10 @@ class Crowd:
             self.garbage.append(await errors_for_garbage(client, f"portion {len(self.garbage)}"))
 
     async def end(self) -> None:
-        """Set `over` when it is time, and the silent client was cut off."""
+        """Set `over` when it is time."""
         until = time.monotonic() + SECONDS
         async with asyncio.timeout(SECONDS + 240):
-            while time.monotonic() < until or CUT_OFF not in self.log.read_text():
+            while time.monotonic() < until or (SOAK and CUT_OFF not in self.log.read_text()):
                 await asyncio.sleep(0.1)
         self.over.set()
 
@@ -185,5 +187,5 @@ async def test_a_client_that_never_reads_and_one_that_sends_garbage_take_nothing
     for reader in crowd.readers:
         assert up_to_the_last_number(reader.events) == events
     assert set(crowd.garbage) == {expected_errors}
-    assert crowd.log.read_text().count(CUT_OFF) == 1
+    assert crowd.log.read_text().count(CUT_OFF) == SOAK
     assert grown < ROOM_NBYTES

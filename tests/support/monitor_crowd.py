@@ -1,4 +1,4 @@
-"""Clients of one monitor who check what they are told: their own replies in their order, and the events in everybody's."""
+"""Clients of one monitor who check what they are told: their own replies in their order, the events in all others'."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import pytest
 from benchmarks.plot import scale, svg
 from benchmarks.results import Sample
 from benchmarks.rows import ROWS
-from benchmarks.table import lines, number
+from benchmarks.table import lines
+from benchmarks.text import number
 from tests.support.bench import results, samples
 
 VALUES = {"vdev-vfio-user": [20.0, 200.0, 30.0], "virtio-iommu-pci": [10.0, 100.0, 10.0]}
