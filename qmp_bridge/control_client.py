@@ -47,9 +47,12 @@ class ControlClient:
         if not line:
             self.close()
             raise VmDied(f"the backend hung up instead of answering {command}")
-        answer = json.loads(line)
+        answer = _answer(line)
         if "error" in answer:
             raise Refused(answer["error"]["class"], answer["error"]["desc"])
+        if "return" not in answer:
+            self.close()
+            raise VmDied(f"what answers {command} is no control socket of vdev's")
         return answer["return"]
 
     def close(self) -> None:
@@ -57,3 +60,12 @@ class ControlClient:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing if it is no answer at all."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
