@@ -24,6 +24,7 @@ from qmp_bridge.json_stream import Broken, JsonStream
 MAX_QUEUED = 8  # requests that wait; the specification asks clients to send no more
 MAX_OOB = 8  # commands out of band in flight
 MAX_FDS = 16  # QEMU takes as many with one message
+BROKEN_PAUSE_SECONDS = 0.001  # after what is no request: who sends nothing else is not to keep a CPU busy
 _CHUNK = 8 << 10  # read at once: parsing it must not keep the others waiting
 
 Say = Callable[[str], None]
@@ -185,7 +186,7 @@ class Session:
             self._wake()
             if isinstance(request, BadEnvelope):
                 self.output.add(reply_line(error_body(str(request)), request.own_id))
-                await asyncio.sleep(0)  # others have their turn between them
+                await asyncio.sleep(BROKEN_PAUSE_SECONDS)
             else:
                 await self._execute_one(request)
         await self._until(lambda: not self._oob)
