@@ -1,7 +1,7 @@
 """All clients of one monitor, a process each: `python -m benchmarks.bridge.crowd LOAD SECONDS SOCKET...`.
 
-Prints one JSON object: percentiles in milliseconds by row, and counts. It is a program of its own, so that it forks from
-a small process without threads.
+Prints one JSON object: percentiles in milliseconds by row, and counts. A program of its own, so that it forks from a
+small process without threads.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _received(pipe: Pipe, seconds: float) -> Any:
 def _summed(found: Sequence[tuple[str, dict[str, list[int]], int, int, str]], seconds: float) -> dict[str, Any]:
     rows: dict[str, list[int]] = defaultdict(list)
     for _, by_row, _, _, _ in found:
-        for row, values in by_row.items():
-            rows[row] += values
+        for row, ns in by_row.items():
+            rows[row] += ns
     values: dict[str, float] = {}
     for row, ns in rows.items():
         ns.sort()

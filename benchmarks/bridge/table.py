@@ -18,7 +18,7 @@ TARGET = "asked for (issue 5): with 20 clients, added p50 <= 2 ms and p99 <= 20 
 def lines(samples: Sequence[MonitorSample], qemu: str) -> Iterator[str]:
     """A table of each load, then what failed."""
     yield ""
-    yield f"Monitor (QEMU {qemu}, no guest): milliseconds from a command to its reply, median [lowest..highest] of rounds"
+    yield f"Monitor (QEMU {qemu}, no guest): ms from a command to its reply, median [lowest..highest] of the rounds"
     yield "direct: each client has a monitor of its own; bridge: all share one, and a vdev follows stop and cont"
     yield "added: bridge less direct in the same round; over one alone: less the p50 or p99 of a direct client alone"
     yield TARGET

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-WAIT_S = 60.0
+WAIT_S = 30.0
 MAX_LINE_NBYTES = 1 << 20
 _EVENT = re.compile(rb'\{"timestamp": \{"seconds": \d+, "microseconds": +\d+\}, "event": "(\w+)"')
 NUMBERED = "DEVICE_DELETED"
@@ -68,11 +68,14 @@ class Client:
         return [await self.reply() for _ in requests]
 
     async def has_heard(self, numbered: int) -> None:
-        """Wait until the event with this number has come."""
-        async with asyncio.timeout(WAIT_S):
-            while self.numbered < numbered:
-                self.told.clear()
-                await self.told.wait()
+        """Wait until so many events with numbers have come. AssertionError when they do not."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while self.numbered < numbered:
+                    self.told.clear()
+                    await self.told.wait()
+        except TimeoutError:
+            raise AssertionError(f"{self.name} has heard {self.numbered} events, not {numbered}") from None
 
 
 class Asker:
