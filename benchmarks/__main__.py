@@ -1,4 +1,4 @@
-"""`make bench`: the pieces in process, then guests against vdev and QEMU's own IOMMUs. Never asserts anything.
+"""`make bench`: pieces in process, the monitor in a crowd, guests against QEMU's own IOMMUs. Never asserts anything.
 
 Results go to build/bench/latest.json and .svg as they come; `show` prints a file again, `compare` two of them.
 """
@@ -17,21 +17,22 @@ from benchmarks import compare, describe, document, plot, table
 from benchmarks.guest import rounds
 from benchmarks.guest.counts import SCALES, Scale
 from benchmarks.inprocess.measure import measure
+from benchmarks.monitor.measure import measure as measure_monitor
 from benchmarks.results import Results, ResultsError, Sample, Setup, load, save
 from benchmarks.summary import summary
 from vdev.errors import VdevError
 
 OUTPUT = Path("build/bench/latest.json")
 BASELINE = describe.ROOT / "benchmarks" / "baseline.json"
-PARTS = ("all", "inprocess", "guest")
+PARTS = ("all", "inprocess", "monitor", "guest")
 
 
 def command_line() -> argparse.ArgumentParser:
     """The options; the first word says what to do."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", metavar="{all,inprocess,guest,show,compare}")
+    commands = parser.add_subparsers(dest="command", metavar="{all,inprocess,monitor,guest,show,compare}")
     for name in PARTS:
-        run = commands.add_parser(name, help="measure " + ("both parts (the default)" if name == "all" else name))
+        run = commands.add_parser(name, help="measure " + ("every part (the default)" if name == "all" else name))
         _add_run_options(run)
     show = commands.add_parser("show", help="print a result again")
     show.add_argument("file", type=Path, nargs="?", default=OUTPUT)
@@ -89,8 +90,11 @@ def _run(arguments: argparse.Namespace) -> int:
         load_at_start=describe.load_average(),
     )  # fmt: skip
     screen, whole = _Progress(), True
-    if arguments.command != "guest":
+    if arguments.command in ("all", "inprocess"):
         results.in_process = measure(screen.say)
+        _keep(output, results)
+    if arguments.command in ("all", "monitor"):
+        results.monitor = measure_monitor(screen.say, quick=arguments.quick)
         _keep(output, results)
 
     def keep(setup: Setup, sample: Sample) -> None:
@@ -98,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         results.samples.append(sample)
         _keep(output, results)
 
-    if arguments.command != "inprocess":
+    if arguments.command in ("all", "guest"):
         whole = rounds.run(scale, screen.say, keep, arguments.kernel)
     written = _finish(output, results, baseline=arguments.baseline)
     _print(table.lines(results))

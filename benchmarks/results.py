@@ -27,6 +27,15 @@ class InProcessRow(msgspec.Struct, frozen=True):
     us: list[float]
 
 
+class MonitorRow(msgspec.Struct, frozen=True):
+    """Single monitor commands of one kind of client: how many, and quantiles of the time from sent to answered."""
+
+    name: str
+    count: int
+    p50_ms: float
+    p99_ms: float
+
+
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One VM: `values` by row (benchmarks/rows.py has their units), `facts` beside; a `problem` if it failed.
 
@@ -77,6 +86,7 @@ class Results(msgspec.Struct, kw_only=True):
     machine: Machine
     load_at_start: float
     in_process: list[InProcessRow] = []
+    monitor: list[MonitorRow] = []
     setup: Setup | None = None
     samples: list[Sample] = []
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from benchmarks.guest.machines import CONTENDERS
-from benchmarks.results import InProcessRow, Results
+from benchmarks.results import InProcessRow, MonitorRow, Results
 from benchmarks.rows import ROWS
 from benchmarks.summary import Spread, contenders_in, cpus_in, in_process_ratio, paired_ratio, spread
 
@@ -42,6 +42,9 @@ def lines(results: Results) -> Iterator[str]:
     if results.in_process:
         yield ""
         yield from in_process(results.in_process)
+    if results.monitor:
+        yield ""
+        yield from monitor(results.monitor)
     if results.setup is not None:
         yield from guest(results)
 
@@ -70,6 +73,18 @@ def in_process(rows: Sequence[InProcessRow]) -> Iterator[str]:
         said = f"{ratio:8.1f} x {row.baseline}" if ratio is not None else ""
         times = f"{statistics.median(row.us):10.2f} {min(row.us):9.2f} {max(row.us):9.2f}"
         yield f"{row.name:{WHAT_WIDTH}} {times}  {said}".rstrip()
+
+
+def monitor(rows: Sequence[MonitorRow]) -> Iterator[str]:
+    """The monitor part: each way's quantiles, and below each pair what the bridge adds."""
+    yield "Monitor: milliseconds from a command to its reply; in the crowd one client never reads, one sends no JSON"
+    yield ""
+    yield f"{'what':{WHAT_WIDTH}} {'commands':>10} {'p50':>9} {'p99':>9}"
+    for direct, bridge in zip(rows[::2], rows[1::2], strict=True):
+        for row in (direct, bridge):
+            yield f"{row.name:{WHAT_WIDTH}} {row.count:10} {row.p50_ms:9.2f} {row.p99_ms:9.2f}"
+        added = (bridge.p50_ms - direct.p50_ms, bridge.p99_ms - direct.p99_ms)
+        yield f"{'  added by the bridge':{WHAT_WIDTH}} {'':10} {added[0]:9.2f} {added[1]:9.2f}"
 
 
 def guest(results: Results) -> Iterator[str]:
