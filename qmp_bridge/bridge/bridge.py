@@ -19,7 +19,7 @@ from qmp_bridge.bridge.messages import (
 )
 from qmp_bridge.bridge.own_commands import DESCRIPTIONS, OwnCommands
 from qmp_bridge.bridge.session import Session
-from qmp_bridge.bridge.upstream import Upstream
+from qmp_bridge.bridge.upstream import TAKE_FDS, Upstream
 from qmp_bridge.errors import Refused, VmDied
 from qmp_bridge.guard import Rule, reason_for, rule_for
 from qmp_bridge.run_state import RunState
@@ -66,13 +66,21 @@ class Bridge:
     async def execute(self, session: Session, request: Request) -> None:
         """Execute one command of a client to the end, also if the client is gone meanwhile. Never raises."""
         if session.negotiated and request.name != NEGOTIATE:
-            await asyncio.shield(self.tasks.create_task(self._execute(session, request)))
+            if self._is_plain(request):
+                await self._execute(session, request)  # which may be cancelled: QEMU answers all the same
+            else:
+                await asyncio.shield(self.tasks.create_task(self._execute(session, request)))
             return
         request.close()
         try:
             session.reply(request, self._negotiate(session, request))
         except Refused as refusal:
             session.reply(request, error_body(str(refusal), refusal.error_class))
+
+    def _is_plain(self, request: Request) -> bool:
+        """Whether a command is QEMU's alone, so that nothing of ours follows on its reply."""
+        name = request.name
+        return name not in TAKE_FDS and not self.own.has(name) and rule_for(name, request.arguments)[0] is None
 
     def _negotiate(self, session: Session, request: Request) -> bytes:
         if request.name != NEGOTIATE:

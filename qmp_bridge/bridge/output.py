@@ -14,11 +14,11 @@ MAX_NBYTES = 8 << 20  # of events, beyond the replies to commands it has sent: w
 
 
 class Output:
-    """One client's. `changed` is called when there is something to write, or less than there was."""
+    """One client's. `added` is called when there is something to write."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, added: Callable[[], None]) -> None:
         self.nbytes = 0  # not written yet, what is held back included
-        self._changed = changed
+        self._added = added
         self._lines: deque[bytes] = deque()
         self._held: deque[bytes] | None = None
 
@@ -41,7 +41,7 @@ class Output:
         """The next line, behind all others."""
         (self._lines if self._held is None else self._held).append(line)
         self.nbytes += len(line)
-        self._changed()
+        self._added()
 
     def hold(self) -> None:
         """From now on lines wait, until `release` brings the one they must not overtake."""
@@ -50,8 +50,10 @@ class Output:
     def release(self, line: bytes) -> None:
         """The line that was waited for, and then those behind it."""
         held, self._held = self._held or deque(), None
-        self.add(line)
+        self._lines.append(line)
         self._lines += held
+        self.nbytes += len(line)
+        self._added()
 
     def peek(self) -> bytes:
         """What can be written next, at most some 64 KiB and never cut off within a shorter line; empty: nothing."""
@@ -72,4 +74,3 @@ class Output:
         if count < len(first):
             self._lines.appendleft(first[count:])
         self.nbytes -= count
-        self._changed()

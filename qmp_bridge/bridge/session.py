@@ -1,7 +1,7 @@
 """One client: its bytes become requests, its requests get their replies in their order, and it hears all events.
 
-Three tasks: one reads as long as there is room for requests, one executes them one at a time, one writes. Commands out
-of band are executed as they come. A client that does not read gets nothing more executed; its events wait up to a cap,
+Two tasks: one reads as long as there is room for requests, one executes them one at a time. Commands out of band are
+executed as they come. A client that does not read gets nothing more executed; its events wait up to a cap,
 and then it is cut off. What was begun with QEMU or vdev goes on when the client is gone.
 """
 
@@ -13,7 +13,6 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Protocol
 
 from qmp_bridge.bridge.messages import BadEnvelope, Request, error_body, read_request, reply_line
@@ -22,9 +21,10 @@ from qmp_bridge.bridge.upstream import TAKE_FDS
 from qmp_bridge.json_stream import Broken, JsonStream
 
 MAX_QUEUED = 8  # requests that wait; the specification asks clients to send no more
+FREE_ERRORS = 100  # pieces of a client's that were no request; after each further one nothing is done for it for
+ERROR_SECONDS = 0.005
 MAX_OOB = 8  # commands out of band in flight
 MAX_FDS = 16  # QEMU takes as many with one message
-BROKEN_PAUSE_SECONDS = 0.001  # after what is no request: who sends nothing else is not to keep a CPU busy
 _CHUNK = 8 << 10  # read at once: parsing it must not keep the others waiting
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ class Session:
         self.offered: list[str] = list(greeting["QMP"]["capabilities"])
         self.oob = False  # whether the client has enabled it
         self.ended = False
-        self.output = Output(self._wake)
+        self.output = Output(self._write)
         self._sock = sock
         self._executor = executor
         self._say = say
@@ -55,6 +55,8 @@ class Session:
         self._fds: list[int] = []  # of the newest message that carried some; for the next command that takes them
         self._complete = False  # the client says no more
         self._closing = False  # nobody says more to the client
+        self._blocked = False  # until the client reads
+        self._errors = 0
         self._woken: set[asyncio.Future[None]] = set()
         self.output.add(json.dumps(greeting).encode() + b"\r\n")
 
@@ -82,12 +84,13 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 parts = [tasks.create_task(part()) for part in (self._read, self._execute)]
                 try:
-                    await self._write()
+                    await self._until(lambda: self._closing and self.output.empty)
                 finally:
                     for part in parts:
                         part.cancel()
         finally:
             self.end()
+            asyncio.get_running_loop().remove_writer(self._sock)
             self._sock.close()
             for task in self._oob:
                 task.cancel()
@@ -157,12 +160,11 @@ class Session:
 
     async def _receive(self) -> bytes:
         """The client's next bytes, none at its end; file descriptors that come with them are kept."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                await self._ready(loop.add_reader, loop.remove_reader)
+                await self._readable()
                 if self.ended:
                     return b""
             except OSError:
@@ -186,7 +188,8 @@ class Session:
             self._wake()
             if isinstance(request, BadEnvelope):
                 self.output.add(reply_line(error_body(str(request)), request.own_id))
-                await asyncio.sleep(BROKEN_PAUSE_SECONDS)
+                self._errors += 1  # which cost us more than the client, so that many of them have their price
+                await asyncio.sleep(ERROR_SECONDS if self._errors > FREE_ERRORS else 0)
             else:
                 await self._execute_one(request)
         await self._until(lambda: not self._oob)
@@ -195,31 +198,37 @@ class Session:
     async def _execute_one(self, request: Request) -> None:
         await self._executor.execute(self, request)
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        with suppress(OSError):
-            while True:
-                await self._until(lambda: bool(self.output.peek()) or self._closing)
-                if self.ended or not (data := self.output.peek()):
-                    return
-                try:
-                    count = self._sock.send(data)
-                except BlockingIOError:
-                    await self._ready(loop.add_writer, loop.remove_writer)
-                else:
-                    self.output.written(count)
+    def _write(self) -> None:
+        """Send what the client takes now; the rest when it takes more."""
+        if self._blocked or self.ended:
+            return
+        try:
+            while data := self.output.peek():
+                self.output.written(self._sock.send(data))
+        except BlockingIOError:
+            self._blocked = True
+            asyncio.get_running_loop().add_writer(self._sock, self._unblock)
+        except OSError:
+            self.end()
 
-    async def _ready(self, add: Callable[..., object], remove: Callable[[socket.socket], object]) -> None:
-        """Wait until the socket can be read or written, or the session has ended."""
+    def _unblock(self) -> None:
+        asyncio.get_running_loop().remove_writer(self._sock)
+        self._blocked = False
+        self._write()
+        self._wake()
+
+    async def _readable(self) -> None:
+        """Wait until the client has sent something, or the session has ended."""
         ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
         def seen() -> None:
-            remove(self._sock)
+            loop.remove_reader(self._sock)
             ready.set()
             self._wake()
 
-        add(self._sock, seen)
+        loop.add_reader(self._sock, seen)
         try:
             await self._until(ready.is_set)
         finally:
-            remove(self._sock)
+            loop.remove_reader(self._sock)

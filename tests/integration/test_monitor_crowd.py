@@ -82,7 +82,7 @@ class Crowd:
         """Set `over` when it is time."""
         until = time.monotonic() + SECONDS
         async with asyncio.timeout(SECONDS + 240):
-            while time.monotonic() < until or (SOAK and CUT_OFF not in self.log.read_text()):
+            while time.monotonic() < until or (SOAK and CUT_OFF not in self.log.read_text()):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         self.over.set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.results import InProcessRow, Machine, Results, Sample, Setup
+from benchmarks.results import InProcessRow, Machine, MonitorSample, Results, Sample, Setup
 
 MACHINE = Machine(cpu="A fine CPU", cores=2, memory_mib=4096, kernel="6.1", python="3.11.7")
 SETUP = Setup(
@@ -29,3 +29,14 @@ def results(found: Sequence[Sample] = (), machine: Machine = MACHINE, setup: Set
         date="2026-11-25 18:00 UTC", commit="abc", modified=False, scale="full", machine=machine, load_at_start=0.1,
         in_process=rows, setup=setup, samples=list(found),
     )  # fmt: skip
+
+
+def monitor_samples(
+    load_name: str, by_way: Mapping[str, Sequence[float]], row: str = "status-p50"
+) -> list[MonitorSample]:
+    """One sample a round and way, with one value in it."""
+    return [
+        MonitorSample(round=number + 1, load_name=load_name, way=way, load=0.1, values={row: value})
+        for way, values in by_way.items()
+        for number, value in enumerate(values)
+    ]

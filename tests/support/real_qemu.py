@@ -13,7 +13,14 @@ from pathlib import Path
 from vdev.parts.qemu import Qemu, find_qemu
 
 START_S = 30.0
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON
 MACHINE = ("-machine", "q35", "-m", "64", "-device", "pcie-root-port,id=root1,bus=pcie.0,chassis=1,addr=2")
+
+
+def _is_listening(path: str) -> bool:
+    """Whether somebody listens there; without connecting, since QEMU would take it for its one client."""
+    entries = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(entry[-1] == path and int(entry[3], 16) & _ACCEPTS for entry in entries[1:])
 
 
 @cache
@@ -34,7 +41,7 @@ def real_qemu(directory: Path, *monitors: str, arguments: Sequence[str] = MACHIN
         process = subprocess.Popen(words, env={**os.environ, **qemu.env}, stdin=subprocess.DEVNULL, stderr=log)
     try:
         deadline = time.monotonic() + START_S
-        while not all(Path(path).exists() for path in paths.values()):
+        while not all(_is_listening(path) for path in paths.values()):
             assert process.poll() is None, (directory / "qemu.stderr").read_text()
             assert time.monotonic() < deadline, "QEMU makes no sockets"
             time.sleep(0.01)
