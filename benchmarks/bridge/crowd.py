@@ -33,7 +33,7 @@ def _client(pipe: Pipe, path: str, role: str, pause_s: float) -> None:
     pipe.send("ready")
     begin, end = pipe.recv()
     pause_s = max(pause_s, LEAST_PAUSE_S) if role in PACED else pause_s
-    time.sleep(random.random() * pause_s)  # noqa: S311 - so that they do not march in step
+    time.sleep(random.random() * pause_s)  # so that they do not march in step
     problem = ""
     try:
         act(connection, role, begin, end, pause_s)

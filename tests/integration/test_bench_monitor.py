@@ -1,4 +1,4 @@
-"""The monitor's part of `make bench` at its smallest, with a real QEMU: every row is there, directly and by the bridge."""
+"""The monitor's part of `make bench` at its smallest, with a real QEMU: every row is there, both ways."""
 
 from __future__ import annotations
 
