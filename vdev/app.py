@@ -18,11 +18,16 @@ import msgspec
 from vdev.assemble import Machine
 from vdev.config import Config, config_warnings
 from vdev.control.event_log import EventLog
+from vdev.control.event_stream import Around, EventStream, events_commands
+from vdev.control.iommu_actions import iommu_actions
+from vdev.control.iommu_queries import iommu_queries
+from vdev.control.iommu_units import endpoint_name
 from vdev.control.messages import Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.endpoint_commands import endpoint_commands
 from vdev.functions.base import Worker
+from vdev.functions.vhost import VhostCarrier
 from vdev.hot_plug import Endpoints, Surroundings
 from vdev.qemu.machine import VIOT_NAME, viot_table
 from vdev.trace.commands import trace_commands
@@ -77,8 +82,23 @@ class App:
         )
         self.servers = self.endpoints.servers  # of all functions
         self.trace = self.endpoints.trace = make_trace(config, self.machine, self.events, self.servers.values())
+        self.event_stream = self._make_event_stream()
         self._control_listener = Listener(directory / "control.sock", self.access)
         self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
+
+    def _make_event_stream(self) -> EventStream:
+        def connect(follower: Callable[[object], None] | None) -> None:
+            self.events.follower = follower
+
+        return EventStream(
+            Around(
+                connect,
+                names=partial(endpoint_name, self.machine.units),
+                clock=time.monotonic,
+                wall_us=lambda: time.time_ns() // 1000,
+                schedule=lambda delay_s, callback: asyncio.get_running_loop().call_later(delay_s, callback),
+            )
+        )
 
     def commands(self) -> dict[str, Command]:
         """The control socket's command table."""
@@ -89,6 +109,9 @@ class App:
             "freeze": Command(self.run_state.freeze),
             "thaw": Command(self.run_state.thaw),
             **endpoint_commands(self.endpoints),
+            **iommu_queries(self.machine.units),
+            **iommu_actions(self.machine.units),
+            **events_commands(self.event_stream),
             **trace_commands(self.trace),
         }
 
@@ -109,6 +132,8 @@ class App:
             self.scheduler.pause()
         for unit in self.machine.units.values():
             unit.freezer.set("VM stopped", held)
+            if isinstance(unit.function, VhostCarrier):
+                unit.function.hold_config(held)
         self.vm.hold_interrupts(held)
         if not held:
             self.scheduler.resume()

@@ -8,6 +8,7 @@ drops its views when `generation` changes.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,6 +120,23 @@ class RegionTable:
         index = bisect_right(self._starts, gpa) - 1
         region = self._regions[index] if index >= 0 else None
         return region if region is not None and gpa < region.stop else None
+
+    def spans(self, gpa: int, nbytes: int) -> Iterator[tuple[int, int, Region | None]]:
+        """[gpa, gpa+nbytes) cut at the edges of regions: (gpa, nbytes, its region or None) in order."""
+        cursor, stop = gpa, gpa + nbytes
+        index = max(bisect_right(self._starts, gpa) - 1, 0)
+        while cursor < stop:
+            region = self._regions[index] if index < len(self._regions) else None
+            if region is not None and region.stop <= cursor:
+                index += 1
+            elif region is not None and region.gpa <= cursor:
+                end = min(stop, region.stop)
+                yield cursor, end - cursor, region
+                cursor = end
+            else:
+                end = stop if region is None else min(stop, region.gpa)
+                yield cursor, end - cursor, None
+                cursor = end
 
     def slices(self, gpa: int, nbytes: int, *, write: bool) -> list[memoryview]:
         """The bytes of [gpa, gpa+nbytes) in order, one view per region crossed.

@@ -130,6 +130,7 @@ def test_a_fault_is_recorded_and_wakes_the_unit_it_belongs_to() -> None:
     unit.engine.write_bypass(0)
     unit.endpoints["accel1"].config_write(pci.COMMAND, pci.Command.BUS_MASTER.to_bytes(2, "little"))
     built.woken.clear()
+    built.events.clear()
 
     with pytest.raises(TranslationFault):
         unit.doors["accel1"].read(0x5000, 4)

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from vdev.iommu.events import RequestHandled
-from vdev.wire.viommu import STATUS_NAMES
+from vdev.wire.viommu import S_OK, STATUS_NAMES
 
 log = logging.getLogger("vdev.event")
 
@@ -34,6 +34,7 @@ class EventLog:
         self._second = 0.0  # when the present second of logging began
         self._logged = 0  # events of this second, the unlogged ones included
         self.trace: Callable[[object], None] | None = None
+        self.follower: Callable[[object], None] | None = None  # told of all but requests that were granted
 
     def emit(self, event: object) -> None:
         """Keep `event`; log it unless its kind is quiet or too many came this second."""
@@ -42,6 +43,10 @@ class EventLog:
         self._next += 1
         if self.trace is not None:
             self.trace(event)
+        if type(event) is RequestHandled and event.status == S_OK:
+            return  # nearly all there is, and nobody else wants it
+        if self.follower is not None:
+            self.follower(event)
         if type(event).__name__ not in self._quiet:
             self._log(now, event)
 

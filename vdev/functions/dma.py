@@ -67,8 +67,8 @@ class DmaDoor:
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
         self.slice_nbytes = MAX_PIECES * engine.granule
         self.trace: Trace | None = None
+        self.function = function
         self._engine = engine
-        self._function = function
         self._after_fault = after_fault
 
     def read(self, iova: int, nbytes: int) -> bytes:
@@ -106,7 +106,7 @@ class DmaDoor:
         return views
 
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
-        if not self._function.dma_enabled:
+        if not self.function.dma_enabled:
             raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
             raise DmaError("frozen", iova, passing=True)
@@ -114,7 +114,7 @@ class DmaDoor:
             return []
         pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
         views: list[memoryview] = []
-        slices, write = self._function.memory.slices, access == WRITE
+        slices, write = self.function.memory.slices, access == WRITE
         try:
             for gpa, length in pieces if len(pieces) == 1 else joined(pieces):
                 views += slices(gpa, length, write=write)

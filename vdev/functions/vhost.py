@@ -92,6 +92,7 @@ class VhostCarrier:
         self._freeze = freeze
         self._features = 0  # as the front end sent them last
         self._config_waits = False  # a change that could not be told yet
+        self._config_held = False
         self._queues: tuple[Queue | None, ...] = ()
         self._suspended: SuspendedRings | None = None
         self.rings: list[RingSettings] = []
@@ -129,10 +130,20 @@ class VhostCarrier:
 
     def config_changed(self) -> None:
         """QEMU dies of a configuration change while its device is not started, so that one waits for the resume."""
-        if self.state is State.RUNNING:
+        if self.state is State.RUNNING and not self._config_held:
             self.push_config()
         else:
-            self._config_waits = self.state is State.SUSPENDED
+            self._config_waits = self.state is not State.IDLE
+
+    def hold_config(self, held: bool) -> None:
+        """The VM is stopped, or about to be, or runs again: QEMU is told of no change in between."""
+        self._config_held = held
+        self._push_waiting()
+
+    def _push_waiting(self) -> None:
+        if self._config_waits and self.state is State.RUNNING and not self._config_held:
+            self._config_waits = False
+            self.push_config()
 
     def needs_reset(self, why: str) -> None:
         """Nothing is served until a new driver comes; the front end is told as far as it listens."""
@@ -316,9 +327,7 @@ class VhostCarrier:
         if not self.broken:
             self._device.driver_ok(self._features & ~F_PROTOCOL_FEATURES, self._queues)
         self._freeze(False)
-        if self._config_waits:
-            self._config_waits = False
-            self.push_config()
+        self._push_waiting()
 
     def _goes_on(self, suspended: SuspendedRings) -> bool:
         """Whether the driver that starts now is the one whose rings were suspended.

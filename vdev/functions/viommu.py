@@ -17,7 +17,7 @@ from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
 from vdev.iommu.engine import Engine
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
-from vdev.virtio.queue import Chain, Queue, RingOutOfReach
+from vdev.virtio.queue import Chain, Queue, RingError, RingOutOfReach
 from vdev.wire import viommu as wire
 
 QUEUE_SIZES = (256, 256)
@@ -94,6 +94,12 @@ class ViommuDevice(QueueDevice):
         self._engine.system_reset()
         self._wake(self)
 
+    def host_reset(self) -> None:
+        """For people: as `system_reset`, but the rings go on, since a stock driver waits for an answer for ever."""
+        self._quiesce()
+        self._engine.host_reset()
+        self._wake(self)
+
     def faults_pending(self) -> None:
         """The engine queued a fault record: deliver it soon."""
         self._wake(self)
@@ -114,6 +120,16 @@ class ViommuDevice(QueueDevice):
         return self.finish(reply.ring, reply.chain, wire.REQUEST_QUEUE, reply.answer)
 
     # the request ring
+
+    def unanswered(self) -> tuple[int | None, int]:
+        """Requests that wait in the ring (None while it is out of reach), and those whose answer is held back."""
+        ring = self.queue(wire.REQUEST_QUEUE)
+        if ring is None:
+            return None, 0
+        try:
+            return ring.waiting(), ring.in_flight
+        except RingError:
+            return None, ring.in_flight
 
     def take(self, ring: Queue, chain: Chain, index: int) -> bool:
         """Answer a request; the answer waits where `hold` wants it to."""

@@ -49,21 +49,24 @@ from typing import Any, Literal
 from vdev.errors import RequestError, TranslationFault
 from vdev.iommu.domains import DomainTable, Piece
 from vdev.iommu.events import (
+    BypassChanged,
     EndpointAttached,
     EndpointDetached,
     Event,
     FaultRaised,
     FaultsDropped,
     RequestHandled,
+    ResetKind,
     UnitReset,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
-from vdev.iommu.probe import probe_reply
+from vdev.iommu.offers import offered_features, probe_reply
 from vdev.iommu.settings import EndpointSettings, UnitSettings
-from vdev.iommu.snapshot import VERSION, SnapshotError, dump_domains, load_domains, load_faults
+from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
+ReachedStage = Literal["probed", "attached"]
 MAP_PERMISSIONS = wire.MAP_F_READ | wire.MAP_F_WRITE
 
 
@@ -90,14 +93,14 @@ class Engine:
     ) -> None:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
         self.settings = settings
-        self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
+        self.reached: Callable[[int, ReachedStage], None] = _nobody  # how far a driver is with each
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
         self._faults = FaultQueue(settings.limits.max_pending_faults)
         self._refused: dict[int | None, int] = {}  # by status
         self._fault_counts: dict[str, int] = {}  # by reason word
-        self.offered_features = _offered_features(settings)
+        self.offered_features = offered_features(settings)
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
         self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
@@ -113,12 +116,17 @@ class Engine:
             if self.offered_features & feature
         }
         self.set_features(0)
-        self._restore_bypass()
+        self._table.bypass = self._boot_bypass
 
     @property
     def pending_faults(self) -> deque[bytes]:
         """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
         return self._faults.pending
+
+    @property
+    def table(self) -> DomainTable:
+        """Domains, endpoints and mappings, to look at. Another object after `restore`."""
+        return self._table
 
     @property
     def granule(self) -> int:
@@ -282,7 +290,14 @@ class Engine:
         """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
         # D8: never show a value other than 0 and 1
         if self.settings.bypass_offered and value in (0, 1):
-            self._table.bypass = bool(value)
+            self.set_bypass(bool(value))
+
+    def set_bypass(self, bypass: bool) -> bool:
+        """Whether unattached endpoints bypass from now on; whether that is a change. True only if it is offered."""
+        changed, self._table.bypass = self._table.bypass != bypass, bypass
+        if changed and self._emit is not None:
+            self._emit(BypassChanged(self.settings.name, bypass))
+        return changed
 
     def device_reset(self) -> None:
         """D9: no endpoint is attached afterwards; D6: `bypass` survives. Waiting faults are dropped."""
@@ -290,19 +305,27 @@ class Engine:
 
     def system_reset(self) -> None:
         """A device reset that also restores `bypass` to its boot value (D7)."""
-        self._restore_bypass()
+        self.set_bypass(self._boot_bypass)
         self._reset("system")
 
-    def _reset(self, kind: Literal["device", "system"]) -> None:
+    def host_reset(self) -> None:
+        """As `system_reset`, for people: the driver is none the wiser, so the features it accepted stay accepted."""
+        accepted = self._accepted
+        self.set_bypass(self._boot_bypass)
+        self._reset("host")
+        self.set_features(accepted)
+
+    def _reset(self, kind: ResetKind) -> None:
         self._table.clear()
         self._faults.replace(())
         self.set_features(0)
         if self._emit is not None:
             self._emit(UnitReset(self.settings.name, kind))
 
-    def _restore_bypass(self) -> None:
+    @property
+    def _boot_bypass(self) -> bool:
         # D5: bypass may start as 1 where BYPASS_CONFIG is offered
-        self._table.bypass = self.settings.bypass_offered and self.settings.boot_bypass
+        return self.settings.bypass_offered and self.settings.boot_bypass
 
     def sweep(self) -> bool:
         """Free a part of the mappings that were removed; True while there are more. Call it between requests."""
@@ -311,8 +334,7 @@ class Engine:
     # state for people and restarts
 
     def describe(self) -> dict[str, Any]:
-        """What a query shows: plain data, no mappings."""
-        table = self._table
+        """What a query shows: plain data, no mappings. Bounded by the number of endpoints, as domains are."""
         counters = {
             "requests": {kind.name: kind.handled for kind in self._kinds.values()},
             "refused": {_status_name(status): count for status, count in self._refused.items()},
@@ -322,17 +344,8 @@ class Engine:
         return {
             "unit": self.settings.name,
             "mode": self.settings.mode,
-            "bypass": table.bypass,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
-            "domains": [
-                {"id": d.id, "bypass": d.bypass, "endpoints": sorted(d.endpoints), "mappings": len(d.mappings)}
-                for d in table.domains.values()
-            ],
-            "mappings": table.nmappings,
-            "endpoints": [
-                {"id": e.id, "name": e.name, "domain": e.domain_id, "mappings": e.nmappings}
-                for e in table.endpoints.values()
-            ],
+            **describe_table(self._table),
             "pending_faults": len(self._faults.pending),
             "counters": counters,
         }
@@ -367,14 +380,6 @@ class Engine:
 
 def _nobody(*_: Any) -> None:
     """No one wants to know."""
-
-
-def _offered_features(settings: UnitSettings) -> int:
-    # D1: MAP_UNMAP is offered; D2, D3: the legacy F_BYPASS is not
-    features = wire.F_INPUT_RANGE | wire.F_DOMAIN_RANGE | wire.F_MAP_UNMAP
-    features |= wire.F_PROBE if settings.probe_size else 0
-    features |= wire.F_MMIO if settings.mmio else 0
-    return features | (wire.F_BYPASS_CONFIG if settings.bypass_offered else 0)
 
 
 def _status_name(status: int | None) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from vdev.wire.record import Record
 
 Fields = dict[str, int]
+ResetKind = Literal["device", "system", "host"]
 
 
 @dataclass(slots=True)
@@ -83,38 +84,46 @@ class EndpointDetached:
 
 @dataclass(slots=True)
 class UnitReset:
-    """All endpoints are unattached again; `kind` system also restored the boot bypass."""
+    """All endpoints are unattached again; `kind` system and host (by a command) also restored the boot bypass."""
 
     unit: str
-    kind: Literal["device", "system"]
+    kind: ResetKind
+
+
+@dataclass(slots=True)
+class BypassChanged:
+    """Whether unattached endpoints bypass has changed: by the driver, a command or a reset."""
+
+    unit: str
+    bypass: bool
 
 
 @dataclass(slots=True)
 class EndpointAdded:
-    """There is a new endpoint, which nobody has connected to yet."""
+    """There is a new endpoint. QEMU does not have it yet."""
 
     unit: str
     id: int
-    endpoint: str  # its name
+    endpoint: str
 
 
 @dataclass(slots=True)
 class EndpointRemoved:
-    """An endpoint is gone. EndpointDetached came first if it was attached."""
+    """An endpoint is gone, and what it was attached to is left."""
 
     unit: str
     id: int
-    endpoint: str  # its name
+    endpoint: str
 
 
 @dataclass(slots=True)
 class EndpointStage:
-    """The guest got further with an endpoint than before since QEMU connected to it."""
+    """The guest has got further with an endpoint than ever before since the endpoint came."""
 
     unit: str
     id: int
-    endpoint: str  # its name
-    stage: str  # plugged, enumerated, probed, attached
+    endpoint: str
+    stage: str
 
 
 Event = (
@@ -124,6 +133,7 @@ Event = (
     | EndpointAttached
     | EndpointDetached
     | UnitReset
+    | BypassChanged
     | EndpointAdded
     | EndpointRemoved
     | EndpointStage

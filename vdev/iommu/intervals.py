@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 
 Interval = tuple[int, int, int, int]  # start, stop, gpa of start, flags
 Rubbish = list[list[int] | list[Interval]]  # blocks nobody needs; dropping one frees up to BLOCK_MAX objects
 
 BLOCK_MAX = 1024  # a fuller block is halved
+_start_of = itemgetter(0)
 
 
 class IntervalMap:
@@ -41,6 +43,21 @@ class IntervalMap:
             return None
         item = self._items[block][bisect_right(self._starts[block], address) - 1]
         return item if address < item[1] else None
+
+    def items_from(self, address: int, limit: int) -> list[Interval]:
+        """At most `limit` intervals by rising start: that which contains `address`, and those after it."""
+        block = max(bisect_right(self._firsts, address) - 1, 0)
+        found: list[Interval] = []
+        for items in self._items[block : block + limit + 1]:
+            room = limit - len(found)
+            if room <= 0:
+                break
+            index = 0
+            if not found and items[0][0] <= address:
+                index = bisect_right(items, address, key=_start_of) - 1
+                index += items[index][1] <= address
+            found += items[index : index + room]
+        return found
 
     def overlaps(self, start: int, stop: int) -> bool:
         """Whether some interval shares an address with [start, stop)."""

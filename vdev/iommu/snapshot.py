@@ -1,4 +1,4 @@
-"""A unit's state as versioned plain data, and back. Counters are not state and stay out of it."""
+"""A unit's state as plain data: for queries, and versioned and back. Counters are not state and stay out of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ MAP_FLAGS = wire.MAP_F_READ | wire.MAP_F_WRITE | wire.MAP_F_MMIO
 
 class SnapshotError(VdevError):
     """A snapshot is of another version, damaged, or does not fit this unit; nothing was restored."""
+
+
+def describe_table(table: DomainTable) -> dict[str, Any]:
+    """What a query shows of it: no mappings."""
+    return {
+        "bypass": table.bypass,
+        "domains": [
+            {"id": d.id, "bypass": d.bypass, "endpoints": sorted(d.endpoints), "mappings": len(d.mappings)}
+            for d in table.domains.values()
+        ],
+        "mappings": table.nmappings,
+        "endpoints": [
+            {"id": e.id, "name": e.name, "domain": e.domain_id, "mappings": e.nmappings}
+            for e in table.endpoints.values()
+        ],
+    }
 
 
 def dump_domains(table: DomainTable) -> list[dict[str, Any]]:

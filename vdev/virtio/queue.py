@@ -95,6 +95,15 @@ class Queue:
         """Chains popped and not pushed yet; at most `size`."""
         return len(self._in_flight)
 
+    def waiting(self) -> int:
+        """Chains the driver made available and nobody took; nothing changes. RingError when it is out of reach."""
+        if self._generation != self._memory.generation:
+            self._resolve()
+        nchains = (self._avail[vring.IDX_WORD] - self._next_avail) & 0xFFFF
+        if nchains > self.size:
+            raise RingError(f"{nchains} chains are available in a ring of {self.size}")
+        return nchains
+
     @property
     def next_avail(self) -> int:
         """The next available entry to take, modulo 2^16."""
