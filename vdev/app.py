@@ -108,10 +108,10 @@ class App:
             "query-events": Command(self.events.query),
             "freeze": Command(self.run_state.freeze),
             "thaw": Command(self.run_state.thaw),
-            **endpoint_commands(self.endpoints),
             **iommu_queries(self.machine.units),
             **iommu_actions(self.machine.units),
             **events_commands(self.event_stream),
+            **endpoint_commands(self.endpoints),
             **trace_commands(self.trace),
         }
 

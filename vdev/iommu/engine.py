@@ -60,13 +60,12 @@ from vdev.iommu.events import (
     UnitReset,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
-from vdev.iommu.offers import offered_features, probe_reply
+from vdev.iommu.probe import probe_reply
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
-ReachedStage = Literal["probed", "attached"]
 MAP_PERMISSIONS = wire.MAP_F_READ | wire.MAP_F_WRITE
 
 
@@ -93,14 +92,14 @@ class Engine:
     ) -> None:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
         self.settings = settings
-        self.reached: Callable[[int, ReachedStage], None] = _nobody  # how far a driver is with each
+        self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
         self._faults = FaultQueue(settings.limits.max_pending_faults)
         self._refused: dict[int | None, int] = {}  # by status
         self._fault_counts: dict[str, int] = {}  # by reason word
-        self.offered_features = offered_features(settings)
+        self.offered_features = settings.offered_features
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
         self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
