@@ -25,9 +25,9 @@ CONFIG = CONFIGS / "hot-plug.yaml"
 SLOT = "0000:02:00.0"
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 ROUNDS = 100 if SOAK else 5
-WARM_UP = 30 if SOAK else 3  # rounds: allocators take what they will need again, the log of events fills (soak only)
-GROWN_KIB = 1 << 10 if SOAK else 3 << 10  # of vdev
-GROWN_KIB_A_ROUND = 16  # a function that stays costs 60, and the memory of an accelerator 1024 more
+WARM_UP = 100 if SOAK else 3  # rounds: allocators take what they will need again, the log of events fills
+GROWN_KIB = 512 if SOAK else 3 << 10  # of vdev
+GROWN_KIB_A_ROUND = 8  # a function that stays costs 60, and the memory of an accelerator 1024 more
 SETTLE_S = 10.0
 RNG = ["0x1af4", "0x1044"]
 ACCELERATOR = ["0x1234", "0x7664"]

@@ -257,9 +257,15 @@ def _recording(names: Decoder, event: Recording) -> Record:
 
 
 def _endpoint(names: Decoder, event: EndpointAdded | EndpointRemoved | EndpointStage) -> Record:
-    shown = {"stage": event.stage} if isinstance(event, EndpointStage) else {}
     keys = {"unit": event.unit, "endpoint": bdf_text(event.id), "function": event.endpoint}
-    return {"kind": "event", "type": type(event).__name__, **keys, "fields": shown}
+    if isinstance(event, EndpointStage):
+        return {"kind": "endpoint", "type": "STAGE", **keys, "fields": {"stage": event.stage}}
+    return {
+        "kind": "endpoint",
+        "type": "ADDED" if isinstance(event, EndpointAdded) else "REMOVED",
+        **keys,
+        "fields": {},
+    }
 
 
 def _any(names: Decoder, event: object) -> Record:
