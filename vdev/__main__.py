@@ -14,6 +14,7 @@ from pathlib import Path
 from vdev import __version__
 from vdev.app import serve
 from vdev.config import config_warnings, load_config
+from vdev.ctl.run import run as ctl
 from vdev.errors import ConfigError, PartsError, VdevError
 from vdev.parts.doctor import doctor
 from vdev.parts.doctor_qemu import doctor_file, doctor_process, report
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--trace", metavar="FILE", help="record the decoded trace; the word memory: in memory only")
     tracing = commands.add_parser("trace", help="show a running VM's decoded trace, or one from a file")
     trace_cli.add_arguments(tracing)
+    commands.add_parser("ctl", help="ask and steer a running VM: the monitor's commands", add_help=False)
     arguments = commands.add_parser("qemu-args", help="print the QEMU arguments to add to an own command line")
     arguments.add_argument("config", type=Path, help="the YAML file")
     _add_runtime_dir(arguments, "the runtime directory of `vdev serve`")
@@ -75,8 +77,11 @@ def _announce(line: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for a failure, 2 for wrong input."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
     try:
+        if given[:1] == ["ctl"]:
+            return ctl(given[1:])
+        arguments = _parser().parse_args(given)
         return COMMANDS[arguments.command](arguments)
     except (ConfigError, PartsError) as error:
         _say(f"vdev: {error}")

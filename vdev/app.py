@@ -25,8 +25,10 @@ from vdev.control.iommu_units import endpoint_name
 from vdev.control.messages import Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
+from vdev.endpoint_commands import endpoint_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
+from vdev.hot_plug import Endpoints, Surroundings
 from vdev.qemu.machine import VIOT_NAME, viot_table
 from vdev.trace.commands import trace_commands
 from vdev.tracing import make_trace, options_of
@@ -37,8 +39,6 @@ from vdev.transports.identity import peer_of
 from vdev.transports.listener import Listener, write_beside
 from vdev.transports.scheduler import Scheduler
 from vdev.transports.sd_notify import READY, STOPPING, notify
-from vdev.transports.vfio_user import VfioUserServer
-from vdev.transports.vhost_user import VhostUserServer
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,6 @@ class App:
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
-            for endpoint in unit.endpoints.values():
-                endpoint.was_reset = partial(self.scheduler.forgive, endpoint)
         self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
         self.vm = VmContext(
             identity_checked=config.vm.identity == "peer",
@@ -79,21 +77,14 @@ class App:
         self._viot_written = False
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
-        self.servers = self._make_servers()
-        self.trace = make_trace(config, self.machine, self.events, self.servers.values())
+        self.endpoints = Endpoints(
+            config, Surroundings(self.machine, self.scheduler, self.vm, self.events.emit, directory)
+        )
+        self.servers = self.endpoints.servers  # of all functions
+        self.trace = self.endpoints.trace = make_trace(config, self.machine, self.events, self.servers.values())
         self.event_stream = self._make_event_stream()
         self._control_listener = Listener(directory / "control.sock", self.access)
         self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
-
-    def _make_servers(self) -> dict[str, VfioUserServer | VhostUserServer]:
-        servers: dict[str, VfioUserServer | VhostUserServer] = {}
-        for name, function in self.machine.functions.items():
-            path = self.directory / f"{name}.sock"
-            if isinstance(function, VhostCarrier):
-                servers[name] = VhostUserServer(function, path, self.vm)
-            else:
-                servers[name] = VfioUserServer(function, path, self.vm)
-        return servers
 
     def _make_event_stream(self) -> EventStream:
         def connect(follower: Callable[[object], None] | None) -> None:
@@ -120,6 +111,7 @@ class App:
             **iommu_queries(self.machine.units),
             **iommu_actions(self.machine.units),
             **events_commands(self.event_stream),
+            **endpoint_commands(self.endpoints),
             **trace_commands(self.trace),
         }
 
@@ -164,14 +156,12 @@ class App:
             log.warning("%s", warning)
         if self.config.trace is not None:
             self.trace.start(options_of(self.config.trace))
-        listening = list(self.servers.values())
-        for server in listening:
-            server.listen()  # before the group: from inside it a ConfigError would come out wrapped
+        self.endpoints.listen()  # before the group: from inside it a ConfigError would come out wrapped
         write_beside(self._viot, viot_table(self.config), self.access)  # for whoever starts QEMU, once we are ready
         self._viot_written = True
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
-            tasks += [group.create_task(server.serve(), name=f"serve {server.path.name}") for server in listening]
+            self.endpoints.start(group)
             if self.leave_with_vm:
                 tasks.append(group.create_task(self._watch_vm(os.getppid()), name="watch the VM"))
             await self.control.start()
@@ -180,6 +170,7 @@ class App:
             await self.stopping.wait()
             notify(os.environ.get("NOTIFY_SOCKET"), STOPPING)
             self.control.close()
+            self.endpoints.stop()
             for task in tasks:
                 task.cancel()
 
@@ -205,8 +196,7 @@ class App:
     def close(self) -> None:
         """Release what outlives the loop: sockets, mappings, the pidfd."""
         self.trace.close()
-        for server in self.servers.values():
-            server.close()
+        self.endpoints.close()
         if self._viot_written:
             self._viot.unlink(missing_ok=True)
         self._control_listener.close()

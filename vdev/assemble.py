@@ -17,6 +17,7 @@ from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
+from vdev.functions.stages import Stages
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
 from vdev.functions.virtio_pci import VirtioPciFunction
@@ -40,6 +41,7 @@ class Unit:
     device: ViommuDevice
     function: VirtioPciFunction | VhostCarrier
     freezer: Freezer  # of all its endpoints
+    stages: Stages
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     doors: dict[str, DmaDoor] = field(default_factory=dict)
 
@@ -85,12 +87,14 @@ class Machine:
         self._wake = wake
         self._wake_at = wake_at
         self._ordering = ordering
+        self._trace: Trace | None = None
+        self._has_slots = bool(config.slots)
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
-        for function in self.functions.values():
-            if not isinstance(function, VhostCarrier):
-                function.was_device_reset = self._function_was_reset
+        for carrier in (unit.function for unit in self.units.values()):
+            if not isinstance(carrier, VhostCarrier):
+                carrier.was_device_reset = self._function_was_reset
 
     @property
     def functions(self) -> dict[str, VirtioPciFunction | VhostCarrier | Endpoint]:
@@ -101,12 +105,37 @@ class Machine:
 
     def trace_to(self, trace: Trace | None, timed: Callable[[Handle], Handle]) -> None:
         """Let every function tell `trace` what happens; `timed` wraps what answers requests. None ends it."""
+        self._trace = trace
         for function in self.functions.values():
             function.trace = trace
         for unit in self.units.values():
             unit.device.handle = unit.engine.handle if trace is None else timed(unit.engine.handle)
             for door in unit.doors.values():
                 door.trace = trace
+
+    def add_endpoint(self, config: EndpointConfig) -> Endpoint:
+        """The endpoint of a `config` that was checked, built and known to its unit, frozen and traced as the others.
+
+        Raises ConfigError for what only the cores can judge; then nothing has changed.
+        """
+        unit = self.units[config.unit]
+        endpoint, door = self._build_endpoint(unit, config)
+        unit.engine.add_endpoint(_endpoint_settings(unit.config, config))
+        self._put(unit, endpoint, door)
+        endpoint.trace = door.trace = self._trace
+        if unit.freezer.holders:
+            endpoint.freeze(True)
+        return endpoint
+
+    def remove_endpoint(self, name: str) -> None:
+        """Detach endpoint `name` and forget it; nobody may be connected to it. KeyError if it is not there."""
+        unit = next(unit for unit in self.units.values() if name in unit.endpoints)
+        number = unit.doors[name].endpoint_id
+        unit.engine.remove_endpoint(number)  # while its name is known to whoever hears of the detach
+        unit.stages.remove(number)
+        del unit.doors[name]
+        unit.endpoints.pop(name).retire()
+        self._wake(unit.device)  # to sweep up
 
     def attachments(self) -> dict[tuple[str, int], tuple[int, ...]]:
         """The endpoints in each domain: (unit, domain) -> endpoint ids."""
@@ -126,9 +155,11 @@ class Machine:
 
         device = ViommuDevice(engine, wake=self._wake, quiesce=quiesce, window=PollWindow())
         freezer = Freezer(lambda: [endpoint.freeze for endpoint in endpoints.values()])
-        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, endpoints)
+        stages = Stages(config.name, emit)
+        engine.reached = stages.reach
+        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, stages, endpoints)
         for endpoint in behind:
-            endpoints[endpoint.name] = self._build_endpoint(unit, endpoint)
+            self._put(unit, *self._build_endpoint(unit, endpoint))
         return unit
 
     def _carry(self, config: UnitConfig, device: ViommuDevice, freezer: Freezer) -> VirtioPciFunction | VhostCarrier:
@@ -146,20 +177,32 @@ class Machine:
             if isinstance(unit.function, VhostCarrier):
                 unit.function.function_was_reset()
 
-    def _build_endpoint(self, unit: Unit, config: EndpointConfig) -> Endpoint:
+    def _put(self, unit: Unit, endpoint: Endpoint, door: DmaDoor) -> None:
+        """`endpoint` into its place behind `unit`, whose engine knows it."""
+        unit.endpoints[endpoint.name] = endpoint
+        unit.doors[endpoint.name] = door
+        unit.stages.add(door.endpoint_id, endpoint.name)
+        endpoint.was_device_reset = self._function_was_reset
+        endpoint.was_sized = partial(unit.stages.reach, door.endpoint_id, "enumerated")
+
+    def _build_endpoint(self, unit: Unit, config: EndpointConfig) -> tuple[Endpoint, DmaDoor]:
         model = MODELS.get(config.model)
         if model is None:
             known = ", ".join(sorted(MODELS))
             raise ConfigError(f"endpoints[{config.name}].model", f"'{config.model}' is no model", f"known: {known}")
 
+        doors: list[DmaDoor] = []
+
         def open_door(function: PciFunction) -> DmaDoor:
-            door = DmaDoor(unit.engine, parse_bdf(config.bdf), function, after_fault=unit.device.faults_pending)
-            unit.doors[config.name] = door
-            return door
+            doors.append(DmaDoor(unit.engine, parse_bdf(config.bdf), function, after_fault=unit.device.faults_pending))
+            return doors[0]
 
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
-        return model(config.name, bay, options)
+        endpoint = model(config.name, bay, options)
+        if self._has_slots and parse_bdf(config.bdf) >> 8:
+            endpoint.keep_msix_table()  # it can be unplugged
+        return endpoint, doors[0]
 
 
 def _unit_settings(config: UnitConfig) -> UnitSettings:

@@ -12,7 +12,7 @@ from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus"]
+EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug"]
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 
@@ -37,6 +37,12 @@ def several_cpus() -> GuestRun:
 @pytest.fixture(scope="module")
 def vhost_user() -> GuestRun:
     return boot_guest(CONFIGS / "vhost-user.yaml")
+
+
+@pytest.fixture(scope="module")
+def hot_plug() -> GuestRun:
+    """Its accelerator keeps its MSI-X table itself."""
+    return boot_guest(CONFIGS / "hot-plug.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -293,7 +293,7 @@ def test_the_exit_status_is_the_guests_verdict(
 UNIT = "units: [{name: iommu0}]"
 REFUSED = {
     "": "x.yaml: the file: is empty",
-    "- a": "x.yaml: the file: this is a list, not keys with values (keys here: vm, sockets, units, endpoints, trace)",
+    "- a": "x.yaml: the file: this is a list, not keys with values (keys here: vm, sockets, units, endpoints, slots, ",
     "vm: {name: [": "x.yaml: the file: not valid YAML at line 1",
     "vm: {}": "x.yaml: units: this key is missing",
     f"{UNIT}\n{UNIT}": "x.yaml: units: given twice, in lines 1 and 2",

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.schema import SMALL
 from vdev.errors import ArgumentError
-from vdev.qapi.check import check_arguments, check_data, check_return
+from vdev.qapi.check import MAX_SHOWN, check_arguments, check_data, check_return
 from vdev.qapi.model import ListOf
 
 PLUG = SMALL.commands["plug"]
@@ -83,6 +83,13 @@ def test_a_number_is_finite(value: Any) -> None:
 def test_a_name_that_cannot_be_encoded_is_refused_by_what_can() -> None:
     with pytest.raises(ArgumentError, match=r"Parameter '\?' is unexpected"):
         check_arguments(SINCE, {"\ud800": 1})
+
+
+def test_a_name_without_end_is_cut_in_the_error() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        check_arguments(SINCE, {"x" * 100_000: 1})
+
+    assert str(caught.value) == f"Parameter '{'x' * MAX_SHOWN}...' is unexpected"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,13 @@ DOC = "##\n# @a-b:\n#\n# Text.\n##\n"
         (DOC + '{ "command": "a-b" }', 6, "no QAPI"),
         (DOC + "[ 'a-b' ]", 6, "an expression is an object"),
         (DOC + "{ 'command' 'a-b' }", 6, "where ':' is expected"),
+        ("##\n# @a-b:\n#\n# Example: {\n##\n{ 'command': 'a-b' }", 1, "the example {: "),
+        ("##\n# @a-b:\n#\n# Example: { \"x\": 1 }\n##\n{ 'command': 'a-b' }", 1, "Parameter 'x' is unexpected"),
+        (
+            "##\n# @Aa:\n#\n# Example: {}\n##\n{ 'struct': 'Aa', 'data': {} }",
+            1,
+            "only a command's comment has Example:",
+        ),
         ("##\n# = One\n##\n##\n# = One\n##\n", 4, "two headings 'One'"),
         ("{ 'pragma': { 'prefix': 'org.vdev' } }", 1, "such as __org.example_"),
         ("{ 'pragma': { 'other': 'x' } }", 1, "the one pragma is"),

@@ -18,6 +18,7 @@ from vdev.config.schema import (
     Config,
     EndpointConfig,
     Reserved,
+    SlotConfig,
     UnitConfig,
 )
 from vdev.config.text import closest, format_bdf, item_key, parse_bdf, parse_size
@@ -119,10 +120,10 @@ def _check_names(config: Config) -> None:
             seen[item.name] = key
     _require(bool(config.units), "units", "the list is empty", "give one unit, such as - name: iommu0")
     units = [unit.name for unit in config.units]
-    for endpoint in config.endpoints:
-        if endpoint.unit not in units:
-            problem = f"there is no unit {endpoint.unit!r}"
-            raise ConfigError(f"endpoints[{endpoint.name}].unit", problem, closest(endpoint.unit, units))
+    named = [(f"endpoints[{endpoint.name}].unit", endpoint.unit) for endpoint in config.endpoints]
+    for key, unit in [*named, *((f"slots[{index}].unit", slot.unit) for index, slot in enumerate(config.slots))]:
+        if unit not in units:
+            raise ConfigError(key, f"there is no unit {unit!r}", closest(unit, units))
 
 
 def _check_name(key: str, name: str) -> None:
@@ -132,7 +133,7 @@ def _check_name(key: str, name: str) -> None:
 
 
 def _functions(config: Config) -> Iterator[tuple[str, UnitConfig | EndpointConfig]]:
-    """Everything with a PCI address, by the key errors call it by."""
+    """All of ours, by the key errors call them by."""
     for index, unit in enumerate(config.units):
         yield item_key("units", index, unit.name), unit
     for index, endpoint in enumerate(config.endpoints):
@@ -175,13 +176,22 @@ def _check_range(key: str, ends: tuple[int, int], *, bits: int, granule: int) ->
     )  # fmt: skip
 
 
+def _places(config: Config) -> Iterator[tuple[str, UnitConfig | EndpointConfig | SlotConfig]]:
+    """Everything with a PCI address, by the key errors call it by."""
+    yield from _functions(config)
+    for index, slot in enumerate(config.slots):
+        yield f"slots[{index}]", slot
+
+
 def _check_addresses(config: Config) -> None:
     owners: dict[int, str] = {}
     ports: list[tuple[int, str]] = []
-    for key, item in _functions(config):
+    for key, item in _places(config):
         bdf = parse_bdf(item.bdf, f"{key}.bdf")
         owner = owners.setdefault(bdf, key)
         _require(owner == key, f"{key}.bdf", f"{item.bdf} is already the address of {owner}", "give it one of its own")
+        if bdf >> 8 == 0 and isinstance(item, SlotConfig):
+            raise ConfigError(f"{key}.bdf", f"{item.bdf} is on bus 00, which has no hot-plug", "such as 01:00.0")
         if bdf >> 8 == 0:
             _check_root_bus(f"{key}.bdf", bdf)
         elif key.startswith("units"):
@@ -191,12 +201,13 @@ def _check_addresses(config: Config) -> None:
             ports.append((bdf, f"{key}.bdf"))
     _require(
         len(ports) <= MAX_ROOT_PORTS, "endpoints", f"{len(ports)} buses are needed, {MAX_ROOT_PORTS} are possible",
-        "put some endpoints on bus 00",
+        "put some endpoints on bus 00" + ", or leave out some slots" * bool(config.slots),
     )  # fmt: skip
     for expected, (bdf, key) in enumerate(sorted(ports), start=1):
         _require(
             bdf == expected << 8, key, f"{format_bdf(bdf)} should be {format_bdf(expected << 8)}",
-            "endpoint buses go 01, 02, ... without a gap, each with one function 00.0: firmware numbers them so",
+            "buses of endpoints and slots go 01, 02, ... without a gap, each with one function 00.0: "
+            "firmware numbers them so",
         )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from vdev.config.text import convert, parse_size, parse_yaml
 from vdev.errors import ConfigError
 
 GUEST_PAGE_SIZE = 4096
-_EXAMPLES = {  # cures for values of the wrong type, by key
+EXAMPLES = {  # cures for values of the wrong type, by key
     "units": "give a list such as - name: iommu0", "endpoints": "give a list such as - name: accel0",
+    "slots": "give a list such as - bdf: 02:00.0",
     "name": "such as name: accel0", "bdf": "write BUS:SLOT.FUNCTION in hexadecimal, such as 01:00.0",
     "memory": "such as 512M", "granule": "such as 4K", "input_range": "such as [0, 0x7fffffffff], both inclusive",
     "domain_range": "such as [0, 0xffff], both inclusive", "extra_args": "such as [-device, virtio-rng-pci]",
@@ -42,7 +43,7 @@ def load_config(path: Path) -> Config:
 def parse_config(text: str, name: str) -> Config:
     """The checked configuration in `text`; `name` is what errors call it. Raises ConfigError."""
     try:
-        config = convert(parse_yaml(text), Config, _EXAMPLES)
+        config = convert(parse_yaml(text), Config, EXAMPLES)
         check_config(config)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.key}", error.problem, error.cure) from None
@@ -53,9 +54,7 @@ def override_vm(config: Config, changes: Mapping[str, object]) -> Config:
     """`config` with other values for keys of `vm`, checked anew. Raises ConfigError."""
     if not changes:
         return config
-    vm = convert(
-        {"vm": {**msgspec.to_builtins(config.vm), **changes}, "units": [{"name": "any"}]}, Config, _EXAMPLES
-    ).vm
+    vm = convert({"vm": {**msgspec.to_builtins(config.vm), **changes}, "units": [{"name": "any"}]}, Config, EXAMPLES).vm
     config = msgspec.structs.replace(config, vm=vm)
     check_config(config)
     return config

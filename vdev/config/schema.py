@@ -3,7 +3,7 @@
 
 Where things sit on bus 00: 00 and 1f are the chipset's, 01 has what QEMU itself emulates for us (function 0 the
 virtio-serial, function 1 the disk, neither behind an IOMMU of ours), 02-0f hold the root ports (one
-per endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints without a root port.
+per slot and per endpoint on a bus of its own), 10-1e are free for IOMMU units and for endpoints without a root port.
 """
 
 from __future__ import annotations
@@ -66,6 +66,13 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     options: dict[str, int | str | bool] = {}
 
 
+class SlotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A place for an endpoint that comes while the VM runs: a root port and a range of VIOT (docs/hot-plug.md)."""
+
+    bdf: str
+    unit: str = "iommu0"
+
+
 class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The machine QEMU emulates."""
 
@@ -114,4 +121,5 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sockets: SocketsConfig = SocketsConfig()
     units: tuple[UnitConfig, ...]
     endpoints: tuple[EndpointConfig, ...] = ()
+    slots: tuple[SlotConfig, ...] = ()
     trace: TraceConfig | None = None

@@ -48,7 +48,7 @@ class RunState:
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """ "frozen": since when (on the clock of events), for how long and by whom; empty when we are not."""
+        """Under "frozen" since when (on the clock of events), for how long and by whom; empty when we are not."""
         if not self.frozen:
             return {}
         return {"frozen": {"since": self._since, "seconds": self._clock() - self._since, "by": self._by}}

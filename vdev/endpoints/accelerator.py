@@ -37,6 +37,7 @@ ZEROS = memoryview(bytes(1 << 16))  # cleared piece by piece: to allocate the wh
 class Accelerator(PciFunction):
     """A DMA engine with copy, fill, compare and checksum; implements `endpoints.base.Endpoint`."""
 
+    in_linux: ClassVar[bool] = False
     option_help: ClassVar[Mapping[str, str]] = {
         "devmem": "size of the device memory in BAR2, a power of two in 4K..64M (default 1M)",
         "pasid_bits": "width of the PASID capability, 1..20; 0 leaves the capability out (default 20)",
@@ -135,6 +136,10 @@ class Accelerator(PciFunction):
         self._engine.reset()
         for at in range(0, len(self._devmem), len(ZEROS)):
             self._devmem[at : at + len(ZEROS)] = ZEROS[: len(self._devmem) - at]
+
+    def retire(self) -> None:
+        """Device memory may be large."""
+        self._devmem.release()
 
     def on_bus_master(self, enabled: bool) -> None:
         """Without bus mastering the engine halts; the driver enables it again."""

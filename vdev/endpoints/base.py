@@ -40,13 +40,20 @@ class Endpoint(Function, Worker, Protocol):
 
     was_reset: Callable[[], None]  # set by the app: called after every reset
     was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
+    was_sized: Callable[[], None]  # set by the machine: called when the guest asks for the size of a BAR
     trace: Trace | None  # set while somebody traces
+
+    def keep_msix_table(self) -> None:
+        """Keep the MSI-X table itself, so that QEMU can unplug the function. Before QEMU connects."""
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""
 
     def freeze(self, frozen: bool) -> None:
         """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
+
+    def retire(self) -> None:
+        """It was unplugged and is never used again: let go of large memory."""
 
     def describe(self) -> dict[str, int | bool]:
         """State for queries: plain data."""
@@ -58,6 +65,10 @@ class EndpointModel(Protocol):
     @property
     def option_help(self) -> Mapping[str, str]:
         """Option key -> one line about it."""
+
+    @property
+    def in_linux(self) -> bool:
+        """Whether Linux has a driver for it that binds by itself."""
 
     def __call__(self, name: str, bay: Bay, options: Mapping[str, OptionValue]) -> Endpoint:
         """Build the endpoint. ConfigError for options it does not know or take."""

@@ -87,6 +87,7 @@ class RngDevice(QueueDevice):
 class Rng(VirtioEndpoint):
     """The endpoint: options in, device on the function."""
 
+    in_linux: ClassVar[bool] = True
     option_help: ClassVar[Mapping[str, str]] = {
         "source": "host (default), or seed:N for a stream that is the same in every run",
         "max_bytes": "most bytes a period (default: no limit)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
 from vdev.iommu.intervals import Interval, IntervalMap, Rubbish
@@ -44,8 +45,22 @@ class Endpoint:
 
     id: int
     name: str
-    reserved: tuple[ReservedRegion, ...]
+    reserved: tuple[ReservedRegion, ...]  # by rising start
     domain: Domain | None = None
+
+    @property
+    def domain_id(self) -> int | None:
+        """The domain it is attached to."""
+        return None if self.domain is None else self.domain.id
+
+    @property
+    def nmappings(self) -> int:
+        """How many its domain has."""
+        return 0 if self.domain is None else len(self.domain.mappings)
+
+    def describe(self) -> dict[str, Any]:
+        """State for queries."""
+        return {"domain": self.domain_id, "mappings": self.nmappings, "reserved": self.reserved}
 
 
 class DomainTable:
@@ -64,12 +79,27 @@ class DomainTable:
         self.domains: dict[int, Domain] = {}
         self.endpoints: dict[int, Endpoint] = {}
         for given in endpoints:
-            if given.id in self.endpoints:
-                raise ConfigError(
-                    f"endpoint {given.name}", f"id {given.id:#x} is taken by {self.endpoints[given.id].name}"
-                )
-            reserved = tuple(sorted(given.reserved, key=lambda region: region.start))
-            self.endpoints[given.id] = Endpoint(given.id, given.name, reserved)
+            self.add(given)
+
+    def add(self, given: EndpointSettings) -> None:
+        """An unattached endpoint. ConfigError when its id is taken."""
+        if given.id in self.endpoints:
+            raise ConfigError(f"endpoint {given.name}", f"id {given.id:#x} is taken by {self.endpoints[given.id].name}")
+        reserved = tuple(sorted(given.reserved, key=lambda region: region.start))
+        self.endpoints[given.id] = Endpoint(given.id, given.name, reserved)
+
+    def remove(self, endpoint_id: int) -> int | None:
+        """Detach and forget; the domain it left, which has ended if it was the last there. KeyError if unknown."""
+        endpoint = self.endpoints.pop(endpoint_id)
+        left = endpoint.domain
+        if left is None:
+            return None
+        self._leave(endpoint, left)
+        return left.id
+
+    def endpoint_settings(self) -> list[EndpointSettings]:
+        """Those there are, as `__init__` takes them."""
+        return [EndpointSettings(known.id, known.name, known.reserved) for known in self.endpoints.values()]
 
     def clear(self) -> None:
         """Detach every endpoint, which ends every domain."""

@@ -44,9 +44,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from vdev.errors import ConfigError, RequestError, TranslationFault
+from vdev.errors import RequestError, TranslationFault
 from vdev.iommu.domains import DomainTable, Piece
 from vdev.iommu.events import (
     BypassChanged,
@@ -60,6 +60,7 @@ from vdev.iommu.events import (
     UnitReset,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
+from vdev.iommu.probe import probe_reply
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
 from vdev.wire import viommu as wire
@@ -91,16 +92,17 @@ class Engine:
     ) -> None:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
         self.settings = settings
-        self._endpoint_settings = tuple(endpoints)
+        self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
         self._emit = emit
-        self._table = DomainTable(settings, self._endpoint_settings)
+        given = tuple(endpoints)
+        self._table = DomainTable(settings, given)
         self._faults = FaultQueue(settings.limits.max_pending_faults)
         self._refused: dict[int | None, int] = {}  # by status
         self._fault_counts: dict[str, int] = {}  # by reason word
-        self.offered_features = _offered_features(settings)
+        self.offered_features = settings.offered_features
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
-        self._properties = {endpoint.id: self._probe_reply(endpoint) for endpoint in self._endpoint_settings}
+        self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
         self._kinds = {
             number: _Kind(
                 wire.REQUEST_NAMES[number],
@@ -134,6 +136,11 @@ class Engine:
     def bypass(self) -> bool:
         """The `bypass` config byte: whether unattached endpoints bypass (always False when it is not offered)."""
         return self._table.bypass
+
+    @property
+    def has_driver(self) -> bool:
+        """Whether a driver has accepted features."""
+        return bool(self._accepted)
 
     # requests
 
@@ -169,6 +176,7 @@ class Engine:
             if before is not None:
                 self._emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
             self._emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
+        self.reached(request.endpoint, "attached")
         return b""
 
     def _detach(self, request: wire.Detach) -> bytes:
@@ -195,6 +203,7 @@ class Engine:
     def _probe(self, request: wire.Probe) -> bytes:
         # D45: reserved is ignored
         self._table.endpoint(request.endpoint)
+        self.reached(request.endpoint, "probed")
         return self._properties[request.endpoint]
 
     def _answer_unfit(self, kind: _Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
@@ -217,6 +226,25 @@ class Engine:
             sizes = (len(readable), writable_nbytes)
             self._emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
         return reply
+
+    # endpoints come and go
+
+    def add_endpoint(self, endpoint: EndpointSettings) -> None:
+        """From now on requests may name it. ConfigError, as from the constructor, and then nothing has changed."""
+        properties = probe_reply(self.settings, endpoint)
+        self._table.add(endpoint)
+        self._properties[endpoint.id] = properties
+
+    def remove_endpoint(self, endpoint: int) -> None:
+        """Detach it and forget it: requests that name it get NOENT. Call `sweep` until nothing is left to free."""
+        left = self._table.remove(endpoint)
+        del self._properties[endpoint]
+        if left is not None and self._emit is not None:
+            self._emit(EndpointDetached(self.settings.name, endpoint, left))
+
+    def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
+        """One endpoint for a query: domain (None for none), mappings of it, reserved regions, bytes PROBE answers."""
+        return {**self._table.endpoints[endpoint].describe(), "probe": self._properties[endpoint]}
 
     # translation and faults
 
@@ -343,29 +371,14 @@ class Engine:
         if features & ~self.offered_features or (bypass and not self.settings.bypass_offered):
             raise SnapshotError("holds features this unit does not offer")
         records = load_faults(faults, self.settings.limits.max_pending_faults)
-        self._table = load_domains(domains, self.settings, self._endpoint_settings)
+        self._table = load_domains(domains, self.settings, self._table.endpoint_settings())
         self._table.bypass = bypass
         self._faults.replace(records)
         self.set_features(features)
 
-    def _probe_reply(self, endpoint: EndpointSettings) -> bytes:
-        """The endpoint's properties, back to back (D50), the rest zero (D52)."""
-        packed = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in endpoint.reserved)
-        if self.settings.probe_size and len(packed) > self.settings.probe_size:
-            raise ConfigError(
-                f"endpoint {endpoint.name}",
-                f"its properties take {len(packed)} bytes, probe_size is {self.settings.probe_size}",
-                "raise the unit's probe_size",
-            )
-        return packed.ljust(self.settings.probe_size, b"\0")
 
-
-def _offered_features(settings: UnitSettings) -> int:
-    # D1: MAP_UNMAP is offered; D2, D3: the legacy F_BYPASS is not
-    features = wire.F_INPUT_RANGE | wire.F_DOMAIN_RANGE | wire.F_MAP_UNMAP
-    features |= wire.F_PROBE if settings.probe_size else 0
-    features |= wire.F_MMIO if settings.mmio else 0
-    return features | (wire.F_BYPASS_CONFIG if settings.bypass_offered else 0)
+def _nobody(*_: Any) -> None:
+    """No one wants to know."""
 
 
 def _status_name(status: int | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vdev.errors import ConfigError
+from vdev.wire import viommu as wire
 
 ADDRESS_SPACE = 1 << 64
 DOMAIN_SPACE = 1 << 32
@@ -80,6 +81,15 @@ class UnitSettings:
     def granule(self) -> int:
         """Bytes of the smallest mapping: the lowest bit of `page_size_mask`."""
         return self.page_size_mask & -self.page_size_mask
+
+    @property
+    def offered_features(self) -> int:
+        """The device-specific feature bits."""
+        # D1: MAP_UNMAP is offered; D2, D3: the legacy F_BYPASS is not
+        features = wire.F_INPUT_RANGE | wire.F_DOMAIN_RANGE | wire.F_MAP_UNMAP
+        features |= wire.F_PROBE if self.probe_size else 0
+        features |= wire.F_MMIO if self.mmio else 0
+        return features | (wire.F_BYPASS_CONFIG if self.bypass_offered else 0)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values the config space cannot carry."""

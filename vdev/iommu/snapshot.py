@@ -28,12 +28,7 @@ def describe_table(table: DomainTable) -> dict[str, Any]:
         ],
         "mappings": table.nmappings,
         "endpoints": [
-            {
-                "id": e.id,
-                "name": e.name,
-                "domain": None if e.domain is None else e.domain.id,
-                "mappings": 0 if e.domain is None else len(e.domain.mappings),  # those of its domain
-            }
+            {"id": e.id, "name": e.name, "domain": e.domain_id, "mappings": e.nmappings}
             for e in table.endpoints.values()
         ],
     }

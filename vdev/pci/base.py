@@ -15,7 +15,7 @@ from vdev.memory import RegionTable
 from vdev.pci import capabilities
 from vdev.pci.config_space import Capability, ConfigSpace, Identity
 from vdev.pci.function import Bar
-from vdev.pci.msix import MsixLayout, PendingBits
+from vdev.pci.msix import MsixLayout, MsixTable, PendingBits
 from vdev.wire import pci
 
 # Control registers in extended capabilities whose changes are traced: capability, offset, name, flags.
@@ -28,8 +28,15 @@ _TRACED_CONTROLS: tuple[tuple[int, int, str, type[IntFlag]], ...] = (
 _MSIX_BITS = pci.MSIX_ENABLE | pci.MSIX_FUNCTION_MASK  # the rest is the table's size
 
 
+_SNAPSHOT_NBYTES = 64  # a read that long is QEMU's, of everything at once; guests read 4 bytes at most
+
+
 def _ignore_vector(vector: int) -> None:
     """Until the transport connects there is nobody to interrupt."""
+
+
+def _ignore_message(vector: int, address: int, data: int) -> None:
+    """Likewise."""
 
 
 def _ignore_reset() -> None:
@@ -42,6 +49,7 @@ class PciFunction:
     `memory` is this connection's view of guest RAM and `raise_vector` its interrupts; both belong to the transport.
     `was_reset` is called after every reset, for whoever keeps state about the function: a crashed worker may run again.
     `was_device_reset` is called after those QEMU asked for by DEVICE_RESET, which a function-level reset is not.
+    `was_sized` is called when somebody asks how large a BAR is: the guest goes through its devices (QEMU never asks).
     """
 
     def __init__(
@@ -60,8 +68,11 @@ class PciFunction:
         self.msix_vectors = msix.vectors
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
+        self.raise_message: Callable[[int, int, int], None] = _ignore_message  # vector, address, data
+        self.msix_table: MsixTable | None = None  # None: QEMU has it
         self.was_reset: Callable[[], None] = _ignore_reset
         self.was_device_reset: Callable[[], None] = _ignore_reset
+        self.was_sized: Callable[[], None] = _ignore_reset
         self.trace: Trace | None = None
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
@@ -72,6 +83,9 @@ class PciFunction:
         self._msix = msix
         self._pending = PendingBits(msix.vectors)
         self._add_capabilities(standard, extended)
+        for bar in bars:
+            address_bits = -bar.nbytes & 0xFFFFFFFF  # of the lower half
+            self.config.watch(pci.BAR0 + 4 * bar.index, 4, partial(self._bar_written, address_bits))
         self._was_bus_master = False
 
     def _add_capabilities(self, standard: tuple[Capability, ...], extended: tuple[Capability, ...]) -> None:
@@ -124,9 +138,23 @@ class PciFunction:
         offset = self.config.find(cap_id, extended=True)
         return offset is not None and bool(self.config.get(offset + register, 2) & bit)
 
+    def keep_msix_table(self) -> None:
+        """From now on MSI-X is between the guest and us: to be called before QEMU connects.
+
+        QEMU is shown a vendor-specific capability in the place of MSI-X. It finds capabilities in the one long read it
+        begins with, keeps only the links between them, and passes a guest's reads of the rest on to us.
+        """
+        self.msix_table = MsixTable(self.msix_vectors)
+
     def config_read(self, offset: int, nbytes: int) -> bytes:
         """Any width, also QEMU's 4096 bytes at once; zeros beyond the space."""
-        return b"\xff" * nbytes if self.removed else self.config.read(offset, nbytes)
+        if self.removed:
+            return b"\xff" * nbytes
+        data = self.config.read(offset, nbytes)
+        at = self._msix_control - pci.MSIX_CONTROL - offset
+        if self.msix_table is None or nbytes < _SNAPSHOT_NBYTES or not 0 <= at < nbytes:
+            return data
+        return data[:at] + bytes([pci.CapId.VENDOR]) + data[at + 1 :]
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Any width; masks and side effects apply before this returns."""
@@ -144,21 +172,23 @@ class PciFunction:
             if self._msix.pba_offset <= offset < self._msix.pba_stop:
                 return self._pending.read(offset - self._msix.pba_offset, nbytes)
             if self._msix.table_offset <= offset < self._msix.table_stop:
-                return bytes(nbytes)
+                table = self.msix_table
+                return bytes(nbytes) if table is None else table.read(offset - self._msix.table_offset, nbytes)
         return self.read_register(bar, offset, inside)[:inside].ljust(nbytes, b"\0")
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
-        """Writes outside the BAR, and to the MSI-X table and PBA, are dropped."""
+        """Writes outside the BAR, to the PBA, and to an MSI-X table that is QEMU's, are dropped."""
         inside = min(len(data), self._sizes.get(bar, 0) - offset)
         if self.removed or inside <= 0:
             return
         if bar == self._msix.bar:
-            for start, stop in (
-                (self._msix.pba_offset, self._msix.pba_stop),
-                (self._msix.table_offset, self._msix.table_stop),
-            ):
-                if start <= offset < stop:
-                    return
+            if self._msix.pba_offset <= offset < self._msix.pba_stop:
+                return
+            if self._msix.table_offset <= offset < self._msix.table_stop:
+                if self.msix_table is not None:
+                    self.msix_table.write(offset - self._msix.table_offset, data[:inside])
+                    self._send_pending()
+                return
         self.write_register(bar, offset, data[:inside])
 
     def signal(self, vector: int) -> None:
@@ -168,11 +198,33 @@ class PciFunction:
         """
         if not 0 <= vector < self.msix_vectors or self.removed or not self.bus_master:
             return
+        if self.msix_table is not None:
+            self._send(vector, self.msix_table)
+            return
         if self.config.get(self._msix_control, 2) & pci.MSIX_FUNCTION_MASK:
             self._pending.set(vector)
         self.raise_vector(vector)
         if self.trace is not None:
             self.trace(InterruptRaised(self.name, vector))
+
+    def _send(self, vector: int, table: MsixTable) -> None:
+        """The message of `vector`, or its pending bit while it is masked."""
+        control = self.config.get(self._msix_control, 2)
+        if not control & pci.MSIX_ENABLE:
+            return
+        message = None if control & pci.MSIX_FUNCTION_MASK else table.message(vector)
+        if message is None:
+            self._pending.set(vector)
+            return
+        self.raise_message(vector, *message)
+        if self.trace is not None:
+            self.trace(InterruptRaised(self.name, vector))
+
+    def _send_pending(self) -> None:
+        """Something may be masked no longer."""
+        for vector in range(self.msix_vectors):
+            if self._pending.take(vector):
+                self.signal(vector)  # still masked: it is pending again
 
     def stop_dma(self) -> None:
         """Refuse DMA until the driver turns bus master on again or the function is reset."""
@@ -201,6 +253,8 @@ class PciFunction:
         self.config.reset(function_level=function_level)
         self.stopped = False
         self._pending.clear()
+        if self.msix_table is not None:
+            self.msix_table.reset()
         self._bus_master_may_have_changed()
         if function_level:
             self.on_reset()
@@ -225,13 +279,20 @@ class PciFunction:
             self._was_bus_master = enabled
             self.on_bus_master(enabled)
 
+    def _bar_written(self, address_bits: int, before: int, after: int) -> None:
+        """All ones ask for the size (PCI, 6.2.5.1). No address looks like that: it would end where the space does."""
+        if after & address_bits == address_bits:
+            self.was_sized()
+
     def _devctl_written(self, before: int, after: int) -> None:
         if after & pci.DEVCTL_FLR:
             self._reset(function_level=True)
 
     def _msix_control_written(self, before: int, after: int) -> None:
         self._trace_change("msix_control", pci.MsixControl, before & _MSIX_BITS, after & _MSIX_BITS)
-        if not after & pci.MSIX_FUNCTION_MASK:
+        if self.msix_table is not None and after & pci.MSIX_ENABLE:
+            self._send_pending()
+        elif not after & pci.MSIX_FUNCTION_MASK:
             self._pending.clear()
 
     # Hooks. None may block or raise on what a guest wrote.
@@ -242,6 +303,9 @@ class PciFunction:
     def on_system_reset(self) -> None:
         """The whole machine and not only this function was reset; for most functions that is the same."""
         self.on_reset()
+
+    def retire(self) -> None:
+        """The function is gone for good and never used again: let go of large memory, which cycles would keep."""
 
     def on_bus_master(self, enabled: bool) -> None:
         """`dma_enabled` changed to `enabled`."""

@@ -32,6 +32,7 @@ class Function(Protocol):
     msix_vectors: int
     memory: RegionTable  # the view of this function's own connection, filled by the transport
     raise_vector: Callable[[int], None]  # set by the transport; a no-op until then
+    raise_message: Callable[[int, int, int], None]  # likewise: vector, address, data, where MSI-X is not QEMU's
 
     def config_read(self, offset: int, nbytes: int) -> bytes: ...
 

@@ -16,6 +16,7 @@ from vdev.qapi.model import Builtin, Command, Enum, ListOf, Member, Struct, Type
 INT64 = range(-(1 << 63), 1 << 63)
 UINT32 = range(1 << 32)
 UINT64 = range(1 << 64)
+MAX_SHOWN = 200  # characters of a name or word of the client's that an error repeats
 
 
 def check_arguments(command: Command, given: object) -> dict[str, Any]:
@@ -142,4 +143,4 @@ def _wrong_type(path: str, expected: str) -> ArgumentError:
 def _shown(text: object) -> str:
     """A name or word of the client's, fit to be encoded and not longer than an error wants it."""
     shown = str(text).encode(errors="replace").decode()
-    return shown if len(shown) <= 200 else shown[:200] + "..."
+    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."

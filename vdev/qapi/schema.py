@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from vdev.errors import SchemaError
+from vdev.errors import ArgumentError, SchemaError
+from vdev.qapi.check import check_arguments
 from vdev.qapi.model import (
     BRIDGE_ONLY,
     BUILTINS,
@@ -123,7 +125,7 @@ class _Builder:
         if len(features) > 1:
             raise SchemaError(found.line, "a command that is for one socket only is for no other")
         doc = _doc_of(found)
-        return Command(
+        command = Command(
             name,
             doc.text,
             self._members(found),
@@ -133,6 +135,9 @@ class _Builder:
             doc.tagged("Errors"),
             doc.tagged("Example"),
         )
+        for example in command.examples:
+            _check_example(command, example, doc.line)
+        return command
 
     def _event(self, name: str, found: Expression, heading: str) -> Event:
         return Event(name, _doc_of(found).text, self._members(found), heading)
@@ -198,6 +203,13 @@ def _values(found: Expression) -> tuple[Documented, ...]:
 def _no_others(doc: Doc, names: set[str]) -> None:
     if unknown := [name for name in doc.members if name not in names]:
         raise SchemaError(doc.line, f"the doc comment speaks of @{unknown[0]}, which is not there")
+
+
+def _check_example(command: Command, example: str, line: int) -> None:
+    try:
+        check_arguments(command, json.loads(example))
+    except (ValueError, ArgumentError) as error:
+        raise SchemaError(line, f"the example {example}: {error}") from None
 
 
 def _doc_of(found: Expression) -> Doc:

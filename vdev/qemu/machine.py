@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 
-from vdev.config import ROOT_PORT_SLOTS, SERIAL_SLOT, Config, EndpointConfig, UnitConfig, parse_bdf, parse_size
+from vdev.config import (
+    ROOT_PORT_SLOTS,
+    SERIAL_SLOT,
+    Config,
+    EndpointConfig,
+    SlotConfig,
+    UnitConfig,
+    parse_bdf,
+    parse_size,
+)
 from vdev.errors import ConfigError
 from vdev.qemu.options import quote_value as _quoted
 from vdev.qemu.rules import MESSAGE_TIMEOUT_MS
@@ -87,16 +96,17 @@ def socket_path(directory: str, name: str) -> str:
 
 
 def viot_table(config: Config) -> bytes:
-    """The ACPI table "VIOT": one virtio-iommu-pci node per unit, one PCI range of a single function per endpoint.
+    """The ACPI table "VIOT": a virtio-iommu-pci node per unit, a PCI range of a single function per endpoint and slot.
 
-    A range wider than our own endpoints would drag the chipset behind the IOMMU. Endpoint id = PCI address.
+    A range wider than our own endpoints would drag the chipset behind the IOMMU. Endpoint id = PCI address. Linux keeps
+    the ranges from boot and looks a function that is plugged in later up in them.
     """
     first = _ACPI_HEADER.size + _VIOT_HEADER.size
     offsets = {unit.name: first + index * _VIOT_VIRTIO_PCI.size for index, unit in enumerate(config.units)}
     nodes = [_VIOT_VIRTIO_PCI.pack(3, _VIOT_VIRTIO_PCI.size, 0, parse_bdf(unit.bdf)) for unit in config.units]
-    for endpoint in config.endpoints:
-        bdf = parse_bdf(endpoint.bdf)
-        nodes.append(_VIOT_PCI_RANGE.pack(1, _VIOT_PCI_RANGE.size, bdf, 0, 0, bdf, bdf, offsets[endpoint.unit]))
+    for place in places_of(config):
+        bdf = parse_bdf(place.bdf)
+        nodes.append(_VIOT_PCI_RANGE.pack(1, _VIOT_PCI_RANGE.size, bdf, 0, 0, bdf, bdf, offsets[place.unit]))
     body = _VIOT_HEADER.pack(len(nodes), first) + b"".join(nodes)
     length = _ACPI_HEADER.size + len(body)
     header = _ACPI_HEADER.pack(b"VIOT", length, 0, 0, b"VDEV  ", b"VDEVVIOT", 1, b"VDEV", 1)
@@ -177,7 +187,7 @@ def _devices(config: Config, socket_dir: str) -> Iterable[str]:
     """
     count = own_buses(config)
     for bus in range(1, count + 1):
-        yield from ("-device", root_port(bus, count))
+        yield from ("-device", root_port(bus, count, hot_plug=bool(config.slots)))
     last = [unit for unit in config.units if unit.attach == "vhost-user"]
     for item in functions_of(config):
         if item not in last:
@@ -189,21 +199,37 @@ def _devices(config: Config, socket_dir: str) -> Iterable[str]:
 
 
 def own_buses(config: Config) -> int:
-    """How many endpoints have a bus, and so a root port, of their own."""
-    return sum(parse_bdf(endpoint.bdf) >> 8 != 0 for endpoint in config.endpoints)
+    """How many endpoints and slots have a bus, and so a root port, of their own."""
+    return sum(parse_bdf(place.bdf) >> 8 != 0 for place in places_of(config))
+
+
+def places_of(config: Config) -> Iterator[EndpointConfig | SlotConfig]:
+    """What is behind a unit, or may be one day."""
+    yield from config.endpoints
+    yield from config.slots
+
+
+def port_of(bdf: str) -> str | None:
+    """The id of the root port in front of an address; None on the root bus."""
+    bus = parse_bdf(bdf) >> 8
+    return f"vdev.port{bus}" if bus else None
 
 
 def vfio_user_function(item: UnitConfig | EndpointConfig, socket_dir: str) -> str:
     """The -device of a function over vfio-user, in JSON. ConfigError for a path too long."""
-    bus = parse_bdf(item.bdf) >> 8
-    return _json(
-        driver="vfio-user-pci",
-        id=item.name,
-        bus=f"vdev.port{bus}" if bus else "pcie.0",
-        addr=_slot_and_function(item),
-        socket={"type": "unix", "path": socket_path(socket_dir, item.name)},
-        x_msg_timeout=MESSAGE_TIMEOUT_MS,
-    )
+    return json.dumps(vfio_user_device(item.name, item.bdf, socket_path(socket_dir, item.name)))
+
+
+def vfio_user_device(name: str, bdf: str, path: str) -> dict[str, object]:
+    """The properties of a function over vfio-user: of -device in JSON, and of device_add."""
+    return {
+        "driver": "vfio-user-pci",
+        "id": name,
+        "bus": port_of(bdf) or "pcie.0",
+        "addr": _slot_and_function(bdf),
+        "socket": {"type": "unix", "path": path},
+        "x-msg-timeout": MESSAGE_TIMEOUT_MS,
+    }
 
 
 def vhost_user_unit(unit: UnitConfig) -> dict[str, object]:
@@ -212,21 +238,23 @@ def vhost_user_unit(unit: UnitConfig) -> dict[str, object]:
         "driver": "vhost-user-test-device-pci",
         "id": unit.name,
         "bus": "pcie.0",
-        "addr": _slot_and_function(unit),
+        "addr": _slot_and_function(unit.bdf),
         "chardev": f"vdev.{unit.name}",
         **VHOST_USER_DEVICE,
     }
 
 
-def _slot_and_function(item: UnitConfig | EndpointConfig) -> str:
-    bdf = parse_bdf(item.bdf)
+def _slot_and_function(address: str) -> str:
+    bdf = parse_bdf(address)
     return f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}"
 
 
-def root_port(bus: int, count: int) -> str:
+def root_port(bus: int, count: int, *, hot_plug: bool = True) -> str:
     """The -device of the port to `bus`, one of `count`.
 
-    Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices."""
+    Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices. Without `hot_plug`
+    QEMU refuses to unplug what is behind it: it would die of that (docs/hot-plug.md).
+    """
     per_slot = -(-count // len(ROOT_PORT_SLOTS))
     slot, function = divmod(bus - 1, per_slot)
     return _plain(
@@ -235,6 +263,7 @@ def root_port(bus: int, count: int) -> str:
         bus="pcie.0",
         addr=f"{ROOT_PORT_SLOTS[slot]:02x}.{function}",
         multifunction=per_slot > 1,
+        hotplug=hot_plug,
         io_reserve=0,  # the 64 KiB of port space last for 15 windows, and none of our functions has a port
         chassis=bus,
         slot=bus,

@@ -20,7 +20,7 @@ from vdev.errors import ConfigError
 from vdev.iommu.events import EndpointAttached, EndpointDetached, RequestHandled, UnitReset
 from vdev.trace.file import Schedule, TraceFile
 from vdev.trace.filter import Filter
-from vdev.trace.records import Decoder, Entry, Lost, Note, Record, Recording
+from vdev.trace.records import Decoder, EndpointName, Entry, Lost, Note, Record, Recording
 from vdev.wire.viommu import Map, Unmap
 
 DEFAULT_RECORDS = 10_000
@@ -173,6 +173,16 @@ class Trace:
             self._attached.pop(key, None)
 
     # what people call
+
+    @property
+    def source(self) -> Callable[[object], None] | None:
+        """What a source of events that comes now is connected to."""
+        return self.emit if self._connected else None
+
+    def learn(self, endpoint: EndpointName) -> None:
+        """There is a new endpoint: records and filters know its name from now on; a file's header does not."""
+        self._decoder.learn(endpoint)
+        self.header = {**self.header, "endpoints": self._decoder.endpoints()}
 
     def start(self, options: TraceOptions) -> None:
         """Record from now on, in memory and, if there is one, to `options.file`. ConfigError names what is wrong."""

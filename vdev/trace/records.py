@@ -11,7 +11,15 @@ from typing import Any
 
 from vdev import events
 from vdev.control.run_state import RunStateChanged
-from vdev.iommu.events import FaultRaised, FaultsDropped, RequestHandled, UnitReset
+from vdev.iommu.events import (
+    EndpointAdded,
+    EndpointRemoved,
+    EndpointStage,
+    FaultRaised,
+    FaultsDropped,
+    RequestHandled,
+    UnitReset,
+)
 from vdev.wire.viommu import ATTACH_F_BYPASS, MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE, STATUS_NAMES
 
 FORMAT_VERSION = 1
@@ -89,10 +97,6 @@ class Decoder:
     def header(self, version: str, started: str, pid: int) -> Record:
         """The first line of a file and of a stream. `started` is the wall clock at t 0, ISO 8601, UTC."""
         units = [{"name": unit.name, "bdf": bdf_text(unit.bdf)} for unit in self._units.values()]
-        endpoints = [
-            {"name": name, "bdf": bdf_text(endpoint.bdf), "unit": endpoint.unit}
-            for name, endpoint in self._by_name.items()
-        ]
         return {
             "vdev_trace": FORMAT_VERSION,
             "kind": "header",
@@ -101,8 +105,23 @@ class Decoder:
             "pid": pid,
             "started": started,
             "units": units,
-            "endpoints": endpoints,
+            "endpoints": self.endpoints(),
         }
+
+    def endpoints(self) -> list[Record]:
+        """The names of endpoints in a header."""
+        return [
+            {"name": name, "bdf": bdf_text(endpoint.bdf), "unit": endpoint.unit}
+            for name, endpoint in self._by_name.items()
+        ]
+
+    def learn(self, endpoint: EndpointName) -> None:
+        """A new endpoint. The name of one that left is kept until its address or name is given to another."""
+        for known in (self._by_bdf.get(endpoint.bdf), self._by_name.get(endpoint.name)):
+            if known is not None:
+                self._by_bdf.pop(known.bdf, None)
+                self._by_name.pop(known.name, None)
+        self._by_bdf[endpoint.bdf] = self._by_name[endpoint.name] = endpoint
 
     def record(self, entry: Entry) -> Record:
         """The record of `entry`; keys that do not apply are left out."""
@@ -237,6 +256,18 @@ def _recording(names: Decoder, event: Recording) -> Record:
     return {"kind": "trace", "type": "START" if event.on else "STOP", "fields": {"detail": event.detail}}
 
 
+def _endpoint(names: Decoder, event: EndpointAdded | EndpointRemoved | EndpointStage) -> Record:
+    keys = {"unit": event.unit, "endpoint": bdf_text(event.id), "function": event.endpoint}
+    if isinstance(event, EndpointStage):
+        return {"kind": "endpoint", "type": "STAGE", **keys, "fields": {"stage": event.stage}}
+    return {
+        "kind": "endpoint",
+        "type": "ADDED" if isinstance(event, EndpointAdded) else "REMOVED",
+        **keys,
+        "fields": {},
+    }
+
+
 def _any(names: Decoder, event: object) -> Record:
     """An event that nobody has given words to yet: what it holds, by name."""
     held = {f.name: getattr(event, f.name) for f in fields(event)} if is_dataclass(event) else {}
@@ -253,6 +284,9 @@ _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     FaultRaised: _fault,
     FaultsDropped: _dropped,
     UnitReset: _unit_reset,
+    EndpointAdded: _endpoint,
+    EndpointRemoved: _endpoint,
+    EndpointStage: _endpoint,
     events.DmaDone: _dma,
     events.RegisterWritten: _register,
     events.FunctionReset: _function_reset,

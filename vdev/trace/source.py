@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vdev.control.places import CONTROL, the_running_vm
 from vdev.errors import ConfigError
 from vdev.trace.records import FORMAT_VERSION
 
 RECV_NBYTES = 1 << 16
 POLL_S = 0.2  # how often a file that is followed is looked at
-CONTROL = "control.sock"
 
 
 def find_target(given: Path | None) -> Path:
@@ -26,12 +26,7 @@ def find_target(given: Path | None) -> Path:
         if not path.exists():
             raise ConfigError(str(given), "there is no such trace", "give a runtime directory, control.sock or a file")
         return path
-    places = {Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp"), Path("/tmp")}
-    found = sorted({path for place in places for path in place.glob(f"vdev-*/{CONTROL}") if os.access(path, os.W_OK)})
-    if len(found) != 1:
-        shown = ", ".join(str(path.parent) for path in found) or "none"
-        raise ConfigError("vdev trace", f"{len(found)} running VMs were found: {shown}", "give a runtime directory")
-    return found[0]
+    return the_running_vm("vdev trace") / CONTROL
 
 
 def is_live(path: Path) -> bool:

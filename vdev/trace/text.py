@@ -156,6 +156,11 @@ def _run_state(record: Record) -> str:
     return f"{held} ({by})" if by else held
 
 
+def _endpoint_event(record: Record) -> str:
+    what = {"ADDED": "waits for QEMU", "REMOVED": "is gone"}.get(record["type"], record["fields"].get("stage", ""))
+    return f"{_endpoint(record)} {what}"
+
+
 def _any(record: Record) -> str:
     return " ".join(f"{name}={value}" for name, value in record["fields"].items() if name != "problem")
 
@@ -171,6 +176,7 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "rings": _rings,
     "connection": lambda record: f"process {record['fields']['pid']}",
     "run-state": _run_state,
+    "endpoint": _endpoint_event,
     "note": lambda record: str(record["fields"]["text"]),
     "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
     "trace": lambda record: str(record["fields"]["detail"]),

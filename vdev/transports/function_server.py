@@ -178,6 +178,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
         self.connection: ConnectionT | None = None
         self.trace: Trace | None = None
         self.refused = 0  # connections
+        self.connected: Callable[[bool], None] = _nobody  # told when a connection has begun or ended
 
     @abstractmethod
     def _connect(self, sock: socket.socket, peer: Peer) -> ConnectionT:
@@ -190,6 +191,8 @@ class FunctionServer(ABC, Generic[ConnectionT]):
 
     async def serve(self) -> None:
         """Accept and serve until close() or cancellation. A bug of ours in the function ends it with that exception."""
+        if self._stop.is_set():
+            return
         self.listen()
         assert self._listener is not None
         self._serving = True
@@ -205,8 +208,12 @@ class FunctionServer(ABC, Generic[ConnectionT]):
             self._unlisten()
 
     def close(self) -> None:
-        """Stop listening and end the connection, after which QEMU cannot go on with this device."""
+        """Stop listening and end the connection, after which QEMU cannot go on with this device.
+
+        The socket's path is gone when this returns, and may be another server's."""
         self._stop.set()
+        if self._listener is not None:
+            self._listener.withdraw()
         if not self._serving:  # else serve() does it, after its accept was cancelled
             self._unlisten()
 
@@ -239,6 +246,8 @@ class FunctionServer(ABC, Generic[ConnectionT]):
         """Start a connection on `sock`, or close it with a line in the log."""
         with contextlib.ExitStack() as unless_accepted:
             unless_accepted.callback(close_connection, sock)
+            if self._stop.is_set():
+                return
             try:
                 peer = self._vm.admit(sock)
                 await self._make_room()
@@ -253,6 +262,7 @@ class FunctionServer(ABC, Generic[ConnectionT]):
         self.connection = self._connect(sock, peer)
         self._running = group.create_task(self.connection.run())
         self._running.add_done_callback(self._finished)
+        self.connected(True)
 
     async def _make_room(self) -> None:
         """Wait for a connection that is ending; PeerError when there is one that is not."""
@@ -271,3 +281,8 @@ class FunctionServer(ABC, Generic[ConnectionT]):
                 self.trace(ConnectionChanged(self.name, pid, False))
             self.connection.close()
         self.connection = self._running = None
+        self.connected(False)
+
+
+def _nobody(_: bool) -> None:
+    """No one wants to know."""

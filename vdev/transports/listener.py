@@ -30,7 +30,7 @@ class Listener:
                 "use a shorter runtime directory or VM name",
             )
         self.path = path
-        self._closed = False
+        self._withdrawn = False
         make_directory(path.parent, access)
         _remove_stale(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -52,9 +52,13 @@ class Listener:
     def close(self) -> None:
         """Stop listening and remove the path, if it is still ours; idempotent."""
         self.socket.close()  # an asyncio server that was given it may have done so already
-        if self._closed:
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Remove the path, if it is still ours: nobody finds the socket any more; idempotent."""
+        if self._withdrawn:
             return
-        self._closed = True
+        self._withdrawn = True
         with contextlib.suppress(OSError):
             if os.lstat(self.path).st_ino == self._inode:
                 self.path.unlink()

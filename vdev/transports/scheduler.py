@@ -72,6 +72,11 @@ class Scheduler:
         if self._timers.pop(id(worker), None) is not None:
             self._timers_changed()
 
+    def forget(self, worker: Worker) -> None:
+        """`worker` is gone for good."""
+        self._active.pop(id(worker), None)
+        self.forgive(worker)
+
     async def run(self) -> None:
         """Run slices until cancelled."""
         while True:

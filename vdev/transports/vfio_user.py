@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -17,6 +18,7 @@ from vdev.transports.ram import ConnectionRam
 from vdev.transports.stream import Framing, Message
 from vdev.transports.vfio_dma import DmaMessages
 from vdev.transports.vfio_irqs import Vectors
+from vdev.transports.vfio_messages import MsixMessages
 from vdev.transports.vfio_session import Session
 from vdev.wire import vfio_user as wire
 
@@ -55,9 +57,8 @@ class VfioUserConnection(Connection[wire.Header]):
         self.ram = ConnectionRam(vm.ram, function.memory, peer.pid)
         self.vectors = Vectors(function.msix_vectors, held=vm.interrupts_held)
         self.dma = DmaMessages(self._stream.send, lambda: self.session.client_transfer_nbytes)
-        self.session = Session(
-            function, self.ram, self.vectors, on_reset=lambda: self.dma.cancel("reset"), on_refusal=self._refused
-        )
+        self.messages = MsixMessages(self.dma.write, held=vm.interrupts_held)
+        self.session = Session(function, self.ram, self.vectors, on_reset=self._reset_dma, on_refusal=self._refused)
         self._deadline_ns = int(deadline_s * 1e9)
 
     def _open(self, cleanup: contextlib.ExitStack) -> None:
@@ -66,14 +67,22 @@ class VfioUserConnection(Connection[wire.Header]):
         cleanup.callback(self._function.disconnected)
         cleanup.callback(self.vectors.disable)
         cleanup.callback(setattr, self._function, "raise_vector", _drop_interrupt)
+        cleanup.callback(setattr, self._function, "raise_message", _drop_message)
         cleanup.callback(self._stream.close)
         cleanup.callback(self.dma.close)
         self._function.raise_vector = self.vectors.fire
+        self._function.raise_message = self.messages.fire
+        cleanup.callback(asyncio.get_running_loop().create_task(self.messages.run()).cancel)
         self._stream.start()
 
     def hold_interrupts(self, held: bool) -> None:
         """Remember interrupts, or let them out."""
         self.vectors.hold(held)
+        self.messages.hold(held)
+
+    def _reset_dma(self) -> None:
+        self.messages.reset()
+        self.dma.cancel("reset")
 
     def describe(self) -> dict[str, Any]:
         """Plain data for queries."""
@@ -81,6 +90,7 @@ class VfioUserConnection(Connection[wire.Header]):
             "pid": self.peer.pid,
             **self.ram.describe(),
             "vectors_assigned": self.vectors.assigned,
+            "messages_dropped": self.messages.dropped,
             "messages": self.session.handled,
             "refused": self.session.refused,
             "dma_messages_in_flight": self.dma.in_flight,
@@ -119,3 +129,7 @@ class VfioUserServer(FunctionServer[VfioUserConnection]):
 
 def _drop_interrupt(vector: int) -> None:
     """`raise_vector` of a function nobody is connected to."""
+
+
+def _drop_message(vector: int, address: int, data: int) -> None:
+    """`raise_message` of a function nobody is connected to."""

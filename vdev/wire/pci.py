@@ -141,6 +141,8 @@ class MsixControl(IntFlag):
 
 
 MSIX_TABLE_ENTRY_NBYTES = 16
+MSIX_VECTOR_CONTROL = 12  # offset in an entry, u32
+MSIX_VECTOR_MASKED = 1
 
 # Advanced Error Reporting (72 bytes with the TLP prefix log)
 AER_NBYTES = 0x48

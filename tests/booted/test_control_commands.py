@@ -1,0 +1,110 @@
+"""The monitor's commands in a live guest: every reply is what the schema says, and what `vdev ctl` shows is true."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from guest_tests.boot import Control
+from qmp_bridge.up import bring_up
+from tests.booted.conftest import CONFIG
+from tests.booted.test_reset import CHECKS, boot_once, options
+from vdev.config import load_config
+from vdev.config.schema import ATTACHMENTS, Attach
+from vdev.qapi.check import check_return
+from vdev.qapi.schema import schema
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+
+# What needs a free slot, and what streams: tests of hot-plug, of the trace and of the monitor's events have them.
+ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow"}
+PLAIN = {
+    "query-status", "query-units", "query-iommu", "query-endpoints", "query-groups", "query-slots", "query-faults",
+    "query-requests", "query-events",
+}  # fmt: skip
+CTL_S = 60.0
+UNMAPPED = 0x7FFF_FFFF_F000  # beyond the input range of the machine
+
+
+class Asker:
+    """Asks the control socket, and looks at every reply with the schema in hand."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.asked: set[str] = set()
+
+    async def __call__(self, name: str, **arguments: object) -> Any:
+        returned = await self.control.execute(name, **arguments)
+        check_return(schema().commands[name].returns, returned)
+        self.asked.add(name)
+        return returned
+
+
+async def ctl(path: str, *words: str) -> str:
+    """What `vdev ctl` prints for a control socket; its errors and another status than 0 fail the test."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vdev", "ctl", "--socket", path, *words,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(CTL_S):
+        shown, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    return shown.decode()
+
+
+async def look_around(ask: Asker) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every query once; the first mapping of the accelerator's domain, and what a read of it would meet."""
+    for name in sorted(PLAIN):
+        await ask(name)
+    (domain,) = [found for found in (await ask("query-domains"))["domains"] if "accel0" in found["endpoints"]]
+    page = await ask("query-mappings", domain=domain["id"])
+    translation = await ask("translate", endpoint="accel0", iova=page["mappings"][0]["virt-start"])
+    return page["mappings"][0], translation
+
+
+async def steer(ask: Asker) -> list[bool]:
+    """Every command that changes something; whether the unit bypasses after each of those that have to do with it."""
+    await ask("trace-start", records=100, types=["MAP"])
+    await ask("trace-note", text="a line of the test's")
+    await ask("query-trace")
+    await ask("trace-stop")
+    await ask("freeze", by="a test")
+    await ask("query-status")
+    await ask("thaw")
+    seen = []
+    for name, arguments in (("set-bypass", {"bypass": False}), ("set-bypass", {"bypass": True}), ("reset-unit", {})):
+        await ask(name, **arguments)
+        seen.append((await ask("query-units"))[0]["bypass"])
+    return seen
+
+
+@pytest.mark.parametrize("attach", ATTACHMENTS)
+async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> None:
+    async with bring_up(load_config(CONFIG), options(attach)) as vm:
+        messages = vm.messages()
+        _, verdicts = await boot_once(messages)
+        await messages.aclose()
+        async with Control.connected(vm.control_path) as control:
+            ask = Asker(control)
+            mapping, translation = await look_around(ask)
+            refused = await ask("translate", endpoint="accel0", iova=UNMAPPED, access="write")
+            shown = await ctl(
+                vm.control_path, "translate", "--endpoint", "accel0", "--iova", hex(mapping["virt-start"])
+            )
+            units = await ctl(vm.control_path, "query-units")
+            bypass = await steer(ask)
+            left = (await ask("query-domains"))["domains"]
+
+    assert verdicts == dict.fromkeys(CHECKS, True)
+    assert translation["allowed"]
+    assert [piece["gpa"] for piece in translation["pieces"]] == [mapping["phys-start"]]
+    assert (refused["allowed"], refused["pieces"]) == (False, [])
+    assert re.search(rf"^ +{mapping['virt-start']:#x} +{mapping['phys-start']:#x} +1 +ram$", shown, re.MULTILINE)
+    assert f"attach:            {attach}\n" in units
+    assert bypass == [False, True, True]
+    assert ask.asked == {name for name, command in schema().commands.items() if not command.bridge_only} - ELSEWHERE
+    assert left == []
