@@ -1,4 +1,4 @@
-"""The commands about the IOMMU and events-follow against a real `vdev serve`, the guest at its sockets being the test."""
+"""The commands about the IOMMU and events-follow against a real `vdev serve`; the guest at its sockets is the test."""
 
 from __future__ import annotations
 
