@@ -48,6 +48,7 @@ async def test_a_guest_works_with_what_is_plugged_in_and_forgets_what_is_unplugg
         await _one_after_the_other(machine)
         await _the_configured_one_and_its_successor(machine)
         await _two_at_once(machine)
+        await _while_the_vm_is_stopped(machine)
 
 
 async def test_without_slots_qemu_refuses_what_it_would_die_of() -> None:
@@ -117,6 +118,22 @@ async def _two_at_once(machine: Plugged) -> None:
     for bdf in ("0000:01:00.0", SLOT):
         assert (await machine.guest("dma", bdf=bdf))["copied"]
     await asyncio.gather(machine.hot_plug.unplug("left"), machine.hot_plug.unplug("right"))
+
+
+async def _while_the_vm_is_stopped(machine: Plugged) -> None:
+    """The guest neither takes nor gives, and does both when it runs again."""
+    await machine.qemu("stop", {})
+    with pytest.raises(HotPlugError, match="the time is over and late is plugged, not enumerated; it stays plugged in"):
+        await machine.hot_plug.plug("late", bdf="02:00.0", timeout=0.5)
+    await machine.qemu("cont", {})
+    assert (await machine.guest("wait", bdf=SLOT, there=True))["ids"] == ACCELERATOR
+
+    await machine.qemu("stop", {})
+    with pytest.raises(HotPlugError, match="the guest has not given late back; the request stands"):
+        await machine.hot_plug.unplug("late", timeout=0.5)
+    await machine.qemu("cont", {})
+    await _until(lambda: not (Path(machine.vm.control_path).parent / "late.sock").exists())
+    assert "late" not in [slot.get("endpoint") for slot in await machine.vdev("query-slots", {})]
 
 
 def _fds(pid: int) -> Counter[str]:
