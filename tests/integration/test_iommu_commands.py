@@ -201,6 +201,19 @@ async def test_a_follower_that_goes_leaves_nothing_connected(process: ServeProce
     assert process.ask("query-status")["crashed"] == []
 
 
+async def test_an_endpoint_that_comes_and_goes_is_told(tmp_path: Path) -> None:
+    slots = 'slots:\n  - {bdf: "02:00.0"}\n'
+    with serving(ONE_UNIT + slots, tmp_path / "run") as process:
+        following = await Follower.connect(process)
+        process.ask("endpoint-add", name="extra")
+        added = await following.next("ENDPOINT_ADDED")
+        process.ask("endpoint-remove", name="extra")
+        removed = await following.next("ENDPOINT_REMOVED")
+        await following.close()
+
+    assert added == removed == {"unit": "iommu0", "id": 0x200, "endpoint": "extra"}
+
+
 def test_a_refusal_on_the_socket_names_the_rule_and_the_cure(process: ServeProcess) -> None:
     with pytest.raises(RuntimeError, match=r"unit: there is no unit 'x' \(known: iommu0\)"):
         process.ask("query-domains", unit="x")

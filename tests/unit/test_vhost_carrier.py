@@ -332,6 +332,21 @@ def test_a_config_change_waits_for_the_resume() -> None:
     assert rig.take_notes() == ["thaw", "config"]
 
 
+def test_a_config_change_of_a_stopped_vm_waits_until_it_runs() -> None:
+    rig = Rig()
+    rig.start()
+    rig.notes.clear()
+
+    rig.carrier.hold_config(True)
+    rig.carrier.config_changed()
+    rig.carrier.config_changed()
+    while_stopped = list(rig.notes)
+    rig.carrier.hold_config(False)
+
+    assert while_stopped == []
+    assert rig.notes == ["config"]
+
+
 def test_a_config_change_without_a_driver_is_not_told() -> None:
     rig = CarrierRig()
 
