@@ -333,18 +333,32 @@ def test_a_config_change_waits_for_the_resume() -> None:
 
 
 def test_a_config_change_of_a_stopped_vm_waits_until_it_runs() -> None:
-    rig = Rig()
-    rig.start()
-    rig.notes.clear()
+    rig = started()
+    rig.take_notes()
 
     rig.carrier.hold_config(True)
     rig.carrier.config_changed()
     rig.carrier.config_changed()
-    while_stopped = list(rig.notes)
+    while_stopped = rig.take_notes()
     rig.carrier.hold_config(False)
 
     assert while_stopped == []
-    assert rig.notes == ["config"]
+    assert rig.take_notes() == ["config"]
+
+
+def test_a_resume_before_the_vm_is_known_to_run_does_not_tell_a_config_change_yet() -> None:
+    rig = started()
+    rig.carrier.hold_config(True)
+    bases = rig.stop()
+    rig.carrier.config_changed()
+    rig.take_notes()
+
+    rig.start(*bases)
+    early = rig.take_notes()
+    rig.carrier.hold_config(False)
+
+    assert early == ["thaw"]
+    assert rig.take_notes() == ["config"]
 
 
 def test_a_config_change_without_a_driver_is_not_told() -> None:
