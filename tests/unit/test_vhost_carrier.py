@@ -319,57 +319,6 @@ def test_rings_survive_memory_that_was_replaced_while_suspended() -> None:
     assert rig.carrier.resumes == 1
 
 
-def test_a_config_change_waits_for_the_resume() -> None:
-    rig = started()
-    bases = rig.stop()
-    rig.take_notes()
-    rig.carrier.config_changed()
-    early = rig.take_notes()
-
-    rig.start(*bases)
-
-    assert early == []
-    assert rig.take_notes() == ["thaw", "config"]
-
-
-def test_a_config_change_of_a_stopped_vm_waits_until_it_runs() -> None:
-    rig = started()
-    rig.take_notes()
-
-    rig.carrier.hold_config(True)
-    rig.carrier.config_changed()
-    rig.carrier.config_changed()
-    while_stopped = rig.take_notes()
-    rig.carrier.hold_config(False)
-
-    assert while_stopped == []
-    assert rig.take_notes() == ["config"]
-
-
-def test_a_resume_before_the_vm_is_known_to_run_does_not_tell_a_config_change_yet() -> None:
-    rig = started()
-    rig.carrier.hold_config(True)
-    bases = rig.stop()
-    rig.carrier.config_changed()
-    rig.take_notes()
-
-    rig.start(*bases)
-    early = rig.take_notes()
-    rig.carrier.hold_config(False)
-
-    assert early == ["thaw"]
-    assert rig.take_notes() == ["config"]
-
-
-def test_a_config_change_without_a_driver_is_not_told() -> None:
-    rig = CarrierRig()
-
-    rig.carrier.config_changed()
-    rig.start()
-
-    assert "config" not in rig.take_notes()
-
-
 def test_the_bypass_byte_can_be_written_before_driver_ok_and_with_the_feature_afterwards() -> None:
     rig = CarrierRig()
     config = bytearray(rig.carrier.config_read(0, 64))
