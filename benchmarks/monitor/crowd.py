@@ -27,8 +27,9 @@ class Disorder(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """What ordinary clients have seen."""
+    """What ordinary clients have seen. Times before `since` are not kept: programs start, the first reply is made."""
 
+    since: float = 0.0
     seconds: list[float] = field(default_factory=list)  # of single commands, sent to received
     commands: int = 0
     events: int = 0
@@ -44,7 +45,8 @@ async def ordinary(path: str, goes_on: Callable[[], bool], pause_s: float, tally
         while goes_on():
             began = time.perf_counter()
             await _ask(reader, writer, ["query-status"], number, tally)
-            tally.seconds.append(time.perf_counter() - began)
+            if began >= tally.since:
+                tally.seconds.append(time.perf_counter() - began)
             await asyncio.sleep(pause_s)
             await _ask(reader, writer, BURST, number + 1, tally)
             number += 1 + len(BURST)

@@ -22,7 +22,8 @@ from vdev.parts.progress import Say
 from vdev.parts.qemu import find_qemu
 
 CLIENTS = 18  # besides the two that behave badly
-PAUSE_S = 0.1  # of each between its commands
+PAUSE_S = 0.2  # of each between its commands
+WARM_UP_S = 2.0
 SECONDS, QUICK_SECONDS = 30.0, 8.0
 START_S = 30.0
 _CONFIG = "units:\n  - name: iommu0\n"
@@ -46,16 +47,17 @@ def measure(say: Say, *, quick: bool) -> list[MonitorRow]:
 
 
 async def _run(direct: str, bridged: str, clients: int, seconds: float) -> tuple[Tally, Tally]:
-    end = time.monotonic() + seconds
+    since = time.perf_counter() + WARM_UP_S
+    end = since + seconds
 
     def goes_on() -> bool:
-        return time.monotonic() < end
+        return time.perf_counter() < end
 
-    plain, ours = Tally(), Tally()
+    plain, ours = Tally(since), Tally(since)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(ordinary(direct, goes_on, PAUSE_S / clients, plain))
         for number in range(clients):
-            await asyncio.sleep(PAUSE_S / clients / 2 * (number > 0))
+            await asyncio.sleep(PAUSE_S / clients * 2 * (number > 0))  # spread over the two pauses each makes
             tasks.create_task(ordinary(bridged, goes_on, PAUSE_S, ours))
     return plain, ours
 
