@@ -130,10 +130,11 @@ class Machine:
     def remove_endpoint(self, name: str) -> None:
         """Detach endpoint `name` and forget it; nobody may be connected to it. KeyError if it is not there."""
         unit = next(unit for unit in self.units.values() if name in unit.endpoints)
-        endpoint, door = unit.endpoints.pop(name), unit.doors.pop(name)
-        unit.engine.remove_endpoint(door.endpoint_id)
-        unit.stages.remove(door.endpoint_id)
-        endpoint.retire()
+        number = unit.doors[name].endpoint_id
+        unit.engine.remove_endpoint(number)  # while its name is known to whoever hears of the detach
+        unit.stages.remove(number)
+        del unit.doors[name]
+        unit.endpoints.pop(name).retire()
         self._wake(unit.device)  # to sweep up
 
     def attachments(self) -> dict[tuple[str, int], tuple[int, ...]]:

@@ -20,10 +20,11 @@ from vdev.qapi.schema import schema
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
-# Those of hot-plug, which need a slot, and those that stream, which test_trace.py and the monitor's events have.
-ELSEWHERE = {
-    "query-endpoints", "query-groups", "query-slots", "endpoint-add", "endpoint-remove", "trace-follow",
-    "events-follow",
+# What needs a free slot, and what streams: tests of hot-plug, of the trace and of the monitor's events have them.
+ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow"}
+PLAIN = {
+    "query-status", "query-units", "query-iommu", "query-endpoints", "query-groups", "query-slots", "query-faults",
+    "query-requests", "query-events",
 }  # fmt: skip
 CTL_S = 60.0
 UNMAPPED = 0x7FFF_FFFF_F000  # beyond the input range of the machine
@@ -57,7 +58,7 @@ async def ctl(path: str, *words: str) -> str:
 
 async def look_around(ask: Asker) -> tuple[dict[str, Any], dict[str, Any]]:
     """Every query once; the first mapping of the accelerator's domain, and what a read of it would meet."""
-    for name in ("query-status", "query-units", "query-iommu", "query-faults", "query-requests", "query-events"):
+    for name in sorted(PLAIN):
         await ask(name)
     (domain,) = [found for found in (await ask("query-domains"))["domains"] if "accel0" in found["endpoints"]]
     page = await ask("query-mappings", domain=domain["id"])

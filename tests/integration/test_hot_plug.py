@@ -284,7 +284,7 @@ async def test_a_trace_that_is_on_hears_of_the_new_endpoint_and_knows_its_name(t
         records = machine.ask("query-trace", endpoints=["new"])["newest"]
 
         kinds = [record["type"] for record in records if record["kind"] != "trace"]
-        assert kinds == ["EndpointAdded", "CONNECT", "EndpointStage", "RESET", "RESET", "HANGUP"]
+        assert kinds == ["ADDED", "CONNECT", "STAGE", "RESET", "RESET", "HANGUP"]
         assert {record["endpoint"] for record in records if record["kind"] != "trace"} == {"02:00.0"}
 
 

@@ -73,7 +73,9 @@ async def test_a_trace_started_in_mid_run_has_all_kinds_and_stops_when_told(proc
     assert started["recording"]
     assert not stopped["recording"]
     assert len(records) == stopped["records"]
-    assert kinds(records) == {"request", "fault", "dma", "register", "reset", "irq", "connection", "error", "trace"}
+    assert kinds(records) == {
+        "request", "fault", "dma", "register", "reset", "irq", "connection", "endpoint", "error", "trace",
+    }  # fmt: skip
     assert all(one["t"] <= two["t"] and one["seq"] + 1 == two["seq"] for one, two in itertools.pairwise(records))
     (first,) = [record for record in records if record["kind"] == "fault"]
     assert (first["endpoint"], first["fields"]["iova"]) == ("01:00.0", f"{TARGET_IOVA + MIB:#012x}")

@@ -137,12 +137,13 @@ def lingering(command: Command) -> Callable[[Path], None]:
     return act
 
 
-def _hide(fd: int, carrier: socket.socket) -> None:
-    """Send `fd` over `carrier` and close it: it lives unread in the socket at the other end."""
+def _hide(carrier: socket.socket, *fds: int) -> None:
+    """Send `fds` over `carrier` in one message and close them: they live unread in the socket at the other end."""
     try:
-        carrier.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        carrier.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def lingering_inside(command: Command) -> Callable[[Path], None]:
@@ -154,8 +155,8 @@ def lingering_inside(command: Command) -> Callable[[Path], None]:
                 inner, outer = socket.socketpair(), socket.socketpair()
                 for sock in (*inner, *outer):
                     stack.enter_context(sock)
-                _hide(fd, inner[0])
-                _hide(inner[1].detach(), outer[0])
+                _hide(inner[0], fd)
+                _hide(outer[0], inner[1].detach())
                 peer.tell(command, BODIES.get(command, b""), [outer[1].fileno()])
                 outer[1].close()
                 peer.served()
@@ -176,8 +177,7 @@ def channel_hides_itself(path: Path) -> None:
     near, far = socket.socketpair()
     with near, far, VhostPeer(path).negotiated() as peer:
         peer.accepted(Command.SET_BACKEND_REQ_FD, b"", [near.fileno()])
-        for fd in (peer.sock.fileno(), far.fileno()):
-            _hide(os.dup(fd), far)
+        _hide(far, os.dup(peer.sock.fileno()), os.dup(far.fileno()))
 
 
 def channel_flood(path: Path) -> None:

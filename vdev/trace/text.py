@@ -124,14 +124,21 @@ def _register(record: Record) -> str:
 def _reset(record: Record) -> str:
     fields = record["fields"]
     if fields["reset"] == "unit":
-        boot = ", bypass as at boot" if fields.get("cause") == "system" else ""
-        return f"no endpoint is attached any more{boot}"
+        more = {"system": ", bypass as at boot", "host": ", bypass as at boot (reset-unit)"}.get(
+            fields.get("cause"), ""
+        )
+        return f"no endpoint is attached any more{more}"
     return {
         "virtio": "by the driver: status 0 was written",
         "function-level": "function-level (FLR)",
         "system": "with the whole machine",
         "new-driver": "by the driver: a start that is no resume proves it",
     }.get(fields["reset"], str(fields["reset"]))
+
+
+def _bypass(record: Record) -> str:
+    now = "untranslated" if record["fields"]["bypass"] else "not at all"
+    return f"endpoints without a domain pass {now}"
 
 
 def _error(record: Record) -> str:
@@ -156,6 +163,11 @@ def _run_state(record: Record) -> str:
     return f"{held} ({by})" if by else held
 
 
+def _endpoint_event(record: Record) -> str:
+    what = {"ADDED": "waits for QEMU", "REMOVED": "is gone"}.get(record["type"], record["fields"].get("stage", ""))
+    return f"{_endpoint(record)} {what}"
+
+
 def _any(record: Record) -> str:
     return " ".join(f"{name}={value}" for name, value in record["fields"].items() if name != "problem")
 
@@ -166,11 +178,13 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "dma": _dma,
     "register": _register,
     "reset": _reset,
+    "bypass": _bypass,
     "error": _error,
     "irq": _irq,
     "rings": _rings,
     "connection": lambda record: f"process {record['fields']['pid']}",
     "run-state": _run_state,
+    "endpoint": _endpoint_event,
     "note": lambda record: str(record["fields"]["text"]),
     "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
     "trace": lambda record: str(record["fields"]["detail"]),
