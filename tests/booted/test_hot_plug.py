@@ -64,12 +64,12 @@ async def _one_after_the_other(machine: Plugged) -> None:
     plug, unplug, guest = machine.hot_plug.plug, machine.hot_plug.unplug, machine.guest
 
     # an accelerator
-    plugged = await plug("extra")
+    plugged = await plug("extra", options={"devmem": "64M"})
     found = await guest("wait", bdf=SLOT, there=True)
     assert (plugged["bdf"], plugged["stage"], plugged["plugged"]) == ("02:00.0", "enumerated", True)
     assert found["ids"] == ACCELERATOR
     worked = await guest("dma", bdf=SLOT)
-    assert (worked["copied"], worked["members"]) == (True, [SLOT])
+    assert (worked["copied"], worked["members"], worked["devmem"]) == (True, [SLOT], 64 << 20)
     (seen,) = await machine.vdev("query-endpoints", {"endpoint": "extra"})
     assert seen["stage"] == "attached"
 

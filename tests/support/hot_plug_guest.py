@@ -69,13 +69,18 @@ def dma(bdf):
         device = stack.enter_context(contextlib.closing(vfio.Device(container, bdf)))
         device.set_command(on=vfio.COMMAND_MEMORY | vfio.COMMAND_BUS_MASTER)
         registers = stack.enter_context(contextlib.closing(device.bar(0)))
+        devmem = device.region(2).nbytes
+        if devmem:
+            memory = stack.enter_context(contextlib.closing(device.bar(2)))
+            memory.write32(devmem - 4, 0x5eed)
+            assert memory.read32(devmem - 4) == 0x5eed
         for iova, buffer in ((RING_IOVA, ring), (SOURCE_IOVA, source), (TARGET_IOVA, target)):
             stack.enter_context(container.mapped(iova, buffer))
         engine = accel.Accelerator(registers, ring.memory, RING_IOVA)
         engine.start()
         run_ok(engine, copy(source.nbytes))
         same = bytes(source.memory) == bytes(target.memory)
-        seen = look(bdf)
+        seen = {**look(bdf), "devmem": devmem}
         engine.reset()
     guest.unbind_driver(bdf)
     return {**seen, "copied": same}

@@ -8,6 +8,7 @@ from struct import unpack_from
 import pytest
 
 from vdev.config import Config, parse_config, slots_of, with_endpoint, without_endpoint
+from vdev.endpoints.accelerator import DEVMEM_MAX
 from vdev.errors import ConfigError
 from vdev.qemu.machine import MachinePaths, expected_functions, qemu_arguments, viot_table
 from vdev.qemu.restorable import restored_arguments
@@ -97,6 +98,15 @@ def test_only_ports_of_a_machine_with_slots_have_hot_plug(config: Config) -> Non
     assert all("hotplug=on" in port for port in ports(qemu_arguments(config, PATHS, "tcg")))
     assert all("hotplug=off" in port for port in ports(qemu_arguments(without, PATHS, "tcg")))
     assert all("hotplug=on" in port for port in ports(restored_arguments(without, PATHS, "tcg"))), "for late units"
+
+
+def test_ports_of_a_machine_with_slots_have_room_for_the_largest_device_memory(config: Config) -> None:
+    found = ports(qemu_arguments(config, PATHS, "tcg"))
+
+    assert all(port.endswith(f",pref64-reserve={2 * DEVMEM_MAX}") for port in found)
+    assert not any(
+        "reserve=" in port.replace("io-reserve=0", "") for port in ports(restored_arguments(config, PATHS, "tcg"))
+    )
 
 
 def test_the_saved_machine_has_the_ports_of_slots_before_those_of_its_units(config: Config) -> None:

@@ -29,6 +29,7 @@ CHANNEL_PORT = "org.vdev.agent"  # name of the virtio-serial port a guest payloa
 # What the generic vhost-user device must be told of ours: its virtio id, queues and size of configuration. Two of the
 # names have underscores in QEMU.
 VHOST_USER_DEVICE = {"virtio-id": 23, "num_vqs": 2, "vq_size": 256, "config_size": 64}
+SLOT_ROOM = 128 << 20  # an accelerator's largest device memory, wherever in it firmware lets the window begin
 VIOT_NAME = "viot.bin"  # in the runtime directory; the backend writes it
 DEFAULT_APPEND = (
     "console=ttyS0 panic=-1 loglevel=5 "  # panic ends QEMU (-no-reboot); warnings and worse reach the console
@@ -187,7 +188,10 @@ def _devices(config: Config, socket_dir: str) -> Iterable[str]:
     """
     count = own_buses(config)
     for bus in range(1, count + 1):
-        yield from ("-device", root_port(bus, count, hot_plug=bool(config.slots)))
+        yield from (
+            "-device",
+            root_port(bus, count, hot_plug=bool(config.slots), room=SLOT_ROOM if config.slots else 0),
+        )
     last = [unit for unit in config.units if unit.attach == "vhost-user"]
     for item in functions_of(config):
         if item not in last:
@@ -249,11 +253,12 @@ def _slot_and_function(address: str) -> str:
     return f"{bdf >> 3 & 0x1F:02x}.{bdf & 7}"
 
 
-def root_port(bus: int, count: int, *, hot_plug: bool = True) -> str:
+def root_port(bus: int, count: int, *, hot_plug: bool = True, room: int = 0) -> str:
     """The -device of the port to `bus`, one of `count`.
 
     Up to 14 ports have a slot each; more of them share slots, as functions of multifunction devices. Without `hot_plug`
-    QEMU refuses to unplug what is behind it: it would die of that (docs/hot-plug.md).
+    QEMU refuses to unplug what is behind it: it would die of that (docs/hot-plug.md). `room` is how many bytes of
+    prefetchable memory firmware leaves for what will be plugged in; 0 is its own choice, 2 MiB.
     """
     per_slot = -(-count // len(ROOT_PORT_SLOTS))
     slot, function = divmod(bus - 1, per_slot)
@@ -267,6 +272,7 @@ def root_port(bus: int, count: int, *, hot_plug: bool = True) -> str:
         io_reserve=0,  # the 64 KiB of port space last for 15 windows, and none of our functions has a port
         chassis=bus,
         slot=bus,
+        **({"pref64_reserve": room} if room else {}),
     )
 
 
