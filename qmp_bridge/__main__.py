@@ -1,4 +1,4 @@
-"""`qmp-bridge up CONFIG`: one VM from one file, until its guest is done."""
+"""`qmp-bridge up CONFIG`: one VM from one file, until its guest is done. `attach`: a monitor for another's QEMU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qmp_bridge.attach import Attachment, attach
 from qmp_bridge.errors import VmDied
 from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import Options, find_parts, make_plan
@@ -43,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     add_vm_options(up)
+    other = commands.add_parser("attach", help="one monitor for a QEMU that somebody else started and a `vdev serve`")
+    other.add_argument("--qmp", type=Path, required=True, metavar="SOCKET", help="a QMP monitor of that QEMU")
+    other.add_argument("--vdev", type=Path, required=True, metavar="SOCKET", help="the control socket of vdev")
+    other.add_argument(
+        "--listen", type=Path, metavar="SOCKET", help="for clients (default: monitor.sock beside vdev's socket)"
+    )
     return parser
 
 
@@ -122,8 +129,8 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _up(config: Config, options: Options) -> int:
-    """Run the VM; a signal cancels it, and it is torn down like after anything else."""
+async def _until_signal(job: Coroutine[Any, Any, int]) -> int:
+    """Run `job`; a signal cancels it, and what it has is torn down like after anything else."""
     loop, caught = asyncio.get_running_loop(), list[int]()
     task = asyncio.current_task()
     assert task is not None
@@ -135,15 +142,24 @@ async def _up(config: Config, options: Options) -> int:
     for number in SIGNALS:
         loop.add_signal_handler(number, stop, number)
     try:
-        async with bring_up(config, options) as vm:
-            _say("the guest boots" + ("" if options.follow else " (its console is not shown: --quiet)"))
-            await _converse(vm)
-        _say("the VM has ended as it should; nothing of it is left")
+        return await job
     except asyncio.CancelledError:
         if not caught:
             raise
         _say(f"stopped by {signal.Signals(caught[0]).name}")
         return EXIT_SIGNAL + caught[0]
+
+
+async def _up(config: Config, options: Options) -> int:
+    async with bring_up(config, options) as vm:
+        _say("the guest boots" + ("" if options.follow else " (its console is not shown: --quiet)"))
+        await _converse(vm)
+    _say("the VM has ended as it should; nothing of it is left")
+    return 0
+
+
+async def _attach(arguments: argparse.Namespace) -> int:
+    await attach(Attachment(arguments.qmp, arguments.vdev, arguments.listen), _say)
     return 0
 
 
@@ -159,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for a VM that failed, 2 for wrong input, 128 + a signal."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command == "attach":
+            return asyncio.run(_until_signal(_attach(arguments)))
         config = apply_vm_options(load_config(arguments.config), arguments)
         options = _options(arguments, config)
         for line in config_warnings(config):
@@ -169,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             directory = runtime_base() / f"{PREFIX}RUN"
             print(make_plan(config, parts, options, directory).shown(), end="")
             return 0
-        return asyncio.run(_up(config, replace(options, parts=parts)))
+        return asyncio.run(_until_signal(_up(config, replace(options, parts=parts))))
     except _Stopped as stopped:
         _say(f"stopped by {signal.Signals(stopped.number).name}")
         return EXIT_SIGNAL + stopped.number

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from qmp_bridge.errors import VmDied
+from qmp_bridge.errors import Refused, VmDied
 
 ANSWER_SECONDS = 30.0  # the backend answers within milliseconds, unless the host has none to give it
-_MAX_ANSWER_NBYTES = 1 << 20
+_MAX_ANSWER_NBYTES = 16 << 20
 
 
 class ControlClient:
@@ -21,16 +22,23 @@ class ControlClient:
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """What the command returns. Raises VmDied for a refusal, and when the backend does not answer."""
+        try:
+            return await self.ask(command, arguments)
+        except Refused as refusal:
+            raise VmDied(f"the backend refuses {command}: {refusal}") from None
+
+    async def ask(self, command: str, arguments: Mapping[str, object], seconds: float = ANSWER_SECONDS) -> Any:
+        """What the command returns. Raises Refused with the backend's words; VmDied when it does not answer in time."""
         request = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 if self._streams is None:
                     self._streams = await asyncio.open_unix_connection(self._path, limit=_MAX_ANSWER_NBYTES)
                 reader, writer = self._streams
                 writer.write(request)
                 await writer.drain()
                 line = await reader.readline()
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # ValueError: a line without end
             self.close()
             raise VmDied(f"the backend does not answer {command}: {str(error) or 'no word in time'}") from None
         except BaseException:
@@ -41,7 +49,7 @@ class ControlClient:
             raise VmDied(f"the backend hung up instead of answering {command}")
         answer = json.loads(line)
         if "error" in answer:
-            raise VmDied(f"the backend refuses {command}: {answer['error']['desc']}")
+            raise Refused(answer["error"]["class"], answer["error"]["desc"])
         return answer["return"]
 
     def close(self) -> None:

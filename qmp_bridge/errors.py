@@ -1,4 +1,4 @@
-"""What can go wrong with a virtual machine once it was to start."""
+"""What can go wrong with a virtual machine once it was to start, and with a command."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ class VmDied(VdevError):
         self.logs_problem = ""  # why they were not, likewise
         self.trace: list[str] = []  # the last lines of the trace among the logs, likewise
         super().__init__(reason)
+
+
+class Refused(VdevError):
+    """A command fails: `error_class` is one of QMP's five, the text is its `desc`."""
+
+    def __init__(self, error_class: str, desc: str) -> None:
+        self.error_class = error_class
+        super().__init__(desc)

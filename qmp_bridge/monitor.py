@@ -51,12 +51,8 @@ class LoggedQmp(QMPClient):
         rule, _ = rule_for(name, arguments)
         if rule is None or self.run_state is None:
             return await super().execute_msg(msg)
-        if rule is Rule.STOPS:
-            await self.run_state.before_stop()
-        try:
+        async with self.run_state.command(stops=rule is Rule.STOPS):
             return await super().execute_msg(msg)
-        finally:
-            await self.run_state.settle()
 
     async def unguarded(self, name: str, arguments: Mapping[str, object]) -> object:
         """Execute what the guard refuses to everybody else: for states saved while no function of ours was there."""

@@ -10,8 +10,8 @@ watchdog) there is only the event: DMA may land for the millisecond it takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 from qemu.qmp import QMPError
 
@@ -29,6 +29,7 @@ class RunState:
         self._stop_announced = False
         self._told = False  # what the backend knows: is it frozen?
         self._lock = asyncio.Lock()  # one at a time talks to the backend
+        self._commands = asyncio.Lock()  # of those that stop or continue, one at a time is on its way
         self._changed = asyncio.Event()
 
     @property
@@ -53,6 +54,19 @@ class RunState:
             await self._changed.wait()
             self._changed.clear()
             await self._tell(confirm=False)
+
+    @asynccontextmanager
+    async def command(self, *, stops: bool) -> AsyncIterator[None]:
+        """Around a command that stops the VM or continues it, one at a time: whatever several clients send at once, the
+        backend is frozen before each `stop` and in step with QEMU after each. Raises VmDied.
+        """
+        async with self._commands:
+            if stops:
+                await self.before_stop()
+            try:
+                yield
+            finally:
+                await self.settle()
 
     async def before_stop(self) -> None:
         """A `stop` is on its way to QEMU: freeze now. `settle` must follow when it was answered. Raises VmDied."""

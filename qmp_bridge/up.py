@@ -15,6 +15,8 @@ from typing import Any
 from qemu.qmp import QMPError
 
 from qmp_bridge.backend_process import STOP_SECONDS, check_sockets, death_of_backend, start_backend
+from qmp_bridge.bridge.server import BridgeServer, Setup
+from qmp_bridge.bridge.upstream import NoMonitor
 from qmp_bridge.channel import Channel
 from qmp_bridge.check_topology import check_topology
 from qmp_bridge.child import Child, last_lines
@@ -24,7 +26,6 @@ from qmp_bridge.errors import VmDied
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import TRACE_LOG, Options, Plan, find_parts, make_plan, overridden
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
-from qmp_bridge.relay import Relay
 from qmp_bridge.run_directory import RunDirectory
 from qmp_bridge.run_state import RunState
 from qmp_bridge.snapshot import restore
@@ -59,7 +60,7 @@ class RunningVm:
         self.console = Console(options.follow)
         self.channel = Channel()
         self.monitor_path = socket_path(plan.paths.socket_dir, "monitor")
-        self._relay: Relay | None = None
+        self._bridge: BridgeServer | None = None
         self._control: ControlClient | None = None
         self._backend: Child | None = None
         self._qemu: Child | None = None
@@ -117,20 +118,25 @@ class RunningVm:
         if self.options.restore is not None:
             await restore(self.qmp, self.options.restore, late_units(self.config, self.plan.paths.socket_dir))
             expected = restored_functions(self.config)
-        self._guard(tasks)
+        await self._guard(tasks)
         self._watch(tasks, self._watch_clock())
         if boot_kernel(self.config.vm) is None:
             self._watch(tasks, self._watch_firmware())
         await check_topology(self.qmp, expected)
 
-    def _guard(self, tasks: asyncio.TaskGroup) -> None:
+    async def _guard(self, tasks: asyncio.TaskGroup) -> None:
         """From now on the backend follows QEMU's run state, and the user has a monitor."""
         self._control = ControlClient(self.control_path)
         run_state = RunState(self._control, lambda: self.qmp.execute("query-status"))
         self.qmp.run_state = run_state
-        self._relay = Relay(self.monitor_path, self.plan.paths.monitor, run_state, self.options.say)
+        setup = Setup(self.monitor_path, self.plan.paths.monitor, self.control_path)
+        self._bridge = BridgeServer(setup, self.options.say)
+        try:
+            await self._bridge.connect(CONNECT_SECONDS)
+        except NoMonitor as error:
+            raise ConnectionError(str(error)) from error
         self._watch(tasks, run_state.follow())
-        self._watch(tasks, self._relay.run())
+        self._watch(tasks, self._bridge.run(run_state))
 
     def release(self) -> None:
         """Watch no longer: from now on everything may end."""
@@ -148,7 +154,7 @@ class RunningVm:
             if self._backend is not None:
                 await self._backend.stop(STOP_SECONDS)
         finally:
-            for guard in (self._relay, self._control):
+            for guard in (self._bridge, self._control):
                 if guard is not None:
                     guard.close()
             for child in (self._qemu, self._backend):

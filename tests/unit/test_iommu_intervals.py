@@ -40,6 +40,8 @@ def test_the_map_agrees_with_a_plain_list(seed: int, monkeypatch: pytest.MonkeyP
         assert len(tested) == len(model)
         address = rng.randrange(310)
         assert tested.find(address) == next((i for i in model if i[0] <= address < i[1]), None)
+        limit = rng.randrange(1, 12)
+        assert tested.items_from(address, limit) == [item for item in model if item[1] > address][:limit]
 
 
 @pytest.mark.parametrize("order", ["top-down", "bottom-up", "shuffled"])

@@ -11,7 +11,15 @@ from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, M
 from vdev import events
 from vdev.control.run_state import RunStateChanged
 from vdev.functions.virtio_words import feature_words
-from vdev.iommu.events import EndpointAdded, EndpointRemoved, EndpointStage, FaultsDropped, RequestHandled, UnitReset
+from vdev.iommu.events import (
+    BypassChanged,
+    EndpointAdded,
+    EndpointRemoved,
+    EndpointStage,
+    FaultsDropped,
+    RequestHandled,
+    UnitReset,
+)
 from vdev.trace.records import Entry, Lost, Note, Recording
 from vdev.trace.text import header_lines, line, size_words
 from vdev.wire import viommu as wire
@@ -85,6 +93,12 @@ LINES: list[tuple[object, str]] = [
     (events.FunctionReset("accel0", "function-level"), "accel0    RESET    function-level (FLR)"),
     (events.FunctionReset("iommu0", "virtio"), "iommu0    RESET    by the driver: status 0 was written"),
     (UnitReset("iommu0", "system"), "iommu0    RESET    no endpoint is attached any more, bypass as at boot"),
+    (
+        UnitReset("iommu0", "host"),
+        "iommu0    RESET    no endpoint is attached any more, bypass as at boot (reset-unit)",
+    ),
+    (BypassChanged("iommu0", True), "iommu0    BYPASS   endpoints without a domain pass untranslated"),
+    (BypassChanged("iommu0", False), "iommu0    BYPASS   endpoints without a domain pass not at all"),
     (events.InterruptRaised("accel0", 1), "accel0    IRQ      vector 1"),
     (events.DeviceError("accel0", "BAD_TAIL", 0), "accel0    ERROR    the device says BAD_TAIL"),
     (

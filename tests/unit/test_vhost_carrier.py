@@ -319,28 +319,6 @@ def test_rings_survive_memory_that_was_replaced_while_suspended() -> None:
     assert rig.carrier.resumes == 1
 
 
-def test_a_config_change_waits_for_the_resume() -> None:
-    rig = started()
-    bases = rig.stop()
-    rig.take_notes()
-    rig.carrier.config_changed()
-    early = rig.take_notes()
-
-    rig.start(*bases)
-
-    assert early == []
-    assert rig.take_notes() == ["thaw", "config"]
-
-
-def test_a_config_change_without_a_driver_is_not_told() -> None:
-    rig = CarrierRig()
-
-    rig.carrier.config_changed()
-    rig.start()
-
-    assert "config" not in rig.take_notes()
-
-
 def test_the_bypass_byte_can_be_written_before_driver_ok_and_with_the_feature_afterwards() -> None:
     rig = CarrierRig()
     config = bytearray(rig.carrier.config_read(0, 64))

@@ -89,6 +89,10 @@ def endpoint_name(units: Units, unit: str, endpoint_id: int) -> str | None:
 
 
 def flag_names(flags: int) -> list[str]:
-    """The flags of a mapping, in the schema's words."""
-    known = ((wire.MAP_F_READ, "read"), (wire.MAP_F_WRITE, "write"), (wire.MAP_F_MMIO, "mmio"))
-    return [word for bit, word in known if flags & bit]
+    """The flags of a mapping, in the schema's words. The list is everybody's: a page of mappings has thousands."""
+    return _FLAG_NAMES[flags & _ALL_FLAGS]
+
+
+_ALL_FLAGS = wire.MAP_F_READ | wire.MAP_F_WRITE | wire.MAP_F_MMIO
+_WORDS = ((wire.MAP_F_READ, "read"), (wire.MAP_F_WRITE, "write"), (wire.MAP_F_MMIO, "mmio"))
+_FLAG_NAMES = [[word for bit, word in _WORDS if flags & bit] for flags in range(_ALL_FLAGS + 1)]

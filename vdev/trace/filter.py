@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 REQUEST_TYPES = ("ATTACH", "DETACH", "MAP", "UNMAP", "PROBE")
 OTHER_TYPES = (
     "FAULT", "DROPPED", "DMA", "REG", "RESET", "RINGS", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING",
-    "ADDED", "REMOVED", "STAGE",
+    "ADDED", "REMOVED", "STAGE", "BYPASS",
 )  # fmt: skip
 GROUPS = ("REQUEST", "EVENT")  # every request, those of unknown type too; events this version has no words for
 TYPES = (*REQUEST_TYPES, *OTHER_TYPES, *GROUPS)

@@ -12,6 +12,7 @@ from typing import Any
 from vdev import events
 from vdev.control.run_state import RunStateChanged
 from vdev.iommu.events import (
+    BypassChanged,
     EndpointAdded,
     EndpointRemoved,
     EndpointStage,
@@ -219,6 +220,10 @@ def _unit_reset(names: Decoder, event: UnitReset) -> Record:
     return {"kind": "reset", "type": "RESET", "unit": event.unit, "fields": {"reset": "unit", "cause": event.kind}}
 
 
+def _bypass(names: Decoder, event: BypassChanged) -> Record:
+    return {"kind": "bypass", "type": "BYPASS", "unit": event.unit, "fields": {"bypass": event.bypass}}
+
+
 def _interrupt(names: Decoder, event: events.InterruptRaised) -> Record:
     shown: Record = {"queue": event.queue} if event.vector is None else {"vector": event.vector}
     return {"kind": "irq", "type": "IRQ", **names.function(event.function), "fields": shown}
@@ -284,6 +289,7 @@ _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     FaultRaised: _fault,
     FaultsDropped: _dropped,
     UnitReset: _unit_reset,
+    BypassChanged: _bypass,
     EndpointAdded: _endpoint,
     EndpointRemoved: _endpoint,
     EndpointStage: _endpoint,

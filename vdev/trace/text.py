@@ -124,14 +124,21 @@ def _register(record: Record) -> str:
 def _reset(record: Record) -> str:
     fields = record["fields"]
     if fields["reset"] == "unit":
-        boot = ", bypass as at boot" if fields.get("cause") == "system" else ""
-        return f"no endpoint is attached any more{boot}"
+        more = {"system": ", bypass as at boot", "host": ", bypass as at boot (reset-unit)"}.get(
+            fields.get("cause"), ""
+        )
+        return f"no endpoint is attached any more{more}"
     return {
         "virtio": "by the driver: status 0 was written",
         "function-level": "function-level (FLR)",
         "system": "with the whole machine",
         "new-driver": "by the driver: a start that is no resume proves it",
     }.get(fields["reset"], str(fields["reset"]))
+
+
+def _bypass(record: Record) -> str:
+    now = "untranslated" if record["fields"]["bypass"] else "not at all"
+    return f"endpoints without a domain pass {now}"
 
 
 def _error(record: Record) -> str:
@@ -171,6 +178,7 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "dma": _dma,
     "register": _register,
     "reset": _reset,
+    "bypass": _bypass,
     "error": _error,
     "irq": _irq,
     "rings": _rings,
