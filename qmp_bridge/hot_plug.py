@@ -294,20 +294,28 @@ class HotPlug:
 
     async def _remove(self, name: str) -> bool:
         deadline = _now() + RELEASE_S
-        while True:
-            try:
-                stage = (await self._endpoint(name))["stage"]
-            except VdevError as error:
-                if hasattr(error, "error_class"):
-                    return False  # a device of somebody else's, or gone already
-                raise
-            if stage == "absent":
-                break
+        while (stage := await self._stage(name)) != "absent":
+            if stage is None:
+                return False
             if _now() > deadline:
                 raise HotPlugError(f"QEMU is still connected to {name} after {RELEASE_S:.0f} s")
             await asyncio.sleep(SHORT_LOOK_S)
-        await self._ask(self._vdev, "vdev", "endpoint-remove", {"name": name})
+        try:
+            await self._ask(self._vdev, "vdev", "endpoint-remove", {"name": name})
+        except VdevError:
+            if await self._stage(name) is not None:
+                raise
+            # Another bridge of this VM saw the same DEVICE_DELETED.
         return True
+
+    async def _stage(self, name: str) -> str | None:
+        """How far the guest is with `name`; None for what is none of ours, or gone already."""
+        try:
+            return str((await self._endpoint(name))["stage"])
+        except VdevError as error:
+            if hasattr(error, "error_class"):
+                return None
+            raise
 
     async def _ask(self, whom: Ask, who: str, command: str, arguments: Mapping[str, object]) -> Any:
         """What `command` returns; HotPlugError when there is no answer in time."""

@@ -97,13 +97,15 @@ def test_the_socket_is_its_owners_and_gone_after_a_signal(serve: ServeProcess, t
     stale.bind(str(path))
     stale.close()
     arguments = ["--listen", str(path)]
-    with real_qemu(tmp_path, "qmp") as paths:
-        with attached([*options(serve, paths["qmp"]), *arguments], tmp_path / "log") as process:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            second = refused([*options(serve, paths["qmp"]), *arguments])
-            still_there = path.exists()
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(WAIT_S)
+    with (
+        real_qemu(tmp_path, "qmp") as paths,
+        attached([*options(serve, paths["qmp"]), *arguments], tmp_path / "log") as process,
+    ):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        second = refused([*options(serve, paths["qmp"]), *arguments])
+        still_there = path.exists()
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(WAIT_S)
     assert mode == 0o600
     assert "something is there already" in second
     assert still_there
@@ -111,9 +113,7 @@ def test_the_socket_is_its_owners_and_gone_after_a_signal(serve: ServeProcess, t
     assert not path.exists()
 
 
-def test_a_monitor_that_somebody_uses_is_recognised(
-    serve: ServeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_monitor_that_somebody_uses_is_recognised(serve: ServeProcess, tmp_path: Path) -> None:
     with real_qemu(tmp_path, "qmp") as paths, socket.socket(socket.AF_UNIX) as somebody:
         somebody.connect(paths["qmp"])
         somebody.recv(1)

@@ -26,7 +26,7 @@ async def monitors(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 class FdClient:
-    """A blocking client that sends file descriptors, as QMPClient.send_fd_scm does: with a blank, before the command."""
+    """A blocking client that sends file descriptors as QMPClient.send_fd_scm does: with a blank, before the command."""
 
     def __init__(self, path: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -130,9 +130,8 @@ async def test_fd_sets_work_as_on_qemus_own_monitor(monitors: Lab) -> None:
 
 async def nobody_is_connected(monitors: Lab) -> None:
     """Wait until the bridge has seen that its clients have left."""
-    async with asyncio.timeout(WAIT_S):
-        while monitors.server._bridge is None or monitors.server._bridge.sessions:
-            await asyncio.sleep(0.01)
+    if monitors.server._serving:
+        await asyncio.wait(monitors.server._serving, timeout=WAIT_S)
 
 
 async def test_no_file_descriptor_is_left_open(monitors: Lab) -> None:
@@ -174,8 +173,7 @@ async def test_a_client_that_has_not_negotiated_hears_of_nothing(monitors: Lab) 
 
 async def test_vdevs_events_come_with_the_prefix(monitors: Lab) -> None:
     async with client(monitors.bridged) as person:
-        while not monitors.vdev.followers:
-            await asyncio.sleep(0.01)
+        await monitors.vdev.followed.wait()
         monitors.vdev.tell("FAULTS_DROPPED", unit="iommu0", total=3)
         event = await person.event("__org.vdev_FAULTS_DROPPED")
     assert event["data"] == {"unit": "iommu0", "total": 3}
@@ -270,8 +268,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_the_others_lose_nothin
     monkeypatch.setattr(output, "MAX_NBYTES", 1 << 20)
     async with client(monitors.bridged) as deaf, client(monitors.bridged) as person:
         deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        while not monitors.vdev.followers:
-            await asyncio.sleep(0.01)
+        await monitors.vdev.followed.wait()
         for at in range(64):
             monitors.vdev.tell("FAULTS_DROPPED", unit="x" * 65536, total=at)
             assert (await person.event("__org.vdev_FAULTS_DROPPED"))["data"]["total"] == at

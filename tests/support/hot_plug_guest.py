@@ -1,6 +1,6 @@
 """A guest that says what it sees of a PCI function and works with it when told to: the guest's half of hot-plug tests.
 
-`Plugged` is a booted VM with the bridge's hot-plug flow between its QEMU and its vdev.
+`Plugged` is a booted VM and a client of the monitor that the bridge makes of QEMU's and vdev's.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecuteError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from guest_tests.payload import __path__ as payload_path
-from qmp_bridge.hot_plug import HotPlug
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from vdev.config import Config
 from vdev.config.schema import Attach
 from vdev.errors import VdevError
 
+PREFIX = "__org.vdev_"
 ANSWER_S = 60.0
 BOOT_S = 180.0
 
@@ -142,19 +142,20 @@ class Control:
             raise Refused(answer["error"]["class"], answer["error"]["desc"])
         return answer["return"]
 
+    def close(self) -> None:
+        """Disconnect."""
+        self._writer.close()
+
 
 @dataclass
 class Plugged:
-    """A running VM, its flow, and what the guest answers."""
+    """A running VM, a client of its one monitor, and what the guest answers."""
 
     vm: RunningVm
     control: Control
+    monitor: QMPClient
     messages: AsyncGenerator[dict[str, Any], None]
-    events: list[str] = field(default_factory=list)  # of QEMU, by name
-
-    def __post_init__(self) -> None:
-        """Everybody asks the same monitor and control socket."""
-        self.hot_plug = HotPlug(self.qemu, self.vdev)
+    events: list[str] = field(default_factory=list)  # on the monitor, by name
 
     @property
     def backend_pid(self) -> int:
@@ -181,18 +182,26 @@ class Plugged:
         return await self.control.execute(command, arguments)
 
     async def qemu(self, command: str, arguments: Mapping[str, object]) -> Any:
-        """A command of QEMU's monitor. Refused."""
+        """A command on the monitor. Refused."""
         try:
-            return await self.vm.qmp.execute(command, dict(arguments))
+            return await self.monitor.execute(command, dict(arguments))
         except ExecuteError as error:
             raise Refused(error.error_class, error.error.error.desc) from None
 
+    async def plug(self, name: str, **arguments: object) -> dict[str, Any]:
+        """endpoint-plug. Refused."""
+        found: dict[str, Any] = await self.qemu(f"{PREFIX}endpoint-plug", {"name": name, **arguments})
+        return found
+
+    async def unplug(self, name: str, **arguments: object) -> None:
+        """endpoint-unplug. Refused."""
+        await self.qemu(f"{PREFIX}endpoint-unplug", {"name": name, **arguments})
+
     async def follow(self) -> None:
-        """Feed QEMU's events to the flow."""
-        with self.vm.qmp.listener() as listener:
+        """Note the monitor's events."""
+        with self.monitor.listener() as listener:
             async for event in listener:
                 self.events.append(str(event["event"]))
-                self.hot_plug.qemu_event(str(event["event"]), event.get("data", {}))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -203,8 +212,10 @@ async def plugging(config: Config, attach: Attach) -> AsyncIterator[Plugged]:
         messages = vm.messages()
         async with asyncio.timeout(BOOT_S):
             await anext(messages)
-        reader, writer = await asyncio.open_unix_connection(vm.control_path, limit=1 << 22)
-        plugged = Plugged(vm, Control(reader, writer), messages)
+        control = Control(*await asyncio.open_unix_connection(vm.control_path, limit=1 << 22))
+        monitor = QMPClient("hot-plug test")
+        await monitor.connect(vm.monitor_path)
+        plugged = Plugged(vm, control, monitor, messages)
         following = asyncio.create_task(plugged.follow())
         try:
             yield plugged
@@ -212,6 +223,7 @@ async def plugging(config: Config, attach: Attach) -> AsyncIterator[Plugged]:
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await following
-            await plugged.hot_plug.close()
+            with contextlib.suppress(QMPError, EOFError):
+                await monitor.disconnect()
+            control.close()
             await messages.aclose()
-            writer.close()

@@ -24,6 +24,7 @@ class PlayedVdev:
         self.asked: list[str] = []
         self.frozen = False
         self.silent = False  # says nothing more
+        self.followed = asyncio.Event()  # there is somebody in `followers`
         self._clients: list[asyncio.StreamWriter] = []
         self.followers: list[asyncio.StreamWriter] = []
         self.answers: dict[str, Message] = {}
@@ -52,6 +53,7 @@ class PlayedVdev:
                     self.frozen = command == "freeze"
                 if command == "events-follow":
                     self.followers.append(writer)
+                    self.followed.set()
                 answer = self.answers.get(command, {"return": {}})
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from qmp_bridge import hot_plug
-from qmp_bridge.hot_plug import HotPlugError
+from qmp_bridge.hot_plug import HotPlug, HotPlugError
 from tests.support.hot_plug_machine import Gone, Machine, Refused
 from tests.support.vfio_scene import until
 
@@ -103,6 +103,22 @@ async def test_whoever_deletes_the_device_vdev_forgets_the_endpoint(machine: Mac
     machine.deleted("new")
 
     await until(lambda: machine.left == ([], []))
+
+
+async def test_two_bridges_of_one_vm_forget_an_endpoint_once(machine: Machine) -> None:
+    await machine.flow.plug("new")
+    other = HotPlug(machine.qemu, machine.vdev)
+    machine.held["endpoint-remove"] = asyncio.Event()
+    unplugging = asyncio.create_task(machine.flow.unplug("new"))
+    await until(lambda: "endpoint-remove" in machine.commands)
+    other.qemu_event("DEVICE_DELETED", {"device": "new"})
+    await until(lambda: machine.commands.count("endpoint-remove") == 2)
+
+    machine.held["endpoint-remove"].set()
+
+    await unplugging
+    await until(lambda: not other._removals)
+    assert machine.left == ([], [])
 
 
 async def test_a_device_that_is_none_of_ours_is_left_alone(machine: Machine) -> None:
