@@ -15,7 +15,6 @@ ROWS = {"alone": {"status", "commands", "schema"}, "crowd": CROWD, "flat-out": C
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
 def test_every_row_of_a_load_is_measured(load: Load, way: str) -> None:
-
     sample = measure(find_qemu(None, lambda line: None), load, way, SMALLEST.seconds[load.name], 1)
 
     assert sample.problem == ""
