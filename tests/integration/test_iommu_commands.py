@@ -22,6 +22,7 @@ from vdev.wire.accelerator import CompletionStatus
 from vdev.wire.virtio_pci import Status
 
 NOWHERE_IOVA = 0x7000_0000
+EXTRA = 0x200  # 02:00.0
 WAIT_S = 5.0
 
 
@@ -201,17 +202,20 @@ async def test_a_follower_that_goes_leaves_nothing_connected(process: ServeProce
     assert process.ask("query-status")["crashed"] == []
 
 
-async def test_an_endpoint_that_comes_and_goes_is_told(tmp_path: Path) -> None:
+async def test_an_endpoint_that_comes_and_goes_is_told_with_its_name(tmp_path: Path) -> None:
     slots = 'slots:\n  - {bdf: "02:00.0"}\n'
-    with serving(ONE_UNIT + slots, tmp_path / "run") as process:
+    async with AsyncExitStack() as stack:
+        process = stack.enter_context(serving(ONE_UNIT + slots, tmp_path / "run"))
+        scene = await Scene.enter(stack, process.directory, stack.enter_context(Ram()))
         following = await Follower.connect(process)
         process.ask("endpoint-add", name="extra")
-        added = await following.next("ENDPOINT_ADDED")
+        await scene.unit.attach(DOMAIN, EXTRA)
         process.ask("endpoint-remove", name="extra")
-        removed = await following.next("ENDPOINT_REMOVED")
+        told = [await following.next(name, endpoint="extra") for name in ("ENDPOINT_ADDED", "ENDPOINT_ATTACHED")]
+        told += [await following.next(name, endpoint="extra") for name in ("ENDPOINT_DETACHED", "ENDPOINT_REMOVED")]
         await following.close()
 
-    assert added == removed == {"unit": "iommu0", "id": 0x200, "endpoint": "extra"}
+    assert [(data["unit"], data["id"]) for data in told] == [("iommu0", EXTRA)] * 4
 
 
 def test_a_refusal_on_the_socket_names_the_rule_and_the_cure(process: ServeProcess) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.iommu_requests import attach, map_
@@ -11,6 +13,7 @@ from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.control.iommu_actions import iommu_actions
 from vdev.control.iommu_queries import iommu_queries
+from vdev.control.iommu_units import MAX_LIMIT
 from vdev.errors import ConfigError, TranslationFault
 from vdev.iommu.events import BypassChanged, UnitReset
 from vdev.memory import Region
@@ -54,7 +57,7 @@ class Rig:
     def ask(self, command: str, **arguments: Any) -> Any:
         described = schema().commands[command]
         given = {name.rstrip("_").replace("_", "-"): value for name, value in arguments.items()}
-        reply = self.commands[command].answer(**check_arguments(described, given))
+        reply = msgspec.to_builtins(self.commands[command].answer(**check_arguments(described, given)))
         check_return(described.returns, reply)
         return reply
 
@@ -155,6 +158,21 @@ def test_a_page_of_very_many_mappings_looks_at_few_of_them(rig: Rig, monkeypatch
 
     assert [mapping["virt-start"] // PAGE for mapping in page["mappings"]] == [77_777, 77_778]
     assert (page["next"], page["total"]) == (77_779 * PAGE, BIG)
+
+
+def test_the_largest_pages_do_not_start_the_garbage_collector(rig: Rig) -> None:
+    engine = rig.machine.units["iommu0"].engine
+    attach(engine, 7, ACCEL0)
+    for page in range(MAX_LIMIT):
+        engine.table.map(7, page * PAGE, (page + 1) * PAGE, 0, 3)
+    answer = rig.commands["query-mappings"].answer
+    gc.collect()
+    before = gc.get_count()[0]
+
+    found: Any = answer(domain=7, limit=MAX_LIMIT)
+
+    assert gc.get_count()[0] - before < 100
+    assert len(found["mappings"]) == MAX_LIMIT
 
 
 def test_waiting_faults_are_shown_oldest_first_with_names(rig: Rig) -> None:

@@ -237,10 +237,13 @@ class Engine:
 
     def remove_endpoint(self, endpoint: int) -> None:
         """Detach it and forget it: requests that name it get NOENT. Call `sweep` until nothing is left to free."""
-        left = self._table.remove(endpoint)
+        domain = self._table.endpoints[endpoint].domain
+        if domain is not None:
+            left = self._table.detach(domain.id, endpoint)
+            if self._emit is not None:
+                self._emit(EndpointDetached(self.settings.name, endpoint, left))  # while it still has its name
+        self._table.remove(endpoint)
         del self._properties[endpoint]
-        if left is not None and self._emit is not None:
-            self._emit(EndpointDetached(self.settings.name, endpoint, left))
 
     def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
         """One endpoint for a query: domain (None for none), mappings of it, reserved regions, bytes PROBE answers."""
