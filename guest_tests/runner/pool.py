@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,10 +43,11 @@ class NeverCameUp(VdevError):
 
 @dataclass
 class Coming:
-    """A guest that is being started, and what there was to say about it."""
+    """A guest that is being started, and what there was to say about it. `task` is None until it begins."""
 
-    future: Future[Guest]
-    said: list[str]
+    said: list[str] = field(default_factory=list)
+    future: Future[Guest] = field(default_factory=Future)
+    task: asyncio.Task[Guest] | None = None
 
 
 @dataclass
@@ -123,13 +125,14 @@ class Pool:
             return
         for key in list(self._guests)[: 1 - MAX_LIVE]:
             self._retire(key)
-        said: list[str] = []
+        coming = Coming()
         try:
-            machine, options = self._ready(machine, said.append)
+            machine, options = self._ready(machine, coming.said.append)
         except (VdevError, OSError):
             return  # it will be raised again
-        future = self._thread.submit(self._started(machine, options, [going.future for going in self._going]))
-        self._coming[machine.key] = Coming(future, said)
+        start = partial(self._started, machine, options, [going.future for going in self._going])
+        coming.future = self._thread.submit(_followed(coming, start))
+        self._coming[machine.key] = coming
 
     def retire(self) -> None:
         """No guest is needed for now: let all of them end beside whatever comes next."""
@@ -206,9 +209,9 @@ class Pool:
                 self._drop(self._coming.popitem()[1])
 
     def _drop(self, coming: Coming) -> None:
-        """End a guest that nobody asked for; one that is half started ends itself."""
-        if not coming.future.cancel() and coming.future.exception() is None:
-            self.do(coming.future.result().close())
+        """End a guest that nobody asked for, however far it has got."""
+        coming.future.cancel()
+        self.do(_ended(coming))
 
     def _awaited(self, machine: Machine) -> Guest | None:
         """The guest that was started ahead, if it was. Raises as its start did."""
@@ -279,6 +282,21 @@ class Pool:
         if key not in self._parts:
             self._parts[key] = find_parts(machine.config, options)
         return self._parts[key]
+
+
+async def _followed(coming: Coming, start: Callable[[], Coroutine[Any, Any, Guest]]) -> Guest:
+    coming.task = asyncio.current_task()
+    return await start()
+
+
+async def _ended(coming: Coming) -> None:
+    """In the loop, since the thread's future may be cancelled when the start has just succeeded."""
+    if coming.task is None:
+        return
+    coming.task.cancel()
+    await asyncio.wait([coming.task])
+    if not coming.task.cancelled() and coming.task.exception() is None:
+        await coming.task.result().close()
 
 
 def _never_came_up(machine: Machine, error: Exception) -> NeverCameUp:

@@ -32,7 +32,7 @@ import contextlib, json, os, sys, time
 sys.path.insert(0, "/payload")
 from guest_payload import accel, checks_hwrng, checks_open, guest, vfio
 from guest_payload.guest import Channel, KernelLog
-from guest_payload.lab import RING_IOVA, SOURCE_IOVA, TARGET_IOVA, Lab, copy, run_ok
+from guest_payload.lab import RING_IOVA, SOURCE_IOVA, TARGET_IOVA, CheckFailed, copy, run_ok
 
 DEVICES = guest.SYS / "bus/pci/devices"
 GROUPS = guest.SYS / "kernel/iommu_groups"
@@ -59,8 +59,16 @@ def wait(bdf, there):
     within(30, lambda: (DEVICES / bdf).exists() == there)
     return look(bdf)
 
+def opened_to_vfio(bdf):
+    # The kernel shows a device before it offers it to drivers, and a driver before its probe is done.
+    try:
+        checks_open.bind_to_vfio(bdf)
+        return os.path.exists("/dev/vfio/" + guest.link_name(DEVICES / bdf / "iommu_group"))
+    except (OSError, TypeError, CheckFailed):
+        return False
+
 def dma(bdf):
-    checks_open.bind_to_vfio(bdf)
+    within(10, lambda: opened_to_vfio(bdf))
     number = int(guest.link_name(DEVICES / bdf / "iommu_group"))
     source, target, ring = vfio.Buffer(1 << 16), vfio.Buffer(1 << 16), vfio.Buffer(accel.MEMORY_NBYTES)
     source.memory[:] = os.urandom(source.nbytes)
@@ -85,10 +93,6 @@ def dma(bdf):
     guest.unbind_driver(bdf)
     return {**seen, "copied": same}
 
-def bind(bdf):
-    checks_open.bind_to_vfio(bdf)
-    return look(bdf)
-
 def current():
     return guest.read_text(guest.SYS / checks_hwrng.RNG_CURRENT)
 
@@ -104,7 +108,7 @@ for module in ("virtio-iommu", "vfio-pci", "vfio_iommu_type1", "virtio-rng"):
     guest.load_module(module)
 channel = Channel()
 channel.send({"hello": 1})
-commands = {"look": look, "wait": wait, "dma": dma, "bind": bind, "hwrng": hwrng, "kernel_lines": kernel_lines}
+commands = {"look": look, "wait": wait, "dma": dma, "hwrng": hwrng, "kernel_lines": kernel_lines}
 while True:
     asked = channel.receive(600)
     if asked is None:
