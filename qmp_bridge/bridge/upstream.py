@@ -14,10 +14,11 @@ import re
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from qmp_bridge.bridge.messages import error_body
+from qmp_bridge.bridge.messages import GENERIC_ERROR, error_body
 from qmp_bridge.errors import Refused
 from vdev.errors import VdevError
 
@@ -29,6 +30,7 @@ _ID = "vdev."
 _ERROR = re.compile(rb'\{"id": "vdev\.(\d+)", ("error": .*\})\}\r?\n?', re.DOTALL)
 _RETURN = re.compile(rb'\{("return": .*), "id": "vdev\.(\d+)"\}\r?\n?', re.DOTALL)
 _SPARE_NAME = "__org.vdev_spare"
+RETRY_SECONDS = 0.1
 
 
 OnEvent = Callable[[bytes, Mapping[str, Any]], None]
@@ -112,7 +114,7 @@ class Upstream:
 
     async def execute(self, name: str, arguments: Mapping[str, object] | None = None) -> Any:
         """What the command returns. Raises Refused for QEMU's error, QemuGone."""
-        body = await self.call(name, arguments or {}, lambda body: None)
+        body = await self.call(name, arguments or {}, _ignore)
         if self.gone and not body.startswith(b'"return"'):
             raise QemuGone(self.gone)
         reply = json.loads(b"{%s}" % body)
@@ -130,28 +132,42 @@ class Upstream:
     ) -> bytes:
         if not oob:
             await self._in_band.acquire()
+        # From here on nothing waits before the call is on its way, so that it cannot be cancelled half-way.
+        try:
+            outgoing = _Outgoing(b"", [os.dup(fd) for fd in fds])
+        except OSError as error:
+            if not oob:
+                self._in_band.release()
+            raise Refused(GENERIC_ERROR, f"the file descriptor cannot be passed on: {error.strerror}") from None
         number = next(self._numbers)
         call = _Call(on_reply, asyncio.get_running_loop().create_future(), not oob)
         self._calls[number] = call
         if self.gone:
+            outgoing.close()
             self._answer(number, self._gone_body())
             return await call.done
         request: dict[str, object] = {"exec-oob" if oob else "execute": name, "id": f"{_ID}{number}"}
         if arguments:
             request["arguments"] = arguments
-        self._outgoing.append(_Outgoing(json.dumps(request).encode() + b"\n", [os.dup(fd) for fd in fds]))
+        outgoing.data = json.dumps(request).encode() + b"\n"
+        self._outgoing.append(outgoing)
         self._write()
         return await asyncio.shield(call.done)
 
     async def _drop_fds(self) -> None:
         """QEMU refused a command without taking what came with it, which the next one would get: replace it."""
-        ignore: Callable[[bytes], None] = lambda body: None  # noqa: E731
-        spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            await self._call("getfd", {"fdname": _SPARE_NAME}, ignore, False, (spare,))
-        finally:
-            os.close(spare)
-        await self._call("closefd", {"fdname": _SPARE_NAME}, ignore, False, ())
+        while not self.gone:
+            try:
+                spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    await self._call("getfd", {"fdname": _SPARE_NAME}, _ignore, False, (spare,))
+                finally:
+                    os.close(spare)
+            except (OSError, Refused):  # no file descriptor is left: nobody else's command may go before this
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                await self._call("closefd", {"fdname": _SPARE_NAME}, _ignore, False, ())
+                return
 
     def _write(self) -> None:
         """Send what can be sent, a command's file descriptors with its first byte. `run` finds that QEMU is gone."""
@@ -164,7 +180,9 @@ class Upstream:
             except BlockingIOError:
                 loop.add_writer(self._sock, self._write)
                 return
-            except ConnectionError:
+            except OSError:
+                with suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
                 return
             first.close()
             first.data = first.data[sent:]
@@ -233,6 +251,10 @@ class Upstream:
         call.on_reply(body)
         if not call.done.done():
             call.done.set_result(body)
+
+
+def _ignore(body: bytes) -> None:
+    """For replies that only the caller wants."""
 
 
 async def connect(path: str, on_event: OnEvent, seconds: float) -> Upstream:

@@ -100,7 +100,7 @@ def refused_with_fd(path: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     try:
         one.send_fd(write)
         os.close(write)
-        refused = one.ask("getfd", fdname="5 is not allowed")
+        refused = one.ask("getfd", fdname=5)  # refused before it takes what came with it
         return refused, other.ask("getfd", fdname="theirs"), os.read(read, 1)
     finally:
         os.close(read)
