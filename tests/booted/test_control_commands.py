@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient
 
 from guest_tests.boot import Control
-from qmp_bridge.up import bring_up
+from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
 from tests.booted.test_reset import CHECKS, boot_once, options
 from vdev.config import load_config
@@ -31,17 +34,33 @@ UNMAPPED = 0x7FFF_FFFF_F000  # beyond the input range of the machine
 
 
 class Asker:
-    """Asks the control socket, and looks at every reply with the schema in hand."""
+    """Asks the monitor what it has, the control socket the rest, and looks at each reply with the schema in hand."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, monitor: QMPClient) -> None:
         self.control = control
+        self.monitor = monitor
         self.asked: set[str] = set()
 
     async def __call__(self, name: str, **arguments: object) -> Any:
-        returned = await self.control.execute(name, **arguments)
+        if schema().commands[name].control_only:
+            returned: Any = await self.control.execute(name, **arguments)
+        else:
+            returned = await self.monitor.execute(schema().prefix + name, arguments)
         check_return(schema().commands[name].returns, returned)
         self.asked.add(name)
         return returned
+
+
+@contextlib.asynccontextmanager
+async def asking(vm: RunningVm) -> AsyncIterator[Asker]:
+    """An Asker with its connections."""
+    monitor = QMPClient("asker")
+    await monitor.connect(vm.monitor_path)
+    try:
+        async with Control.connected(vm.control_path) as control:
+            yield Asker(control, monitor)
+    finally:
+        await monitor.disconnect()
 
 
 async def ctl(path: str, *words: str) -> str:
@@ -88,8 +107,7 @@ async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> 
         messages = vm.messages()
         _, verdicts = await boot_once(messages)
         await messages.aclose()
-        async with Control.connected(vm.control_path) as control:
-            ask = Asker(control)
+        async with asking(vm) as ask:
             mapping, translation = await look_around(ask)
             refused = await ask("translate", endpoint="accel0", iova=UNMAPPED, access="write")
             shown = await ctl(

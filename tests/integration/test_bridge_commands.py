@@ -15,6 +15,7 @@ import pytest
 from qmp_bridge.bridge import output, server
 from tests.support.monitor_lab import WAIT_S, Client, Lab, bridge_between, client, lab
 from tests.support.real_qemu import real_qemu
+from vdev.qapi.schema import schema
 
 NO_FD = "No file descriptor supplied via SCM_RIGHTS"
 
@@ -193,6 +194,14 @@ async def test_our_commands_are_checked_by_the_schema_and_answered_by_vdev(monit
     assert refused["error"] == {"class": "DeviceNotFound", "desc": "no unit"}
     assert hidden["error"]["class"] == "CommandNotFound"
     assert hidden["error"]["desc"] == "The command __org.vdev_freeze has not been found"
+
+
+async def test_every_command_of_the_bridges_own_is_answered_by_it(monitors: Lab) -> None:
+    names = [schema().prefix + name for name, command in schema().commands.items() if command.bridge_only]
+    async with client(monitors.bridged) as person:
+        replies = [await person.ask(name) for name in names]
+    assert len(names) == 2
+    assert [reply["error"]["desc"] for reply in replies] == ["Parameter 'name' is missing"] * 2
 
 
 async def test_qemus_descriptions_hold_ours_as_well_and_nothing_twice(monitors: Lab) -> None:
