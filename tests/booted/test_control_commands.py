@@ -64,7 +64,7 @@ async def asking(vm: RunningVm) -> AsyncIterator[Asker]:
 
 
 async def ctl(path: str, *words: str) -> str:
-    """What `vdev ctl` prints for a control socket; its errors and another status than 0 fail the test."""
+    """What `vdev ctl` prints for a socket; its errors and another status than 0 fail the test."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "vdev", "ctl", "--socket", path, *words,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -113,7 +113,7 @@ async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> 
             shown = await ctl(
                 vm.control_path, "translate", "--endpoint", "accel0", "--iova", hex(mapping["virt-start"])
             )
-            units = await ctl(vm.control_path, "query-units")
+            units = await ctl(vm.monitor_path, "query-units")  # through the bridge
             bypass = await steer(ask)
             left = (await ask("query-domains"))["domains"]
 
