@@ -23,6 +23,7 @@ from tests.support.iommu_requests import (
 from vdev.errors import TranslationFault
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event, FaultRaised, FaultsDropped, UnitReset
+from vdev.iommu.explain import explain
 from vdev.wire import viommu as wire
 
 
@@ -39,6 +40,21 @@ def _mapped() -> Engine:
     for page, flags in ((1, READ | WRITE), (2, READ), (3, WRITE), (4, 0), (7, READ | WRITE)):
         assert map_(unit, 1, page << 12, (page << 12) + 0xFFF, 0x100000 * page, flags) == 0
     return unit
+
+
+@pytest.mark.parametrize(
+    ("iova", "reason"),
+    [(0xFFF, "outside-input-range"), (0x1000, "not-mapped"), (0x7FFF, "not-mapped"), (0x8000, "outside-input-range")],
+)
+def test_what_is_outside_the_input_range_is_told_from_what_is_not_mapped(iova: int, reason: str) -> None:
+    unit = engine(replace(UNIT, input_start=0x1000, input_stop=0x8000))
+    attach(unit, 1, PLAIN)
+
+    explained = explain(unit.table, unit.settings, PLAIN, iova, 1, READ).fault
+
+    assert _fault(unit, PLAIN, iova, 1, READ) == (wire.FAULT_R_MAPPING, reason, iova)
+    assert explained is not None
+    assert (explained.reason, explained.iova) == (reason, iova)
 
 
 def test_a_write_through_a_read_only_mapping_faults() -> None:
