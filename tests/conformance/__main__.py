@@ -22,7 +22,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("record", help="make conformance: run all, write the record and the page")
     commands.add_parser("page", help="make the page again, of the table and the record as they are")
-    in_process = commands.add_parser("run", help="run the suite in process; words that are not ours are for pytest")
+    in_process = commands.add_parser(
+        "run", allow_abbrev=False, help="run the suite in process; other words are pytest's"
+    )
     in_process.add_argument("--mode", choices=MODES, action="append", help="one mode; by default both, one by one")
     in_process.add_argument("--clauses", default="", metavar="D16,G3", help="only tests named for one of these")
     in_process.add_argument("--suite", type=Path, default=SUITE, help=argparse.SUPPRESS)

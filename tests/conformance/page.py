@@ -62,7 +62,7 @@ def _totals(sections: tuple[Section, ...], results: Results) -> Iterator[str]:
     clauses = all_clauses(sections)
     ngaps = sum(clause.is_gap for clause in clauses.values())
     yield f"{len(clauses) - ngaps} clauses and {ngaps} gaps, {len(results.tests)} tests. Recorded at commit"
-    yield f"`{results.facts.commit[:12]}` with QEMU {results.facts.qemu} and Linux {results.facts.kernel}:"
+    yield f"`{results.facts.commit[:12]}`, or with changes to it, by QEMU {results.facts.qemu} and Linux {results.facts.kernel}:"
     yield ""
     yield "| cases that passed | " + " | ".join(COLUMNS.values()) + " |"
     yield "|---|" + "---|" * len(COLUMNS)
