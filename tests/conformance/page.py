@@ -60,9 +60,9 @@ def page(sections: tuple[Section, ...], results: Results, answers: Mapping[str, 
 
 def _totals(sections: tuple[Section, ...], results: Results) -> Iterator[str]:
     clauses = all_clauses(sections)
-    ngaps = sum(clause.is_gap for clause in clauses.values())
+    facts, ngaps = results.facts, sum(clause.is_gap for clause in clauses.values())
     yield f"{len(clauses) - ngaps} clauses and {ngaps} gaps, {len(results.tests)} tests. Recorded at commit"
-    yield f"`{results.facts.commit[:12]}`, or with changes to it, by QEMU {results.facts.qemu} and Linux {results.facts.kernel}:"
+    yield f"`{facts.commit[:12]}`, or with changes to it, by QEMU {facts.qemu} and Linux {facts.kernel}:"
     yield ""
     yield "| cases that passed | " + " | ".join(COLUMNS.values()) + " |"
     yield "|---|" + "---|" * len(COLUMNS)
