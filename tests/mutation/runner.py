@@ -25,6 +25,8 @@ from tests.mutation import child
 from tests.mutation.table import Mutation
 
 STUCK_S = 45.0  # for one test; the slowest takes two seconds
+# A mutation that leaves a name behind nobody knows says nothing about the tests.
+BAD_ERRORS = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError")
 Kind = Literal["killed", "time-out", "survived", "bad"]
 
 
@@ -36,7 +38,7 @@ class Verdict:
     kind: Kind = "survived"
     killers: dict[str, str] = field(default_factory=dict)  # by clause ("": a test named for none of its clauses)
     text: str = ""  # the first failure, or why it is bad
-    ntests: int = 0
+    ntests: int = 0  # run
     seconds: float = 0.0
 
     @property
@@ -57,7 +59,8 @@ class _Running:
     heard: float
     test: str = ""
     rest: bytes = b""
-    is_done: bool = False
+    has_ended: bool = False  # in whatever way
+    is_done: bool = False  # in order
 
 
 def run_all(mutations: Sequence[Mutation], jobs: int) -> Iterator[Verdict]:
@@ -73,7 +76,7 @@ def run_all(mutations: Sequence[Mutation], jobs: int) -> Iterator[Verdict]:
                     selector.register(one.fd, selectors.EVENT_READ)
                 for key, _ in selector.select(1.0):
                     _read(running[key.fd])
-                for one in [one for one in running.values() if one.is_done or _is_stuck(one)]:
+                for one in [one for one in running.values() if one.has_ended or _is_stuck(one)]:
                     selector.unregister(one.fd)
                     del running[one.fd]
                     yield _end(one)
@@ -95,11 +98,11 @@ def _start(mutation: Mutation) -> _Running:
     if not pid:
         try:
             os.close(mine)
-            child.run(mutation if mutation.id else None, theirs, Path(scratch.name))
+            child.run(mutation, theirs, Path(scratch.name))
         except BaseException:  # told by `_end`
             Path(scratch.name, "output").write_text(traceback.format_exc())
         finally:
-            os._exit(3)
+            os._exit(0)
     os.close(theirs)
     now = time.monotonic()
     return _Running(Verdict(mutation), pid, mine, scratch, now, now)
@@ -109,7 +112,7 @@ def _read(one: _Running) -> None:
     data = os.read(one.fd, 1 << 16)
     one.heard = time.monotonic()
     if not data:
-        one.is_done = True
+        one.has_ended = True
         return
     *lines, one.rest = (one.rest + data).split(b"\n")
     for line in lines:
@@ -121,17 +124,18 @@ def _take(one: _Running, message: dict[str, Any]) -> None:
     verdict = one.verdict
     if "start" in message:
         one.test = message["start"]
-    elif "collected" in message:
-        verdict.ntests = message["collected"]
+        verdict.ntests += 1
     elif "killer" in message:
-        failure = f"{message['kind']} ({message['when']}): {message['text']}"
-        if message["kind"] in child.BAD_ERRORS:
+        failure = f"{message['kind']} ({message['when']}, {message['session']}): {message['text']}"
+        if message["kind"] in BAD_ERRORS:
             verdict.kind, verdict.text = "bad", failure
         elif verdict.kind != "bad":
             verdict.kind, verdict.text = "killed", verdict.text or failure
         verdict.killers[message["group"]] = message["killer"]
     elif "broken" in message:
         verdict.kind, verdict.text = "bad", message["broken"]
+    elif "done" in message:
+        one.is_done = True
 
 
 def _is_stuck(one: _Running) -> bool:
@@ -141,17 +145,18 @@ def _is_stuck(one: _Running) -> bool:
 def _end(one: _Running) -> Verdict:
     """Reap the fork, whatever is left of it."""
     verdict = one.verdict
-    if not one.is_done:
-        if one.verdict.kind != "bad":
+    if not one.has_ended:
+        if verdict.kind != "bad":
             verdict.kind, verdict.text = "time-out", f"{one.test or 'collection'} took more than {STUCK_S:.0f} s"
             verdict.killers.setdefault("", one.test)
         os.killpg(one.pid, signal.SIGKILL)
+    elif not one.is_done and verdict.kind != "bad":
+        output = Path(one.scratch.name, "output")
+        verdict.kind, verdict.text = "bad", "it did not end in order: " + output.read_text()[-2000:]
+    elif not verdict.ntests and verdict.kind != "bad":
+        verdict.kind, verdict.text = "bad", "no test was run"
     os.waitpid(one.pid, 0)
     os.close(one.fd)
     verdict.seconds = time.monotonic() - one.started
-    if not verdict.ntests and verdict.kind != "bad":
-        output = Path(one.scratch.name, "output")
-        verdict.kind = "bad"
-        verdict.text = "no test was run: " + (output.read_text()[-2000:] if output.exists() else "")
     one.scratch.cleanup()
     return verdict

@@ -35,7 +35,6 @@ EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
 CLAUSES = ROOT / "tests" / "conformance" / "clauses.yaml"
 
 DEVICE_TESTS = (
-    "tests/conformance/test_*.py",
     "tests/unit/test_iommu_*.py",
     "tests/unit/test_viommu_*.py",
     "tests/unit/test_virtio_*.py",
