@@ -59,7 +59,7 @@ class Server(Groups):
         factory: Any = session.config._tmp_path_factory  # type: ignore[attr-defined]
         factory._given_basetemp = factory._given_basetemp.with_name(f"tmp{os.getpid()}")  # not that of other forks
         self._mutation = msgspec.convert(request["mutation"], Mutation)
-        if patch.apply(self._mutation):
+        if not self._mutation.file or patch.apply(self._mutation):
             self.run_groups(session.items, request["named"])
         self._channel.say(done=True)
 
