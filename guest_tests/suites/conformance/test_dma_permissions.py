@@ -26,7 +26,7 @@ MARKER = 0x77
 DEVMEM_BAR = 0x18  # the register of BAR2
 
 
-def test_a_mapping_without_write_cannot_be_written(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d35_a_mapping_without_write_cannot_be_written(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     # D35: MUST NOT allow writes through a mapping without WRITE
     page = dma.alloc(PAGE).fill(MARKER)
     viommu.map_buffer(mapped_accel.domain, TARGET, page, READ)
@@ -37,14 +37,14 @@ def test_a_mapping_without_write_cannot_be_written(viommu: Viommu, mapped_accel:
     assert page.read() == bytes([MARKER]) * PAGE
 
 
-def test_a_mapping_without_write_can_be_read(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d35_a_mapping_without_write_can_be_read(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     page = dma.random(PAGE)
     viommu.map_buffer(mapped_accel.domain, SOURCE, page, READ)
 
     assert mapped_accel.checksum(SOURCE, PAGE) == zlib.crc32(page.read())
 
 
-def test_a_mapping_without_read_cannot_be_read(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d36_a_mapping_without_read_cannot_be_read(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     # D36: MAY allow it only where hardware has no write-only
     viommu.map_buffer(mapped_accel.domain, SOURCE, dma.random(PAGE), WRITE)
 
@@ -52,7 +52,7 @@ def test_a_mapping_without_read_cannot_be_read(viommu: Viommu, mapped_accel: Acc
         mapped_accel.checksum(SOURCE, PAGE)
 
 
-def test_a_mapping_without_read_can_be_written(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d36_a_mapping_without_read_can_be_written(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     page = dma.random(PAGE)
     viommu.map_buffer(mapped_accel.domain, TARGET, page, WRITE)
 
@@ -62,7 +62,7 @@ def test_a_mapping_without_read_can_be_written(viommu: Viommu, mapped_accel: Acc
 
 
 @pytest.mark.parametrize("access", [READ, WRITE])
-def test_a_mapping_that_allows_nothing_refuses_everything(
+def test_g5_a_mapping_that_allows_nothing_refuses_everything(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena, access: int
 ) -> None:
     viommu.map_buffer(mapped_accel.domain, TARGET, dma.alloc(PAGE), access=0)
@@ -74,7 +74,7 @@ def test_a_mapping_that_allows_nothing_refuses_everything(
             mapped_accel.fill(TARGET, PAGE, 0)
 
 
-def test_compare_wants_to_read_both_of_its_operands(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d36_compare_wants_to_read_both_of_its_operands(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     viommu.map_buffer(mapped_accel.domain, SOURCE, dma.alloc(PAGE), READ)
     viommu.map_buffer(mapped_accel.domain, TARGET, dma.alloc(PAGE), WRITE)
 
@@ -82,7 +82,7 @@ def test_compare_wants_to_read_both_of_its_operands(viommu: Viommu, mapped_accel
         mapped_accel.compare(SOURCE, TARGET, PAGE)
 
 
-def test_a_write_that_straddles_into_a_read_only_mapping_is_refused_at_the_border(
+def test_d35_g22_a_write_that_straddles_into_a_read_only_mapping_is_refused_at_the_border(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     writable, readable = dma.alloc(PAGE).fill(MARKER), dma.alloc(PAGE).fill(MARKER)
@@ -95,7 +95,7 @@ def test_a_write_that_straddles_into_a_read_only_mapping_is_refused_at_the_borde
     assert writable.read() + readable.read() == bytes([MARKER]) * (2 * PAGE)
 
 
-def test_a_refused_write_through_a_read_only_mapping_is_a_mapping_fault(
+def test_d35_a_refused_write_through_a_read_only_mapping_is_a_mapping_fault(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     viommu.map_buffer(mapped_accel.domain, TARGET, dma.alloc(PAGE), READ)
@@ -107,7 +107,7 @@ def test_a_refused_write_through_a_read_only_mapping_is_a_mapping_fault(
     assert (fault.reason, fault.access, fault.address) == (Reason.MAPPING, WRITE, TARGET + 8)
 
 
-def test_a_mapping_with_the_mmio_flag_translates_like_any_other(
+def test_d37_a_mapping_with_the_mmio_flag_translates_like_any_other(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     source, target = dma.random(PAGE), dma.alloc(PAGE)
@@ -119,14 +119,14 @@ def test_a_mapping_with_the_mmio_flag_translates_like_any_other(
     assert target.read() == source.read()
 
 
-def test_the_mmio_flag_allows_nothing_by_itself(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d35_the_mmio_flag_allows_nothing_by_itself(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     viommu.map_buffer(mapped_accel.domain, TARGET, dma.alloc(PAGE), READ | MMIO)
 
     with mapped_accel.refused(TARGET, WRITE):
         mapped_accel.fill(TARGET, 8, 0)
 
 
-def test_what_is_no_ram_may_be_mapped_and_is_an_unsupported_request(viommu: Viommu, mapped_accel: Accel) -> None:
+def test_g11_what_is_no_ram_may_be_mapped_and_is_an_unsupported_request(viommu: Viommu, mapped_accel: Accel) -> None:
     viommu.map(domain=mapped_accel.domain, iova=SOURCE, gpa=NO_RAM, nbytes=PAGE)
 
     with pytest.raises(UnsupportedRequest) as caught:
@@ -135,7 +135,7 @@ def test_what_is_no_ram_may_be_mapped_and_is_an_unsupported_request(viommu: Viom
     assert caught.value.fault_iova == SOURCE + 16
 
 
-def test_an_unsupported_request_is_no_fault_of_the_iommu(viommu: Viommu, mapped_accel: Accel) -> None:
+def test_g11_an_unsupported_request_is_no_fault_of_the_iommu(viommu: Viommu, mapped_accel: Accel) -> None:
     viommu.map(domain=mapped_accel.domain, iova=SOURCE, gpa=NO_RAM, nbytes=PAGE)
     with pytest.raises(UnsupportedRequest):
         mapped_accel.checksum(SOURCE, PAGE)
@@ -147,7 +147,7 @@ def test_an_unsupported_request_is_no_fault_of_the_iommu(viommu: Viommu, mapped_
     assert viommu.faults() == []
 
 
-def test_a_write_half_in_ram_and_half_outside_changes_nothing(
+def test_g11_a_write_half_in_ram_and_half_outside_changes_nothing(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     page = dma.alloc(PAGE).fill(MARKER)
@@ -160,7 +160,7 @@ def test_a_write_half_in_ram_and_half_outside_changes_nothing(
     assert page.read() == bytes([MARKER]) * PAGE
 
 
-def test_a_mapped_bar_of_an_endpoint_is_out_of_its_reach(viommu: Viommu, mapped_accel: Accel) -> None:
+def test_g11_a_mapped_bar_of_an_endpoint_is_out_of_its_reach(viommu: Viommu, mapped_accel: Accel) -> None:
     read = mapped_accel.function.read_config
     bar = (read(DEVMEM_BAR, 4) | read(DEVMEM_BAR + 4, 4) << 32) & ~0xF
     viommu.map(domain=mapped_accel.domain, iova=TARGET, gpa=bar, nbytes=PAGE, access=READ | WRITE | MMIO)
@@ -178,14 +178,14 @@ def msi_region(viommu: Viommu, accel: Accel) -> ResvMem:
     return region
 
 
-def test_a_write_to_the_msi_region_passes_untranslated(viommu: Viommu, mapped_accel: Accel) -> None:
+def test_g21_a_write_to_the_msi_region_passes_untranslated(viommu: Viommu, mapped_accel: Accel) -> None:
     region = msi_region(viommu, mapped_accel)
 
     with pytest.raises(UnsupportedRequest):  # nothing is there that takes data, but the IOMMU let it pass
         mapped_accel.fill(region.start, 8, 0)
 
 
-def test_a_read_of_the_msi_region_is_refused(viommu: Viommu, mapped_accel: Accel) -> None:
+def test_d56_g21_a_read_of_the_msi_region_is_refused(viommu: Viommu, mapped_accel: Accel) -> None:
     region = msi_region(viommu, mapped_accel)
 
     with mapped_accel.refused(region.start + 16, READ):

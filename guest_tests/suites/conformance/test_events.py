@@ -37,7 +37,7 @@ def starved(open_viommu: OpenViommu, open_accel: OpenAccel) -> tuple[Viommu, Acc
     return viommu, open_accel().start_in(viommu)
 
 
-def test_faults_wait_until_there_are_buffers(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
+def test_d62_faults_wait_until_there_are_buffers(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
     # D62: without a buffer the device waits or drops; this one waits
     viommu, accel = starved(open_viommu, open_accel)
     wanted = provoke(accel, 3)
@@ -47,7 +47,7 @@ def test_faults_wait_until_there_are_buffers(open_viommu: OpenViommu, open_accel
     assert [viommu.wait_fault().address for _ in wanted] == wanted
 
 
-def test_waiting_faults_come_as_buffers_come(open_viommu: OpenViommu, open_accel: OpenAccel, host: Host) -> None:
+def test_d62_waiting_faults_come_as_buffers_come(open_viommu: OpenViommu, open_accel: OpenAccel, host: Host) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     wanted = provoke(accel, 5)
 
@@ -62,7 +62,9 @@ def test_waiting_faults_come_as_buffers_come(open_viommu: OpenViommu, open_accel
     assert found == wanted
 
 
-def test_requests_are_served_while_faults_wait(open_viommu: OpenViommu, open_accel: OpenAccel, dma: DmaArena) -> None:
+def test_d62_requests_are_served_while_faults_wait(
+    open_viommu: OpenViommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     provoke(accel, 20)
 
@@ -71,7 +73,9 @@ def test_requests_are_served_while_faults_wait(open_viommu: OpenViommu, open_acc
     accel.checksum(NOTHING, PAGE)
 
 
-def test_faults_that_wait_are_forgotten_by_a_reset(open_viommu: OpenViommu, open_accel: OpenAccel, host: Host) -> None:
+def test_d9_faults_that_wait_are_forgotten_by_a_reset(
+    open_viommu: OpenViommu, open_accel: OpenAccel, host: Host
+) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     provoke(accel, 3)
 
@@ -81,7 +85,7 @@ def test_faults_that_wait_are_forgotten_by_a_reset(open_viommu: OpenViommu, open
     assert viommu.faults() == []
 
 
-def test_a_buffer_that_is_too_small_comes_back_empty_and_costs_its_fault(
+def test_d61_a_buffer_that_is_too_small_comes_back_empty_and_costs_its_fault(
     open_viommu: OpenViommu, open_accel: OpenAccel
 ) -> None:
     # D61: SHOULD NOT spread a fault over several buffers
@@ -95,7 +99,7 @@ def test_a_buffer_that_is_too_small_comes_back_empty_and_costs_its_fault(
     assert viommu.events.nshort == 1
 
 
-def test_nothing_is_written_to_a_buffer_that_is_too_small(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
+def test_d61_nothing_is_written_to_a_buffer_that_is_too_small(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     ring = viommu.events.ring
     chain = ring.chain([Segment(FAULT_NBYTES - 1, is_writable=True)])
@@ -108,7 +112,7 @@ def test_nothing_is_written_to_a_buffer_that_is_too_small(open_viommu: OpenViomm
     assert (used.nbytes, used.chain.written()) == (0, b"\xee" * (FAULT_NBYTES - 1))
 
 
-def test_of_a_larger_buffer_only_the_record_is_written(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
+def test_d61_of_a_larger_buffer_only_the_record_is_written(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     ring = viommu.events.ring
     chain = ring.chain([Segment(2 * FAULT_NBYTES, is_writable=True)])
@@ -122,7 +126,9 @@ def test_of_a_larger_buffer_only_the_record_is_written(open_viommu: OpenViommu, 
     assert used.chain.written()[FAULT_NBYTES:] == b"\xee" * FAULT_NBYTES
 
 
-def test_a_buffer_of_several_descriptors_takes_one_record(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
+def test_d61_g10_a_buffer_of_several_descriptors_takes_one_record(
+    open_viommu: OpenViommu, open_accel: OpenAccel
+) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     ring = viommu.events.ring
     chain = ring.chain([Segment(nbytes, is_writable=True) for nbytes in (1, 7, 16)])
@@ -136,7 +142,7 @@ def test_a_buffer_of_several_descriptors_takes_one_record(open_viommu: OpenViomm
     assert Fault.parse(used.chain.written()).address == address
 
 
-def test_a_buffer_that_may_only_be_read_comes_back_and_costs_its_fault(
+def test_d61_a_buffer_that_may_only_be_read_comes_back_and_costs_its_fault(
     open_viommu: OpenViommu, open_accel: OpenAccel
 ) -> None:
     viommu, accel = starved(open_viommu, open_accel)
@@ -150,7 +156,7 @@ def test_a_buffer_that_may_only_be_read_comes_back_and_costs_its_fault(
     assert used.nbytes == 0
 
 
-def test_a_buffer_outside_memory_breaks_the_unit_until_it_is_reset(
+def test_d63_a_buffer_outside_memory_breaks_the_unit_until_it_is_reset(
     open_viommu: OpenViommu, open_accel: OpenAccel, machine: dict[str, Any]
 ) -> None:
     viommu, accel = starved(open_viommu, open_accel)
@@ -166,11 +172,11 @@ def test_a_buffer_outside_memory_breaks_the_unit_until_it_is_reset(
     accel.start_in(viommu)
 
     (address,) = provoke(accel, 1)
-    assert seen_broken == (machine["attach"] == "vfio-user")  # by vhost-user the status cannot say so
+    assert seen_broken == (machine["attach"] != "vhost-user")  # QEMU owns the status register there
     assert viommu.wait_fault().address == address
 
 
-def test_an_available_index_that_jumps_breaks_the_unit_until_it_is_reset(
+def test_d63_an_available_index_that_jumps_breaks_the_unit_until_it_is_reset(
     open_viommu: OpenViommu, open_accel: OpenAccel, machine: dict[str, Any]
 ) -> None:
     viommu, accel = starved(open_viommu, open_accel)
@@ -185,11 +191,11 @@ def test_an_available_index_that_jumps_breaks_the_unit_until_it_is_reset(
     accel.start_in(viommu)
 
     (address,) = provoke(accel, 1)
-    assert seen_broken == (machine["attach"] == "vfio-user")
+    assert seen_broken == (machine["attach"] != "vhost-user")
     assert viommu.wait_fault().address == address
 
 
-def test_a_small_event_queue_serves_many_faults(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
+def test_d62_a_small_event_queue_serves_many_faults(open_viommu: OpenViommu, open_accel: OpenAccel) -> None:
     viommu = open_viommu(queue_size=4)
     accel = open_accel().start_in(viommu)
 
@@ -198,7 +204,7 @@ def test_a_small_event_queue_serves_many_faults(open_viommu: OpenViommu, open_ac
     assert [viommu.wait_fault().address for _ in wanted] == wanted
 
 
-def test_faults_that_wait_are_shown_to_the_host(open_viommu: OpenViommu, open_accel: OpenAccel, host: Host) -> None:
+def test_d62_faults_that_wait_are_shown_to_the_host(open_viommu: OpenViommu, open_accel: OpenAccel, host: Host) -> None:
     viommu, accel = starved(open_viommu, open_accel)
     provoke(accel, 7)
 

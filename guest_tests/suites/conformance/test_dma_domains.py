@@ -14,7 +14,9 @@ from guest_tests.payload.fixtures import OpenAccel
 SOURCE, TARGET, PAGE = 0x1_0000, 0x2_0000, 4096
 
 
-def test_two_endpoints_of_one_domain_share_its_mappings(viommu: Viommu, open_accel: OpenAccel, dma: DmaArena) -> None:
+def test_d19_d37_two_endpoints_of_one_domain_share_its_mappings(
+    viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
     # D19: a second endpoint MAY attach
     first, second = open_accel(0), open_accel(1)
     first.start_in(viommu, domain=1)
@@ -31,7 +33,7 @@ def test_two_endpoints_of_one_domain_share_its_mappings(viommu: Viommu, open_acc
     assert first.checksum(SOURCE, PAGE) == zlib.crc32(source.read())
 
 
-def test_an_unmap_takes_a_mapping_from_every_endpoint_of_the_domain(
+def test_d37_an_unmap_takes_a_mapping_from_every_endpoint_of_the_domain(
     viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
 ) -> None:
     first, second = open_accel(0), open_accel(1)
@@ -50,7 +52,7 @@ def test_an_unmap_takes_a_mapping_from_every_endpoint_of_the_domain(
             accel.checksum(SOURCE, PAGE)
 
 
-def test_an_endpoint_that_leaves_a_domain_takes_nothing_from_the_other(
+def test_d29_an_endpoint_that_leaves_a_domain_takes_nothing_from_the_other(
     viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
 ) -> None:
     first, second = open_accel(0), open_accel(1)
@@ -64,7 +66,7 @@ def test_an_endpoint_that_leaves_a_domain_takes_nothing_from_the_other(
     assert first.checksum(SOURCE, PAGE) == zlib.crc32(page.read())
 
 
-def test_the_same_address_in_two_domains_is_different_memory(
+def test_d37_the_same_address_in_two_domains_is_different_memory(
     viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
 ) -> None:
     accels, pages = (open_accel(0), open_accel(1)), (dma.random(PAGE), dma.random(PAGE))
@@ -77,7 +79,7 @@ def test_the_same_address_in_two_domains_is_different_memory(
     assert checksums == [zlib.crc32(page.read()) for page in pages]
 
 
-def test_an_attach_to_another_domain_switches_translation_at_once(
+def test_d21_an_attach_to_another_domain_switches_translation_at_once(
     viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
 ) -> None:
     # D21: SHOULD behave as DETACH, then ATTACH
@@ -96,7 +98,9 @@ def test_an_attach_to_another_domain_switches_translation_at_once(
     assert seen == [zlib.crc32(before.read()), zlib.crc32(after.read())]
 
 
-def test_a_domain_whose_last_endpoint_moves_on_ceases(viommu: Viommu, open_accel: OpenAccel, dma: DmaArena) -> None:
+def test_d21_d29_a_domain_whose_last_endpoint_moves_on_ceases(
+    viommu: Viommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
     # D21, D29
     accel, second = open_accel(0), open_accel(1)
     accel.start_in(viommu, domain=1)
@@ -109,7 +113,7 @@ def test_a_domain_whose_last_endpoint_moves_on_ceases(viommu: Viommu, open_accel
         second.checksum(SOURCE, PAGE)
 
 
-def test_a_new_mapping_at_an_old_address_leads_to_the_new_memory(
+def test_d37_a_new_mapping_at_an_old_address_leads_to_the_new_memory(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     old, new = dma.random(PAGE), dma.random(PAGE)
@@ -122,7 +126,7 @@ def test_a_new_mapping_at_an_old_address_leads_to_the_new_memory(
     assert mapped_accel.checksum(SOURCE, PAGE) == zlib.crc32(new.read())
 
 
-def test_a_page_mapped_again_with_more_rights_can_be_written(
+def test_d35_a_page_mapped_again_with_more_rights_can_be_written(
     viommu: Viommu, mapped_accel: Accel, dma: DmaArena
 ) -> None:
     page = dma.random(PAGE)
@@ -137,7 +141,7 @@ def test_a_page_mapped_again_with_more_rights_can_be_written(
     assert page.read() == bytes(PAGE)
 
 
-def test_a_detached_endpoint_reaches_no_mapping_any_more(blocking: Viommu, accel: Accel, dma: DmaArena) -> None:
+def test_d28_a_detached_endpoint_reaches_no_mapping_any_more(blocking: Viommu, accel: Accel, dma: DmaArena) -> None:
     # D28: MUST NOT reach any mapping of that domain
     accel.start_in(blocking, domain=1)
     target = dma.alloc(PAGE)
@@ -151,7 +155,7 @@ def test_a_detached_endpoint_reaches_no_mapping_any_more(blocking: Viommu, accel
     assert target.read() == bytes(PAGE)
 
 
-def test_a_domain_made_again_has_none_of_its_old_mappings(viommu: Viommu, accel: Accel, dma: DmaArena) -> None:
+def test_d29_a_domain_made_again_has_none_of_its_old_mappings(viommu: Viommu, accel: Accel, dma: DmaArena) -> None:
     # D29: a domain ceases when its last endpoint leaves
     accel.start_in(viommu, domain=1)
     viommu.map_buffer(1, SOURCE, dma.random(PAGE), READ)
@@ -163,7 +167,9 @@ def test_a_domain_made_again_has_none_of_its_old_mappings(viommu: Viommu, accel:
         accel.checksum(SOURCE, PAGE)
 
 
-def test_an_unattached_endpoint_without_bypass_reaches_nothing(blocking: Viommu, accel: Accel, dma: DmaArena) -> None:
+def test_d14_an_unattached_endpoint_without_bypass_reaches_nothing(
+    blocking: Viommu, accel: Accel, dma: DmaArena
+) -> None:
     # D14: SHOULD block unattached, non-bypass endpoints from guest-physical memory
     target = dma.alloc(PAGE)
     accel.start()
@@ -175,7 +181,7 @@ def test_an_unattached_endpoint_without_bypass_reaches_nothing(blocking: Viommu,
     assert target.read() == bytes(PAGE)
 
 
-def test_an_unattached_endpoint_without_bypass_has_no_domain_is_the_fault(blocking: Viommu, accel: Accel) -> None:
+def test_d14_an_unattached_endpoint_without_bypass_has_no_domain_is_the_fault(blocking: Viommu, accel: Accel) -> None:
     accel.start()
 
     with pytest.raises(EngineStopped):
@@ -186,7 +192,7 @@ def test_an_unattached_endpoint_without_bypass_has_no_domain_is_the_fault(blocki
     assert (fault.endpoint, fault.address) == (accel.endpoint, accel.ring.gpa)
 
 
-def test_an_unattached_endpoint_with_bypass_reaches_all_memory(viommu: Viommu, accel: Accel, dma: DmaArena) -> None:
+def test_d14_an_unattached_endpoint_with_bypass_reaches_all_memory(viommu: Viommu, accel: Accel, dma: DmaArena) -> None:
     assert viommu.bypass
     source, target = dma.random(PAGE), dma.alloc(PAGE)
     accel.start()
@@ -196,7 +202,7 @@ def test_an_unattached_endpoint_with_bypass_reaches_all_memory(viommu: Viommu, a
     assert target.read() == source.read()
 
 
-def test_bypass_switched_off_stops_a_bypassing_engine(blocking: Viommu, accel: Accel) -> None:
+def test_d14_bypass_switched_off_stops_a_bypassing_engine(blocking: Viommu, accel: Accel) -> None:
     blocking.bypass = True
     accel.start()
     accel.nop()
@@ -207,7 +213,7 @@ def test_bypass_switched_off_stops_a_bypassing_engine(blocking: Viommu, accel: A
         accel.nop()
 
 
-def test_bypass_means_nothing_to_an_attached_endpoint(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d14_bypass_means_nothing_to_an_attached_endpoint(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
     page = dma.random(PAGE)
     assert viommu.bypass
 
@@ -215,7 +221,9 @@ def test_bypass_means_nothing_to_an_attached_endpoint(viommu: Viommu, mapped_acc
         mapped_accel.checksum(page.gpa, PAGE)
 
 
-def test_a_detached_endpoint_bypasses_where_bypass_is_on(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> None:
+def test_d28_a_detached_endpoint_bypasses_where_bypass_is_on(
+    viommu: Viommu, mapped_accel: Accel, dma: DmaArena
+) -> None:
     page = dma.random(PAGE)
     viommu.detach(domain=mapped_accel.domain, endpoint=mapped_accel.endpoint)
 
@@ -224,7 +232,7 @@ def test_a_detached_endpoint_bypasses_where_bypass_is_on(viommu: Viommu, mapped_
     assert mapped_accel.checksum(page.gpa, PAGE) == zlib.crc32(page.read())
 
 
-def test_a_bypass_domain_reaches_all_memory_with_the_bypass_byte_off(
+def test_d14_a_bypass_domain_reaches_all_memory_with_the_bypass_byte_off(
     blocking: Viommu, accel: Accel, dma: DmaArena
 ) -> None:
     source, target = dma.random(PAGE), dma.alloc(PAGE)
@@ -236,7 +244,7 @@ def test_a_bypass_domain_reaches_all_memory_with_the_bypass_byte_off(
     assert target.read() == source.read()
 
 
-def test_an_endpoint_that_leaves_a_bypass_domain_for_another_is_translated(
+def test_d21_an_endpoint_that_leaves_a_bypass_domain_for_another_is_translated(
     blocking: Viommu, accel: Accel, dma: DmaArena
 ) -> None:
     page = dma.random(PAGE)

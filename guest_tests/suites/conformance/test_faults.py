@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from guest_tests.payload import accel as engine
@@ -48,14 +46,6 @@ def faulty(viommu: Viommu, mapped_accel: Accel, dma: DmaArena) -> Accel:
     return mapped_accel
 
 
-@pytest.fixture
-def blocking(viommu: Viommu) -> Iterator[Viommu]:
-    """The first unit with the bypass byte off; it is on again afterwards."""
-    viommu.bypass = False
-    yield viommu
-    viommu.bypass = True
-
-
 KINDS = {
     "a read where nothing is mapped": (read_at(NOTHING + 8), READ, NOTHING + 8),
     "a write where nothing is mapped": (write_at(NOTHING), WRITE, NOTHING),
@@ -70,7 +60,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_report_of_a_refused_access_is_exact(viommu: Viommu, faulty: Accel, kind: str) -> None:
+def test_d59_d60_the_report_of_a_refused_access_is_exact(viommu: Viommu, faulty: Accel, kind: str) -> None:
     operation, access, address = KINDS[kind]
 
     completion = faulty.run(operation)
@@ -79,7 +69,7 @@ def test_the_report_of_a_refused_access_is_exact(viommu: Viommu, faulty: Accel, 
     assert viommu.wait_fault() == Fault(Reason.MAPPING, Access(access), faulty.endpoint, address)
 
 
-def test_an_endpoint_without_domain_is_reported_as_such(blocking: Viommu, accel: Accel) -> None:
+def test_d14_an_endpoint_without_domain_is_reported_as_such(blocking: Viommu, accel: Accel) -> None:
     accel.start(RING_IOVA)
 
     with pytest.raises(EngineStopped):
@@ -88,7 +78,7 @@ def test_an_endpoint_without_domain_is_reported_as_such(blocking: Viommu, accel:
     assert blocking.wait_fault() == Fault(Reason.DOMAIN, Access(READ), accel.endpoint, RING_IOVA)
 
 
-def test_a_detached_endpoint_is_reported_as_one_without_domain(blocking: Viommu, accel: Accel) -> None:
+def test_d28_a_detached_endpoint_is_reported_as_one_without_domain(blocking: Viommu, accel: Accel) -> None:
     accel.start_in(blocking, domain=1)
     blocking.detach(domain=1, endpoint=accel.endpoint)
 
@@ -98,7 +88,7 @@ def test_a_detached_endpoint_is_reported_as_one_without_domain(blocking: Viommu,
     assert blocking.wait_fault().reason == Reason.DOMAIN
 
 
-def test_a_refused_access_is_reported_once(viommu: Viommu, faulty: Accel) -> None:
+def test_g23_a_refused_access_is_reported_once(viommu: Viommu, faulty: Accel) -> None:
     faulty.run_all([read_at(NOTHING), read_at(READABLE), write_at(NOTHING + PAGE)])
 
     addresses = [viommu.wait_fault().address, viommu.wait_fault().address]
@@ -107,7 +97,7 @@ def test_a_refused_access_is_reported_once(viommu: Viommu, faulty: Accel) -> Non
     assert viommu.faults() == []
 
 
-def test_faults_are_reported_in_the_order_of_the_accesses(viommu: Viommu, faulty: Accel) -> None:
+def test_g23_faults_are_reported_in_the_order_of_the_accesses(viommu: Viommu, faulty: Accel) -> None:
     wanted = [NOTHING + 256 * number for number in range(12)]
 
     faulty.run_all([read_at(address) for address in wanted])
@@ -115,7 +105,7 @@ def test_faults_are_reported_in_the_order_of_the_accesses(viommu: Viommu, faulty
     assert [viommu.wait_fault().address for _ in wanted] == wanted
 
 
-def test_two_hundred_faults_all_arrive_through_sixteen_buffers(viommu: Viommu, faulty: Accel) -> None:
+def test_d62_two_hundred_faults_all_arrive_through_sixteen_buffers(viommu: Viommu, faulty: Accel) -> None:
     wanted = [NOTHING + 64 * number for number in range(200)]
     for at in range(0, 200, 50):
         faulty.run_all([write_at(address) for address in wanted[at : at + 50]])
@@ -125,7 +115,7 @@ def test_two_hundred_faults_all_arrive_through_sixteen_buffers(viommu: Viommu, f
     assert [fault.address for fault in faults] == wanted
 
 
-def test_reserved_bytes_and_unknown_flags_of_a_report_are_zero(viommu: Viommu, faulty: Accel) -> None:
+def test_d57_d58_reserved_bytes_and_unknown_flags_of_a_report_are_zero(viommu: Viommu, faulty: Accel) -> None:
     # D57: reserved SHOULD be 0; D58: undefined flags SHOULD be 0
     faulty.run(write_at(NOTHING))
 
@@ -135,7 +125,7 @@ def test_reserved_bytes_and_unknown_flags_of_a_report_are_zero(viommu: Viommu, f
     assert raw == wanted + NOTHING.to_bytes(8, "little")
 
 
-def test_each_of_two_endpoints_is_reported_by_its_own_number(viommu: Viommu, open_accel: OpenAccel) -> None:
+def test_d59_each_of_two_endpoints_is_reported_by_its_own_number(viommu: Viommu, open_accel: OpenAccel) -> None:
     # D59: SHOULD write a valid endpoint id
     accels = open_accel(0), open_accel(1)
     for domain, accel in enumerate(accels, 1):
@@ -149,7 +139,7 @@ def test_each_of_two_endpoints_is_reported_by_its_own_number(viommu: Viommu, ope
     assert [viommu.wait_fault().endpoint for _ in range(4)] == [first, second, second, first]
 
 
-def test_two_endpoints_that_fault_at_once_are_not_mixed_up(viommu: Viommu, open_accel: OpenAccel) -> None:
+def test_g23_two_endpoints_that_fault_at_once_are_not_mixed_up(viommu: Viommu, open_accel: OpenAccel) -> None:
     accels = open_accel(0), open_accel(1)
     for domain, accel in enumerate(accels, 1):
         accel.start_in(viommu, domain=domain)
@@ -162,7 +152,7 @@ def test_two_endpoints_that_fault_at_once_are_not_mixed_up(viommu: Viommu, open_
         assert addresses == [NOTHING * domain + 64 * number for number in range(30)]
 
 
-def test_allowed_traffic_and_refused_requests_are_no_faults(viommu: Viommu, faulty: Accel) -> None:
+def test_g23_allowed_traffic_and_refused_requests_are_no_faults(viommu: Viommu, faulty: Accel) -> None:
     faulty.run_all([read_at(READABLE), write_at(WRITABLE)] * 20)
     with pytest.raises(RequestRefused):
         viommu.attach(domain=1, endpoint=0xFFFF)
@@ -172,7 +162,7 @@ def test_allowed_traffic_and_refused_requests_are_no_faults(viommu: Viommu, faul
     assert viommu.wait_fault().address == NOTHING  # the first that was reported
 
 
-def test_the_engines_own_ring_is_reported_like_any_access(viommu: Viommu, faulty: Accel) -> None:
+def test_d59_d60_the_engines_own_ring_is_reported_like_any_access(viommu: Viommu, faulty: Accel) -> None:
     viommu.unmap(domain=faulty.domain, iova=RING_IOVA, nbytes=2 * PAGE)
 
     with pytest.raises(EngineStopped):

@@ -1,0 +1,169 @@
+"""Reserved regions, and what bypassing accesses may reach. The narrow unit: 64 KiB, 1 MiB to 16 MiB, small limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from guest_tests.payload import accel as engine
+from guest_tests.payload.accel import Operation
+from guest_tests.payload.direct import (
+    ATTACH_BYPASS,
+    READ,
+    WRITE,
+    Accel,
+    DmaArena,
+    EngineStopped,
+    Fault,
+    Reason,
+    UnsupportedRequest,
+    Viommu,
+)
+from guest_tests.payload.fixtures import OpenAccel, OpenViommu
+
+NARROW, BYTES = 1, 2  # numbers of the units
+HOLED, PLAIN, OF_BYTES = 2, 3, 4  # numbers of the accelerators behind them; the first has a region of its own
+RESERVED_START, RESERVED_STOP = 0x200000, 0x210000
+MSI_START, MSI_STOP = 0xF00000, 0xF10000
+INPUT_START, INPUT_STOP = 0x100000, 0x1000000
+DOMAIN = 3
+GRANULE = 0x10000
+NBYTES = 4096
+
+
+@pytest.fixture
+def narrow(open_viommu: OpenViommu) -> Iterator[Viommu]:
+    """The narrow unit, which does not bypass at boot, and does not afterwards."""
+    viommu = open_viommu(NARROW)
+    yield viommu
+    viommu.start()
+    viommu.bypass = False
+
+
+def in_bypass_domain(narrow: Viommu, accel: Accel) -> Accel:
+    """The accelerator runs, untranslated."""
+    narrow.attach(domain=DOMAIN, endpoint=accel.endpoint, flags=ATTACH_BYPASS)
+    return accel.start()
+
+
+def unattached(narrow: Viommu, accel: Accel) -> Accel:
+    """The accelerator runs, untranslated because unattached endpoints bypass."""
+    narrow.bypass = True
+    return accel.start()
+
+
+def translated(narrow: Viommu, accel: Accel) -> Accel:
+    """The accelerator runs in a domain where nothing is mapped but the granules around its ring."""
+    within = accel.ring.gpa % GRANULE
+    narrow.attach(domain=DOMAIN, endpoint=accel.endpoint)
+    narrow.map(domain=DOMAIN, iova=INPUT_START, gpa=accel.ring.gpa - within, nbytes=2 * GRANULE)
+    return accel.start(INPUT_START + within)
+
+
+WAYS = {"translated": translated, "bypass-domain": in_bypass_domain, "unattached": unattached}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_d56_a_reserved_region_is_closed_from_its_first_byte_to_its_last(
+    narrow: Viommu, open_accel: OpenAccel, way: str
+) -> None:
+    """Accesses to it SHOULD NOT affect anything but the endpoint and its driver."""
+    accel = WAYS[way](narrow, open_accel(HOLED))
+
+    for iova in (RESERVED_START, RESERVED_STOP - 8):
+        with accel.refused(iova, READ):
+            accel.checksum(iova, 8)
+        with accel.refused(iova, WRITE):
+            accel.fill(iova, 8, 0xFF)
+
+    faults = [narrow.wait_fault() for _ in range(4)]
+    assert {fault.reason for fault in faults} == {Reason.MAPPING}
+    assert [fault.address for fault in faults] == [RESERVED_START] * 2 + [RESERVED_STOP - 8] * 2
+
+
+@pytest.mark.parametrize("way", ["bypass-domain", "unattached"])
+def test_d56_an_access_that_runs_into_a_reserved_region_is_refused_at_its_first_byte(
+    narrow: Viommu, open_accel: OpenAccel, way: str
+) -> None:
+    accel = WAYS[way](narrow, open_accel(HOLED))
+
+    with accel.refused(RESERVED_START, WRITE):
+        accel.fill(RESERVED_START - 8, 16, 0xFF)
+
+    assert narrow.wait_fault() == Fault(Reason.MAPPING, WRITE, accel.endpoint, RESERVED_START)
+
+
+def test_d56_the_bytes_around_a_reserved_region_are_open(narrow: Viommu, open_accel: OpenAccel) -> None:
+    accel = in_bypass_domain(narrow, open_accel(HOLED))
+
+    for iova in (RESERVED_START - 8, RESERVED_STOP):
+        assert accel.run(Operation(engine.CHECKSUM, iova, nbytes=8)).status != engine.TRANSLATION_FAULT
+
+    assert narrow.faults() == []
+
+
+def test_d56_a_region_is_reserved_for_its_endpoint_alone(narrow: Viommu, open_accel: OpenAccel) -> None:
+    accel = in_bypass_domain(narrow, open_accel(PLAIN))
+
+    assert accel.run(Operation(engine.CHECKSUM, RESERVED_START, nbytes=8)).status != engine.TRANSLATION_FAULT
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_g21_of_the_msi_region_writes_pass_and_reads_do_not(narrow: Viommu, open_accel: OpenAccel, way: str) -> None:
+    """The message of an interrupt is a write."""
+    accel = WAYS[way](narrow, open_accel(PLAIN))
+
+    for iova in (MSI_START, MSI_STOP - 8):
+        assert accel.run(Operation(engine.FILL, dst=iova, nbytes=8)).status != engine.TRANSLATION_FAULT
+        with accel.refused(iova, READ):
+            accel.checksum(iova, 8)
+
+
+def test_g20_a_bypass_domain_reaches_memory_outside_the_input_range(
+    narrow: Viommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
+    """The range limits what can be mapped."""
+    source, target = dma.random(NBYTES), dma.alloc(NBYTES)
+    assert not INPUT_START <= source.gpa < INPUT_STOP
+    accel = in_bypass_domain(narrow, open_accel(PLAIN))
+
+    accel.copy(source.gpa, target.gpa, NBYTES)
+
+    assert target.read() == source.read()
+
+
+def test_g20_a_bypassing_access_above_the_input_range_is_no_fault(viommu: Viommu, accel: Accel) -> None:
+    """Nothing is there, but it is not the IOMMU who says so."""
+    accel.start()
+
+    with pytest.raises(UnsupportedRequest):
+        accel.checksum(viommu.config.input_range.stop, 8)
+
+    assert viommu.faults() == []
+
+
+def test_d14_an_unattached_endpoint_reaches_nothing_where_bypass_is_not_offered(
+    open_viommu: OpenViommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
+    viommu, accel, target = open_viommu(BYTES), open_accel(OF_BYTES), dma.alloc(NBYTES)
+    accel.start()
+
+    with pytest.raises(EngineStopped):
+        accel.fill(target.gpa, NBYTES, 0xFF)
+
+    assert viommu.wait_fault().reason == Reason.DOMAIN
+    assert target.read() == bytes(NBYTES)
+
+
+def test_d14_an_unattached_endpoint_reaches_nothing_where_bypass_is_off_at_boot(
+    narrow: Viommu, open_accel: OpenAccel, dma: DmaArena
+) -> None:
+    accel, target = open_accel(PLAIN), dma.alloc(NBYTES)
+    accel.start()
+
+    with pytest.raises(EngineStopped):
+        accel.fill(target.gpa, NBYTES, 0xFF)
+
+    assert narrow.wait_fault().reason == Reason.DOMAIN
+    assert target.read() == bytes(NBYTES)
