@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
+from asking import BYTES, DOMAINS, GRANULE, HOLE, HOLED, INPUT, MSI, OF_BYTES, PLAIN
 
 from guest_tests.payload import accel as engine
 from guest_tests.payload.accel import Operation
@@ -22,23 +21,8 @@ from guest_tests.payload.direct import (
 )
 from guest_tests.payload.fixtures import OpenAccel, OpenViommu
 
-NARROW, BYTES = 1, 2  # numbers of the units
-HOLED, PLAIN, OF_BYTES = 2, 3, 4  # numbers of the accelerators behind them; the first has a region of its own
-RESERVED_START, RESERVED_STOP = 0x200000, 0x210000
-MSI_START, MSI_STOP = 0xF00000, 0xF10000
-INPUT_START, INPUT_STOP = 0x100000, 0x1000000
-DOMAIN = 3
-GRANULE = 0x10000
+DOMAIN = DOMAINS.start
 NBYTES = 4096
-
-
-@pytest.fixture
-def narrow(open_viommu: OpenViommu) -> Iterator[Viommu]:
-    """The narrow unit, which does not bypass at boot, and does not afterwards."""
-    viommu = open_viommu(NARROW)
-    yield viommu
-    viommu.start()
-    viommu.bypass = False
 
 
 def in_bypass_domain(narrow: Viommu, accel: Accel) -> Accel:
@@ -58,8 +42,8 @@ def translated(narrow: Viommu, accel: Accel) -> Accel:
     """The accelerator runs in a domain where nothing is mapped but the granules around its ring."""
     within = accel.ring.gpa % GRANULE
     narrow.attach(domain=DOMAIN, endpoint=accel.endpoint)
-    narrow.map(domain=DOMAIN, iova=INPUT_START, gpa=accel.ring.gpa - within, nbytes=2 * GRANULE)
-    return accel.start(INPUT_START + within)
+    narrow.map(domain=DOMAIN, iova=INPUT.start, gpa=accel.ring.gpa - within, nbytes=2 * GRANULE)
+    return accel.start(INPUT.start + within)
 
 
 WAYS = {"translated": translated, "bypass-domain": in_bypass_domain, "unattached": unattached}
@@ -72,7 +56,7 @@ def test_d56_a_reserved_region_is_closed_from_its_first_byte_to_its_last(
     """Accesses to it SHOULD NOT affect anything but the endpoint and its driver."""
     accel = WAYS[way](narrow, open_accel(HOLED))
 
-    for iova in (RESERVED_START, RESERVED_STOP - 8):
+    for iova in (HOLE.start, HOLE.stop - 8):
         with accel.refused(iova, READ):
             accel.checksum(iova, 8)
         with accel.refused(iova, WRITE):
@@ -80,7 +64,7 @@ def test_d56_a_reserved_region_is_closed_from_its_first_byte_to_its_last(
 
     faults = [narrow.wait_fault() for _ in range(4)]
     assert {fault.reason for fault in faults} == {Reason.MAPPING}
-    assert [fault.address for fault in faults] == [RESERVED_START] * 2 + [RESERVED_STOP - 8] * 2
+    assert [fault.address for fault in faults] == [HOLE.start] * 2 + [HOLE.stop - 8] * 2
 
 
 @pytest.mark.parametrize("way", ["bypass-domain", "unattached"])
@@ -89,16 +73,16 @@ def test_d56_an_access_that_runs_into_a_reserved_region_is_refused_at_its_first_
 ) -> None:
     accel = WAYS[way](narrow, open_accel(HOLED))
 
-    with accel.refused(RESERVED_START, WRITE):
-        accel.fill(RESERVED_START - 8, 16, 0xFF)
+    with accel.refused(HOLE.start, WRITE):
+        accel.fill(HOLE.start - 8, 16, 0xFF)
 
-    assert narrow.wait_fault() == Fault(Reason.MAPPING, WRITE, accel.endpoint, RESERVED_START)
+    assert narrow.wait_fault() == Fault(Reason.MAPPING, WRITE, accel.endpoint, HOLE.start)
 
 
 def test_d56_the_bytes_around_a_reserved_region_are_open(narrow: Viommu, open_accel: OpenAccel) -> None:
     accel = in_bypass_domain(narrow, open_accel(HOLED))
 
-    for iova in (RESERVED_START - 8, RESERVED_STOP):
+    for iova in (HOLE.start - 8, HOLE.stop):
         assert accel.run(Operation(engine.CHECKSUM, iova, nbytes=8)).status != engine.TRANSLATION_FAULT
 
     assert narrow.faults() == []
@@ -107,7 +91,7 @@ def test_d56_the_bytes_around_a_reserved_region_are_open(narrow: Viommu, open_ac
 def test_d56_a_region_is_reserved_for_its_endpoint_alone(narrow: Viommu, open_accel: OpenAccel) -> None:
     accel = in_bypass_domain(narrow, open_accel(PLAIN))
 
-    assert accel.run(Operation(engine.CHECKSUM, RESERVED_START, nbytes=8)).status != engine.TRANSLATION_FAULT
+    assert accel.run(Operation(engine.CHECKSUM, HOLE.start, nbytes=8)).status != engine.TRANSLATION_FAULT
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -115,7 +99,7 @@ def test_g21_of_the_msi_region_writes_pass_and_reads_do_not(narrow: Viommu, open
     """The message of an interrupt is a write."""
     accel = WAYS[way](narrow, open_accel(PLAIN))
 
-    for iova in (MSI_START, MSI_STOP - 8):
+    for iova in (MSI.start, MSI.stop - 8):
         assert accel.run(Operation(engine.FILL, dst=iova, nbytes=8)).status != engine.TRANSLATION_FAULT
         with accel.refused(iova, READ):
             accel.checksum(iova, 8)
@@ -126,7 +110,7 @@ def test_g20_a_bypass_domain_reaches_memory_outside_the_input_range(
 ) -> None:
     """The range limits what can be mapped."""
     source, target = dma.random(NBYTES), dma.alloc(NBYTES)
-    assert not INPUT_START <= source.gpa < INPUT_STOP
+    assert source.gpa not in INPUT
     accel = in_bypass_domain(narrow, open_accel(PLAIN))
 
     accel.copy(source.gpa, target.gpa, NBYTES)

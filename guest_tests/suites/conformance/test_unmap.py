@@ -25,13 +25,6 @@ from guest_tests.payload.host import Host
 MAX = 2**64 - 1
 
 
-@pytest.fixture
-def attached(viommu: Viommu) -> Viommu:
-    """The unit, with EP in DOMAIN."""
-    viommu.attach(domain=DOMAIN, endpoint=EP)
-    return viommu
-
-
 Range = tuple[int, int]  # first page, number of pages
 
 # D44: what is mapped, what is unmapped, the answer, and the first pages of the mappings that are left.
@@ -47,7 +40,7 @@ EXAMPLES: dict[str, tuple[list[Range], Range, Status, list[int]]] = {
 
 
 @pytest.mark.parametrize(("mapped", "unmapped", "expected", "left"), of(EXAMPLES))
-def test_unmap_follows_the_worked_example(
+def test_d44_unmap_follows_the_worked_example(
     attached: Viommu, host: Host, mapped: list[Range], unmapped: Range, expected: Status, left: list[int]
 ) -> None:
     """D44: the seven examples of the specification, a page for each of its bytes."""
@@ -68,7 +61,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize(("first", "npages"), of(SPLITS))
-def test_unmap_that_would_split_a_mapping_is_refused(attached: Viommu, host: Host, first: int, npages: int) -> None:
+def test_d42_unmap_that_would_split_a_mapping_is_refused(attached: Viommu, host: Host, first: int, npages: int) -> None:
     """D42: SHOULD answer RANGE and SHOULD NOT remove anything."""
     attached.ask(map_pages(10, 4))
 
@@ -89,7 +82,7 @@ BYTE_SPLITS = {
 
 
 @pytest.mark.parametrize(("start", "end"), of(BYTE_SPLITS))
-def test_unmap_that_is_off_by_one_byte_is_refused(attached: Viommu, start: int, end: int) -> None:
+def test_d42_unmap_that_is_off_by_one_byte_is_refused(attached: Viommu, start: int, end: int) -> None:
     """D42, a byte inside the mapping's ends."""
     attached.ask(map_pages(10, 4))
 
@@ -100,7 +93,7 @@ def test_unmap_that_is_off_by_one_byte_is_refused(attached: Viommu, start: int, 
 @pytest.mark.parametrize(
     ("first", "npages"), of({"first-of-three": (11, 13), "last-of-three": (10, 13), "middle-of-three": (14, 3)})
 )
-def test_unmap_that_would_split_one_of_several_removes_none(
+def test_d42_unmap_that_would_split_one_of_several_removes_none(
     attached: Viommu, host: Host, first: int, npages: int
 ) -> None:
     """D42: nothing is removed, whichever mapping is the one."""
@@ -111,7 +104,7 @@ def test_unmap_that_would_split_one_of_several_removes_none(
     assert domains(host) == {DOMAIN: ([EP], 3)}
 
 
-def test_unmap_with_any_of_its_reserved_bytes_set_removes_nothing(attached: Viommu) -> None:
+def test_d39_unmap_with_any_of_its_reserved_bytes_set_removes_nothing(attached: Viommu) -> None:
     """D39: the device MAY answer INVAL; this one does, and does not perform it."""
     attached.ask(map_pages(10))
     request = unmap_pages(10)
@@ -123,12 +116,12 @@ def test_unmap_with_any_of_its_reserved_bytes_set_removes_nothing(attached: Viom
 
 
 @pytest.mark.parametrize("domain", [0, OTHER_DOMAIN, 2**32 - 1])
-def test_unmap_in_a_domain_that_is_not_there_is_refused(attached: Viommu, domain: int) -> None:
+def test_d40_unmap_in_a_domain_that_is_not_there_is_refused(attached: Viommu, domain: int) -> None:
     """D40: SHOULD answer NOENT."""
     assert status(attached, unmap_pages(10, domain=domain)) == Status.NOENT
 
 
-def test_unmap_in_a_bypass_domain_is_refused(viommu: Viommu) -> None:
+def test_d41_unmap_in_a_bypass_domain_is_refused(viommu: Viommu) -> None:
     """D41: SHOULD be rejected with INVAL."""
     viommu.attach(domain=DOMAIN, endpoint=EP, flags=ATTACH_BYPASS)
 
@@ -144,7 +137,7 @@ INVERTED = {
 
 
 @pytest.mark.parametrize(("start", "end"), of(INVERTED))
-def test_unmap_whose_end_is_below_its_start_is_refused(attached: Viommu, start: int, end: int) -> None:
+def test_g3_unmap_whose_end_is_below_its_start_is_refused(attached: Viommu, start: int, end: int) -> None:
     """R16 forbids it; the answer is not specified: RANGE, nothing removed."""
     attached.ask(map_pages(10))
 
@@ -161,7 +154,7 @@ ROOMY = {
 
 
 @pytest.mark.parametrize(("start", "end"), of(ROOMY))
-def test_unmap_may_spill_into_holes_and_beyond_the_input_range(attached: Viommu, start: int, end: int) -> None:
+def test_d43_g16_unmap_may_spill_into_holes_and_beyond_the_input_range(attached: Viommu, start: int, end: int) -> None:
     """D43: holes are fine, whatever their ends. R21: a driver MAY do that."""
     attached.ask(map_pages(10, 4))
 
@@ -178,7 +171,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize(("start", "end"), of(EMPTY))
-def test_unmap_of_a_hole_removes_nothing_and_succeeds(attached: Viommu, start: int, end: int) -> None:
+def test_d43_g16_unmap_of_a_hole_removes_nothing_and_succeeds(attached: Viommu, start: int, end: int) -> None:
     """D44, the first example, beside a mapping."""
     attached.ask(map_pages(10, 4))
 
@@ -187,7 +180,7 @@ def test_unmap_of_a_hole_removes_nothing_and_succeeds(attached: Viommu, start: i
     assert is_mapped(attached, 13)
 
 
-def test_what_was_unmapped_can_be_mapped_again_in_other_pieces(attached: Viommu, host: Host) -> None:
+def test_d42_what_was_unmapped_can_be_mapped_again_in_other_pieces(attached: Viommu, host: Host) -> None:
     """D42: afterwards the old ends mean nothing."""
     attached.ask(map_pages(10, 4))
     attached.ask(unmap_pages(10, 4))
@@ -198,7 +191,7 @@ def test_what_was_unmapped_can_be_mapped_again_in_other_pieces(attached: Viommu,
     assert domains(host) == {DOMAIN: ([EP], 2)}
 
 
-def test_unmap_leaves_other_domains_alone(attached: Viommu) -> None:
+def test_d43_unmap_leaves_other_domains_alone(attached: Viommu) -> None:
     """D43: mappings of the domain it names."""
     attached.attach(domain=OTHER_DOMAIN, endpoint=OTHER_EP)
     attached.ask(map_pages(10))
