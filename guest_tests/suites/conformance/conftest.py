@@ -1,4 +1,4 @@
-"""Fixtures of this suite. pytest imports this file on the host as well, where asking.py is not found: some of its numbers."""
+"""Fixtures of this suite. pytest imports this file on the host as well, where asking.py is not: some of its numbers."""
 
 from __future__ import annotations
 
