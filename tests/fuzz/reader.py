@@ -17,14 +17,14 @@ class Reader:
         """Whether a byte is left."""
         return self._at < len(self._data)
 
-    def bytes(self, nbytes: int) -> bytes:
+    def take(self, nbytes: int) -> bytes:
         """At most `nbytes` bytes: fewer at the end of the input."""
         start, self._at = self._at, self._at + nbytes
         return self._data[start : self._at]
 
     def number(self, nbytes: int) -> int:
         """A little-endian number of `nbytes` bytes."""
-        return int.from_bytes(self.bytes(nbytes), "little")
+        return int.from_bytes(self.take(nbytes), "little")
 
     def byte(self) -> int:
         """One byte, 0..255."""
@@ -32,4 +32,4 @@ class Reader:
 
     def rest(self) -> bytes:
         """All that is left."""
-        return self.bytes(len(self._data))
+        return self.take(len(self._data))

@@ -43,7 +43,7 @@ class Player:
     def send(self, given: Reader) -> None:
         """A request of any bytes: the writable part's size, its own size, itself."""
         writable_nbytes = _WRITABLE[given.byte() % len(_WRITABLE)]
-        self._send(given.bytes(given.byte() % LONGEST), writable_nbytes)
+        self._send(given.take(given.byte() % LONGEST), writable_nbytes)
 
     def send_shaped(self, given: Reader) -> None:
         """A request of the right length from numbers that are probably of interest."""
@@ -74,12 +74,15 @@ class Player:
         try:
             pieces = self.engine.translate(endpoint, iova, nbytes, access)
         except TranslationFault as error:
-            assert iova <= error.iova < iova + nbytes
             self.engine.fault(endpoint, error, access)
-            assert len(self.engine.pending_faults) <= self.settings.limits.max_pending_faults
+            self._check_fault(iova, error.iova, nbytes)
             return
         assert sum(length for _, length in pieces) == nbytes
         _check_pieces(self.engine, endpoint, iova, pieces, access)
+
+    def _check_fault(self, iova: int, refused: int, nbytes: int) -> None:
+        assert iova <= refused < iova + nbytes
+        assert len(self.engine.pending_faults) <= self.settings.limits.max_pending_faults
 
     def features(self, given: Reader) -> None:
         """Other features are accepted."""
