@@ -11,6 +11,7 @@ import argparse
 import importlib
 import importlib.util
 import resource
+import shlex
 import sys
 
 from tests.fuzz import plain
@@ -48,7 +49,9 @@ def _fuzz(target: Target, plant: str | None, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=[*target.packages, target.module]):
         one_input = target.one_input()
     _apply(plant)
-    atheris.Setup([sys.argv[0], *arguments], one_input)
+    # To merge, libFuzzer has a shell start its own command again, with other arguments behind it.
+    myself = shlex.join([sys.executable, "-m", "tests.fuzz.child", target.name, "--"])
+    atheris.Setup([myself, *arguments], one_input)
     atheris.Fuzz()
 
 
