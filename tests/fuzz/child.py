@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _fuzz(target: Target, plant: str | None, arguments: list[str]) -> None:
-    import atheris
+    import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore] # not for every interpreter
 
     with atheris.instrument_imports(include=[*target.packages, target.module]):
         one_input = target.one_input()

@@ -43,7 +43,7 @@ def fuzz(one_input: Callable[[bytes], None], arguments: list[str]) -> int:
             )
         if problem:
             _tell(problem)
-            name = ("timeout-" if problem.startswith("Slow") else "crash-") + hashlib.sha1(data).hexdigest()  # noqa: S324
+            name = ("timeout-" if problem.startswith("Slow") else "crash-") + hashlib.sha1(data).hexdigest()
             Path(prefix + name).write_bytes(data)
             return TIMED_OUT if problem.startswith("Slow") else CRASHED
         if flags["max_total_time"] and spent > flags["max_total_time"]:

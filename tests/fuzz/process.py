@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,10 +41,10 @@ class Run:
         self.target = target
         self._log = log
         self._findings = findings
-        log.parent.mkdir(parents=True, exist_ok=True)
-        findings.mkdir(parents=True, exist_ok=True)
-        self._before = set(findings.iterdir())
-        line = command(target, f"-artifact_prefix={findings}/", *arguments)
+        # Its own, so that no other run's findings are taken for this one's.
+        self._left = log.with_suffix(".left")
+        self._left.mkdir(parents=True, exist_ok=True)
+        line = command(target, f"-artifact_prefix={self._left}/", *arguments)
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 line, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment()
@@ -91,9 +92,11 @@ class Run:
             return file.read().decode(errors="replace")
 
     def _keep_findings(self) -> list[Path]:
-        """The inputs it left, what it said beside each."""
-        fresh = set(self._findings.iterdir()) - self._before
-        found = sorted(path for path in fresh if path.name.startswith(FINDING_PREFIXES) and path.suffix != ".txt")
-        for path in found:
-            path.with_name(path.name + ".txt").write_text(self.log_tail())
+        """Move the inputs it left to where findings are, what it said beside each."""
+        found = []
+        for path in sorted(self._left.iterdir()):
+            if path.name.startswith(FINDING_PREFIXES):
+                self._findings.mkdir(parents=True, exist_ok=True)
+                found.append(Path(shutil.move(path, self._findings / path.name)))
+                found[-1].with_name(path.name + ".txt").write_text(self.log_tail(), encoding="utf-8")
         return found

@@ -66,7 +66,7 @@ class Session:
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             told = time.monotonic()
-            while any([self._advance(index, core) for index, core in enumerate(self._cores)]):
+            while self._advance_all():
                 time.sleep(POLL_SECONDS)
                 if time.monotonic() - told >= self.tell_every:
                     told = time.monotonic()
@@ -78,6 +78,11 @@ class Session:
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
+
+    def _advance_all(self) -> bool:
+        """Look after every core; whether one of them has something to do."""
+        busy = [self._advance(index, core) for index, core in enumerate(self._cores)]
+        return any(busy)
 
     def _advance(self, index: int, core: _Core) -> bool:
         """Look after one core; whether it has something to do."""
@@ -136,8 +141,8 @@ class Session:
 
     def report(self) -> str:
         """A table: what each target came to."""
-        head = f"{'target':16} {'executions':>12} {'CPU s':>9} {'per s':>7} {'RSS MB':>7} {'cov':>6} {'corpus':>7} findings"
-        rows = [head]
+        head = f"{'target':16} {'executions':>12} {'CPU s':>9} {'per s':>7} {'RSS MB':>7} {'cov':>6} {'corpus':>7}"
+        rows = [head + " findings"]
         for name, total in self.totals.items():
             speed = total.executions / total.cpu_seconds if total.cpu_seconds else 0
             rows.append(

@@ -52,5 +52,11 @@ _TABLE = (
         packages=("vdev.iommu", "vdev.wire"),
         what="requests of any bytes and reply sizes, one after the other, to a unit's engine in every mode",
     ),
+    Target(
+        "rings",
+        max_nbytes=768,
+        packages=("vdev.virtio", "vdev.functions", "vdev.memory", "vdev.endpoints", "vdev.wire"),
+        what="descriptors, indirect tables and indexes in guest RAM, for a unit's rings and an rng's",
+    ),
 )
 TARGETS = {target.name: target for target in _TABLE}
