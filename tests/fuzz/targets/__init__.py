@@ -58,5 +58,17 @@ _TABLE = (
         packages=("vdev.virtio", "vdev.functions", "vdev.memory", "vdev.endpoints", "vdev.wire"),
         what="descriptors, indirect tables and indexes in guest RAM, for a unit's rings and an rng's",
     ),
+    Target(
+        "registers",
+        max_nbytes=512,
+        packages=("vdev.pci", "vdev.functions", "vdev.endpoints", "vdev.virtio", "vdev.iommu"),
+        what="BAR and configuration space accesses at any offset and width, resets in between, to every function",
+    ),
+    Target(
+        "accelerator",
+        max_nbytes=512,
+        packages=("vdev.endpoints", "vdev.functions.dma", "vdev.iommu", "vdev.pci.base", "vdev.memory"),
+        what="descriptors and registers of the accelerator, and mappings that change under its DMA",
+    ),
 )
 TARGETS = {target.name: target for target in _TABLE}
