@@ -82,7 +82,7 @@ class Scene:
 
     def enable(self, given: Reader) -> None:
         """The ring's registers as a driver writes them, or one of them a little off."""
-        off, by = given.byte(), given.byte()
+        off, by = given.byte() % 5, given.byte()
         values = {acc.Register.RING_BASE: RING, acc.Register.COMPLETION_BASE: COMPLETIONS}
         self._write(acc.Register.CONTROL, 0)
         for index, (register, value) in enumerate(values.items()):
