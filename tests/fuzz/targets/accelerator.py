@@ -87,7 +87,8 @@ class Scene:
         self._write(acc.Register.CONTROL, 0)
         for index, (register, value) in enumerate(values.items()):
             self._write64(register, value + (by << 6 if off == index + 1 else 0))
-        self._write(acc.Register.RING_SIZE, by if off == 3 else RING_SIZE)
+        size = by if by & 0x80 else 1 << by % 12
+        self._write(acc.Register.RING_SIZE, size if off == 3 else RING_SIZE)
         self._write(acc.Register.CONTROL, int(acc.Control.ENABLE | acc.Control.IRQ_ENABLE))
 
     def _write(self, register: int, value: int) -> None:

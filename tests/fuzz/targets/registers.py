@@ -149,6 +149,7 @@ class Scene:
             accepted = offered if select or not features else bytes([*offered[:3], features])
             function.bar_write(STRUCTURES_BAR, 0x0C, accepted)
         function.bar_write(STRUCTURES_BAR, virtio.COMMON_STATUS, b"\x0b")
+        function.bar_write(STRUCTURES_BAR, 0x10, bytes(2))  # vector 0 tells of changes
         for index in range(2):
             ring = DriverRing(self.ram[index * RING_NBYTES :], 8, base_gpa=RAM_GPA + index * RING_NBYTES)
             self._enable(function, index, ring)
@@ -329,7 +330,7 @@ def seeds() -> Iterator[bytes]:
             yield bytes([kind]) + start + bytes([1, function, 0, 3, 0, 1, 0, 0, 9])
             yield bytes([kind]) + start + bytes([3, function, 4, 0, 1, 0, 0, 9, 10, function, 0]) + snapshot
             yield bytes([kind]) + bytes([5, function, 0, 8, 1, 0, 0x80]) + start + bytes([12, function, 0, 8, 9])
-            yield bytes([kind]) + start + bytes([9, 13, function, 0, 9, 13, function, 6, 10, function, 1])
+            yield bytes([kind]) + start + bytes([9, 13, function, 2, 9, 10, function, 3])
             yield bytes([kind]) + start + bytes([7, function, 0, 0, 4, 0, 7, function, 2, 36, 1, 1, 1])
         registers = [(0x18, 0), (0x20, 8), (0x10, 5), (0x28, 1)]
         places = [list(accelerator.Register).index(accelerator.Register(offset)) for offset, _ in registers]
