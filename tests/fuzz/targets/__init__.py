@@ -70,5 +70,23 @@ _TABLE = (
         packages=("vdev.endpoints", "vdev.functions.dma", "vdev.iommu", "vdev.pci.base", "vdev.memory"),
         what="descriptors and registers of the accelerator, and mappings that change under its DMA",
     ),
+    Target(
+        "vfio_user",
+        max_nbytes=768,
+        packages=("vdev.transports", "vdev.wire", "vdev.memory"),
+        what="messages and bytes of a vfio-user peer, with any descriptors, at a connection",
+    ),
+    Target(
+        "vhost_user",
+        max_nbytes=768,
+        packages=("vdev.transports", "vdev.functions", "vdev.virtio", "vdev.wire", "vdev.memory"),
+        what="messages and bytes of a vhost-user front end at a unit whose rings run, stop and run again",
+    ),
+    Target(
+        "config_yaml",
+        max_nbytes=2048,
+        packages=("vdev.config", "vdev.qemu", "vdev.assemble", "guest_tests.runner.suite"),
+        what="configurations and guest-suite.yaml, and all that is made of those that are accepted",
+    ),
 )
 TARGETS = {target.name: target for target in _TABLE}
