@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
@@ -116,7 +117,7 @@ async def _receive(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> byte
 def _expected(server: ControlServer, sent: bytes) -> bytes:
     """What a client that sends this is to receive."""
     found = b""
-    for line in sent.split(b"\n"):
+    for line in re.findall(rb"[^\n]*\n|[^\n]+", sent):
         if not line.strip():
             continue
         answer = server.answer(line)
