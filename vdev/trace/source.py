@@ -42,8 +42,9 @@ def check_header(line: bytes, name: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(name, "is no trace of vdev", "its first line must be a trace's header") from None
     if version != FORMAT_VERSION:
-        cure = f"use the vdev that wrote it ({header.get('vdev', 'unknown')!r})"
-        raise ConfigError(name, f"has trace format {version!r}, this vdev reads {FORMAT_VERSION}", cure)
+        writer = str(header.get("vdev", "unknown"))
+        cure = f"use the vdev that wrote it ({writer if writer.isprintable() else 'unknown'})"
+        raise ConfigError(name, f"has trace format {version!r:.20}, this vdev reads {FORMAT_VERSION}", cure)
     if not _is_whole(header):
         raise ConfigError(name, "has a damaged header", "the first line of a trace names its VM, units and endpoints")
     return dict(header)

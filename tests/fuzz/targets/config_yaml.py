@@ -123,7 +123,7 @@ slots:
   - {bdf: 03:00.0}
 trace: {file: trace.jsonl, max_bytes: 1M, records: 100, endpoints: [iommu0], types: [MAP], statuses: ["!OK"]}
 """
-_DISK = 'units: [{name: a}]\nvm: {disk: image.raw, disk_format: raw, disk_writable: true, firmware: ovmf, kernel: none}'
+_DISK = "units: [{name: a}]\nvm: {disk: image.raw, disk_format: raw, disk_writable: true, firmware: ovmf, kernel: none}"
 _SUITE = """\
 machines:
   - config: {units: [{name: iommu0}], endpoints: [{name: accel0}]}

@@ -95,9 +95,7 @@ async def _play(data: bytes) -> None:
     _check([json.loads(line) for line in lines[1:]], pieces, in_order=not kind & 4)
 
 
-async def _served(
-    vdev: Vdev, qemu: Qemu | None, stream: bytes, npieces: int, *, oob: bool, nfds: int
-) -> list[bytes]:
+async def _served(vdev: Vdev, qemu: Qemu | None, stream: bytes, npieces: int, *, oob: bool, nfds: int) -> list[bytes]:
     """All lines the client gets, the greeting first."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -194,6 +192,12 @@ def seeds() -> Iterator[bytes]:
     enable = b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": [1, {"a": 1.5e3}]}'
     yield b"\4\3" + enable + b'{"exec-oob": "query-status", "id": "\\u20ac\\"\\n"}{"exec-oob": 1}'
     yield b"\4\0" + enable * 2 + b'{"execute": "a", "exec-oob": "b"}'
-    yield b"\1\7" + b"{'execute': 'query-status', 'id': 'it\\'s'} [1, -0, 1e5, true, null] \"x\" nul {\"a\": \"a\", \"a\": 1} @ } ]"
+    yield (
+        b"\1\7"
+        + b"{'execute': 'query-status', 'id': 'it\\'s'} [1, -0, 1e5, true, null] \"x\" nul {\"a\": \"a\", \"a\": 1} @ } ]"
+    )
     yield b"\x31\1" + b'{"execute": "getfd", "arguments": {"fdname": "x"}}{"execute": "add-fd"}'
-    yield b"\0\0" + b'{"execute": "query-status"}{"id": 1}{"execute": 5, "id": 2}{"execute": "x", "arguments": [], "y": 1}'
+    yield (
+        b"\0\0"
+        + b'{"execute": "query-status"}{"id": 1}{"execute": 5, "id": 2}{"execute": "x", "arguments": [], "y": 1}'
+    )
