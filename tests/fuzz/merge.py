@@ -10,9 +10,9 @@ from pathlib import Path
 from tests.fuzz.places import CORPUS, ROOT, WORK, command, corpus_files, environment, write_seeds
 from tests.fuzz.targets import TARGETS
 
-# Edges only: counters and compared values keep ten times as many inputs, which is good for a search and not for a
-# repository.
-MERGE = ("-set_cover_merge=1", "-use_counters=0", "-use_cmp=0")
+# Edges and how often they are taken, without compared values: those keep five times as many inputs, which is good for
+# a search and not for a repository.
+MERGE = ("-set_cover_merge=1", "-use_cmp=0")
 SECONDS = 900
 
 

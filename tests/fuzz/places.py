@@ -41,7 +41,7 @@ def file_name(data: bytes) -> str:
 def command(target: str, *arguments: str, plant: str | None = None, plain: bool = False) -> list[str]:
     """The process that fuzzes one target, with libFuzzer's arguments."""
     options = (["--plant", plant] if plant else []) + (["--plain"] if plain else [])
-    return [sys.executable, "-m", "tests.fuzz.child", target, *options, "--", *ALWAYS, *arguments]
+    return [sys.executable, "-m", "tests.fuzz.child", *options, target, "--", *ALWAYS, *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -119,6 +119,19 @@ class Scene:
         offsets = [offset for _, offset in self.chains[self.functions.index(function)]]
         function.config_write(offsets[choice % len(offsets)] + at, given.take(nbytes).ljust(nbytes, b"\0"))
 
+    def use_window(self, given: Reader) -> None:
+        """The configuration access window: where it points at, then a read or a write through it."""
+        function, offset, nbytes, bar = self._function(given), _offset(given), given.byte() % 10, given.byte() % 3
+        image = function.config_read(0, CONFIG_NBYTES)
+        for cap_id, at in self.chains[self.functions.index(function)]:
+            if at < pci.STANDARD_NBYTES and cap_id == pci.CapId.VENDOR and image[at + 3] == virtio.CfgType.PCI:
+                function.config_write(at + virtio.CAP_BAR, bytes([bar // 2]))
+                where = (offset & 0xFFFF_FFFF).to_bytes(4, "little") + nbytes.to_bytes(4, "little")
+                function.config_write(at + virtio.CAP_OFFSET, where)
+                if bar & 1:
+                    function.config_write(at + virtio.CAP_PCI_CFG_DATA, given.take(4).ljust(4, b"\0"))
+                assert len(function.config_read(at + virtio.CAP_PCI_CFG_DATA, 4)) == 4
+
     def bring_up(self, given: Reader) -> None:
         """What a driver does to start a virtio function: features, rings, DRIVER_OK."""
         function, features = self._function(given), given.byte()
@@ -221,6 +234,7 @@ _MOVES: tuple[Callable[[Scene, Reader], None], ...] = (
     Scene.read_config,
     Scene.write_capability,
     Scene.write_accelerator,
+    Scene.use_window,
     Scene.bring_up,
     Scene.run,
     Scene.reset,
@@ -300,14 +314,15 @@ def seeds() -> Iterator[bytes]:
     snapshot = bytes([4, 0, 0, 0, 7])
     for kind in (0, 0x10, 0x27, 0x4A):
         for function in range(3):
-            start = bytes([7, function, 0, 8])
-            yield bytes([kind]) + start + bytes([1, function, 0, 3, 0, 1, 0, 0, 8])
-            yield bytes([kind]) + start + bytes([3, function, 4, 0, 1, 0, 0, 8, 9, function, 0]) + snapshot
-            yield bytes([kind]) + bytes([5, function, 0, 8, 1, 0, 0x80]) + start + bytes([11, function, 0, 8, 8])
+            start = bytes([8, function, 0, 9])
+            yield bytes([kind]) + start + bytes([1, function, 0, 3, 0, 1, 0, 0, 9])
+            yield bytes([kind]) + start + bytes([3, function, 4, 0, 1, 0, 0, 9, 10, function, 0]) + snapshot
+            yield bytes([kind]) + bytes([5, function, 0, 8, 1, 0, 0x80]) + start + bytes([12, function, 0, 8, 9])
+            yield bytes([kind]) + start + bytes([7, function, 0, 0, 4, 0, 7, function, 2, 36, 1, 1, 1])
         registers = [(0x18, 0), (0x20, 8), (0x10, 5), (0x28, 1)]
         places = [list(accelerator.Register).index(accelerator.Register(offset)) for offset, _ in registers]
         writes = b"".join(
             bytes([6]) + value.to_bytes(4, "little") + bytes([place])
             for place, (_, value) in zip(places, registers, strict=True)
         )
-        yield bytes([kind, 3, 2, 4, 0, 1, 6, 0]) + writes + bytes([8, 10, 1, 8, 10, 0, 8, 9, 0, 2])
+        yield bytes([kind, 3, 2, 4, 0, 1, 6, 0]) + writes + bytes([9, 11, 1, 9, 11, 0, 9, 10, 0, 2])
