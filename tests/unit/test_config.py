@@ -95,6 +95,11 @@ def test_a_type_that_the_value_does_not_show_is_refused_in_one_line(text: str) -
     assert "not valid YAML at line 1: what stands there is not of the type !!" in refusal(text)
 
 
+def test_a_list_that_is_called_a_text_is_refused() -> None:
+    assert "not valid YAML" in refusal("a: !!str [b]")
+    assert "the key in line 1 is not a word" in refusal("? !!str [b]\n: 1")
+
+
 @pytest.mark.parametrize("text", ["a: \0", "a: \x1b", "\x7f: 1"])
 def test_a_file_with_a_control_character_is_refused_in_one_line(text: str) -> None:
     assert "not valid YAML" in refusal(text)

@@ -120,7 +120,7 @@ class _Checker:
             word = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             here = f"{path}.{word}" if path else word
             line = key.start_mark.line + 1
-            if key.tag != _TEXT_TAG:
+            if key.tag != _TEXT_TAG or not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(here, f"the key in line {line} is not a word", "every key of a configuration is one")
             self._check_scalar(key)
             if word in lines:
@@ -140,7 +140,7 @@ class _Checker:
             return False
         try:
             return int(self._loader.construct_yaml_int(node)).bit_length() <= _MAX_NUMBER_NBITS
-        except (ValueError, IndexError):  # PyYAML of 0x_, and of an empty text that was called a number
+        except ValueError:  # PyYAML of 0x_
             return False
 
 
