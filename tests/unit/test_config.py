@@ -80,6 +80,15 @@ def test_a_value_of_the_wrong_type_is_refused_with_path_and_value() -> None:
     assert "units[iommu0].reserved[0].end" in unit("reserved: [{start: 0, end: x}]")
 
 
+def test_a_wrong_value_in_a_section_that_may_be_left_out_is_refused_like_any_other() -> None:
+    assert "x.yaml: trace.records: 'many' is text, not a whole number" in refusal(
+        f"units: [{UNIT}]\ntrace: {{records: many}}"
+    )
+    assert "x.yaml: trace.record: there is no such key (did you mean records?)" in refusal(
+        f"units: [{UNIT}]\ntrace: {{record: 5}}"
+    )
+
+
 def test_missing_units_are_refused() -> None:
     assert "x.yaml: units: this key is missing" in refusal("vm: {name: a}")
     assert "x.yaml: units: the list is empty" in refusal("units: []")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -103,7 +104,8 @@ class _Checker:
             raise ConfigError(path or WHOLE, f"more than {_MAX_VALUES} values in one file", "use fewer aliases")
         if depth > _MAX_DEPTH:
             raise _too_deep(path)
-        if node.tag != self._loader.resolve(type(node), node.value, (True, False)) and node.tag != _TEXT_TAG:
+        shown = self._loader.resolve(type(node), node.value, (True, False))  # type: ignore[no-untyped-call]
+        if node.tag not in (shown, _TEXT_TAG):
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             raise _not_valid(node, f"what stands there is not of the type {tag:.{_MAX_SHOWN}}", "leave the type out")
         if isinstance(node, yaml.SequenceNode):
@@ -111,7 +113,7 @@ class _Checker:
                 self.check(item, item_key(path, index, _name_in(item)), depth + 1)
         elif isinstance(node, yaml.MappingNode):
             self._check_mapping(node, path, depth)
-        else:
+        elif isinstance(node, yaml.ScalarNode):
             self._check_scalar(node)
 
     def _check_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
@@ -128,14 +130,14 @@ class _Checker:
             lines[word] = line
             self.check(value, here, depth + 1)
 
-    def _check_scalar(self, node: yaml.Node) -> None:
+    def _check_scalar(self, node: yaml.ScalarNode) -> None:
         if odd := _ODD_CHARACTER.search(node.value):
             problem = f"the text has the character U+{ord(odd[0]):04X}"
             raise _not_valid(node, problem, "no name, path or argument needs one like it")
         if node.tag == _INT_TAG and not self._is_number(node):
             raise _not_valid(node, f"{node.value:.{_MAX_SHOWN}} is no number vdev can read", "write 0x10 or 16")
 
-    def _is_number(self, node: yaml.Node) -> bool:
+    def _is_number(self, node: yaml.ScalarNode) -> bool:
         if len(node.value) > _MAX_NUMBER_NBITS:
             return False
         try:
@@ -178,7 +180,7 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
     key = ""
     for name, index in _STEP.findall(path):
         if name:
-            key, data, kind = f"{key}.{name}" if key else name, data.get(name), get_type_hints(kind)[name]
+            key, data, kind = f"{key}.{name}" if key else name, data.get(name), _given(get_type_hints(kind)[name])
         elif index == "...":
             # It does not say which value; those that fit are scalars.
             last = next((word for word, value in data.items() if not isinstance(value, str | bool | int)), "?")
@@ -187,6 +189,12 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
             data, kind = data[int(index)], (get_args(kind) or (None,))[0]
             key = item_key(key, int(index), data.get("name") if isinstance(data, dict) else None)
     return key, data, kind
+
+
+def _given(kind: Any) -> Any:
+    """What a key that may be left out is when it is there: X of `X | None`."""
+    kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else []
+    return kinds[0] if len(kinds) == 1 else kind
 
 
 def _fields(kind: Any) -> list[str]:

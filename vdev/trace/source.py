@@ -55,8 +55,9 @@ def _is_whole(header: dict[str, Any]) -> bool:
     units, endpoints = header.get("units"), header.get("endpoints")
     if not isinstance(units, list) or not isinstance(endpoints, list):
         return False
-    rows = [(header, ("vm", "vdev", "started"))]
-    rows += [(unit, ("name", "bdf")) for unit in units] + [(end, ("name", "bdf", "unit")) for end in endpoints]
+    rows: list[tuple[Any, tuple[str, ...]]] = [(header, ("vm", "vdev", "started"))]
+    rows += [(unit, ("name", "bdf")) for unit in units]
+    rows += [(endpoint, ("name", "bdf", "unit")) for endpoint in endpoints]
     return all(isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys) for row, keys in rows)
 
 

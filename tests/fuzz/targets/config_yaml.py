@@ -42,11 +42,15 @@ def _read(text: bytes, reader: Callable[[Path], None]) -> None:
         os.write(fd, text)
         reader(Path(f"/proc/self/fd/{fd}"))
     except ConfigError as error:
-        assert error.key
-        assert error.problem
-        assert len(str(error).encode(errors="surrogatepass")) < MAX_ERROR_NBYTES
+        _check_words(error)
     finally:
         os.close(fd)
+
+
+def _check_words(error: ConfigError) -> None:
+    assert error.key
+    assert error.problem
+    assert len(str(error).encode()) < MAX_ERROR_NBYTES
 
 
 def _machine(path: Path) -> None:

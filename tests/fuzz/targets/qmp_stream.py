@@ -1,8 +1,8 @@
 """QMP: what a client of the bridge's monitor sends, bytes of any kind in pieces of any size.
 
-Input: a byte of choices (`_play`), one that says into how many pieces the rest is cut, the client's bytes. Each thing in
-the stream that ends is answered once, by one line: in order with its id unless a command went out of band, with one of
-QMP's five error classes. Nothing vdev refuses reaches QEMU, and QEMU stops a VM only when vdev is frozen.
+Input: a byte of choices (`_play`), one that says into how many pieces the rest is cut, the client's bytes. Each value
+in the stream is answered once, by one line: in order unless commands may go out of band, with its id, an error with one
+of QMP's five classes. Nothing vdev refuses reaches QEMU, and QEMU stops a VM only when vdev is frozen.
 """
 
 from __future__ import annotations
@@ -192,10 +192,8 @@ def seeds() -> Iterator[bytes]:
     enable = b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": [1, {"a": 1.5e3}]}'
     yield b"\4\3" + enable + b'{"exec-oob": "query-status", "id": "\\u20ac\\"\\n"}{"exec-oob": 1}'
     yield b"\4\0" + enable * 2 + b'{"execute": "a", "exec-oob": "b"}'
-    yield (
-        b"\1\7"
-        + b"{'execute': 'query-status', 'id': 'it\\'s'} [1, -0, 1e5, true, null] \"x\" nul {\"a\": \"a\", \"a\": 1} @ } ]"
-    )
+    yield b"\1\7" + b"{'execute': 'query-status', 'id': 'it\\'s'} [1, -0, 1e5, true, null] 'x' nul "
+    yield b"\1\7" + b'{"a": "a", "a": 1} @ } ]'
     yield b"\x31\1" + b'{"execute": "getfd", "arguments": {"fdname": "x"}}{"execute": "add-fd"}'
     yield (
         b"\0\0"

@@ -39,10 +39,14 @@ def one_input(data: bytes) -> None:
     try:
         engine.restore(saved)
     except SnapshotError as error:
-        assert str(error)
-        assert engine.snapshot() == before, "a state that was refused left a trace"
+        _check_refusal(engine, before, str(error))
     else:
         _check(engine, kind)
+
+
+def _check_refusal(engine: Engine, before: dict[str, Any], problem: str) -> None:
+    assert problem
+    assert engine.snapshot() == before, "a state that was refused left a trace"
 
 
 def _check(engine: Engine, kind: int) -> None:

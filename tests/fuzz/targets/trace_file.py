@@ -1,4 +1,4 @@
-"""A trace file that somebody sends: every line is shown, or counted as damaged; a file that is no trace is a ConfigError.
+"""A trace file that somebody sends: each line is shown, or counted as damaged; what is no trace is a ConfigError.
 
 Input: a byte that chooses what is wanted (`_ARGUMENTS`), then the file. What is shown is text a terminal can be given:
 a record is one line, and no character in it is a command to the terminal.
@@ -21,7 +21,7 @@ from vdev.trace.records import FORMAT_VERSION
 
 _PARSER = argparse.ArgumentParser()
 cli.add_arguments(_PARSER)
-_ARGUMENTS = (
+_ARGUMENTS: tuple[list[str], ...] = (
     [], ["--last", "2"], ["--json"], ["--endpoint", "accel0"], ["--type", "MAP,FAULT"], ["--status", "!OK"],
     ["--last", "0"], ["--endpoint", "iommu0", "--type", "request", "--json"],
 )  # fmt: skip
@@ -37,12 +37,17 @@ def one_input(data: bytes) -> None:
         arguments.target = Path(arguments.target)
         shown, said = _show(arguments)
     except ConfigError as error:
-        assert error.key
-        assert error.problem
+        _check_words(error)
     else:
         _check(data[1:], shown, said, as_json="--json" in words, all_shown=not words)
     finally:
         os.close(fd)
+
+
+def _check_words(error: ConfigError) -> None:
+    assert error.key
+    assert error.problem
+    assert error.problem.isprintable()
 
 
 def _show(arguments: argparse.Namespace) -> tuple[str, str]:

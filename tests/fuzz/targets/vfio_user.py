@@ -27,7 +27,7 @@ from vdev.wire import vfio_user as wire
 from vdev.wire.vfio_user import Command
 
 PEER = Peer(0, 0, 0)  # of a process that cannot be seen: nothing of this one is looked at
-BARS = (Bar(0, 4096), Bar(2, 1 << 16))
+BARS: tuple[Bar, ...] = (Bar(0, 4096), Bar(2, 1 << 16))
 VECTORS = 4
 VERSION = wire.Version(0, 0).pack()
 FLAGS = (0, 0, 0, 0, wire.NO_REPLY, wire.TYPE_REPLY, 2, wire.ERROR)
@@ -134,12 +134,12 @@ class Scene:
         payload += given.take(given.byte())
         await self.send(wire.message(number(given, 2), command, payload, flags), make_fds(given))
 
-    async def bytes(self, given: Reader) -> None:
+    async def pieces(self, given: Reader) -> None:
         """Any bytes: a header, a piece of a message, several."""
         fds = make_fds(given)
         await self.send(given.take(given.byte()) or b"\0", fds)
 
-    async def many_bytes(self, given: Reader) -> None:
+    async def filler(self, given: Reader) -> None:
         """More bytes than an input has."""
         await self.send(bytes(given.byte() << 8 | 1), [])
 
@@ -288,7 +288,7 @@ def _is_access(given: bytes, payload: bytes) -> wire.RegionAccess:
     access = wire.RegionAccess.parse(given)
     sizes = {wire.REGION_CONFIG: CONFIG_NBYTES} | {bar.index: bar.nbytes for bar in BARS}
     assert payload[:16] == given[:16]
-    assert 0 < access.count
+    assert access.count > 0
     assert access.offset + access.count <= sizes[access.region]
     return access
 
@@ -331,12 +331,12 @@ _CHECKS: dict[int, Callable[[bytes, bytes], None]] = {
 }
 _MOVES: tuple[Callable[[Scene, Reader], Awaitable[None]], ...] = (
     Scene.message,
-    Scene.bytes,
+    Scene.pieces,
     Scene.interrupt,
     Scene.answer,
     Scene.hold,
     Scene.wait,
-    Scene.many_bytes,
+    Scene.filler,
 )
 
 

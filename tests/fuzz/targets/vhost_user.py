@@ -171,7 +171,7 @@ class Scene:
         fds = [os.eventfd(value & 1)] if kind >= 6 else []
         await self.send(wire.message(*steps[kind], wire.NEED_REPLY), fds)
 
-    async def bytes(self, given: Reader) -> None:
+    async def pieces(self, given: Reader) -> None:
         """Any bytes: a header, a piece of a message, several."""
         fds = make_fds(given)
         await self.send(given.take(given.byte()) or b"\0", fds)
@@ -282,7 +282,7 @@ class Scene:
 
 _MOVES: tuple[Callable[[Scene, Reader], Awaitable[None]], ...] = (
     Scene.message,
-    Scene.bytes,
+    Scene.pieces,
     Scene.ring,
     Scene.table,
     Scene.request,
