@@ -174,7 +174,7 @@ class Lab:
         async with asyncio.timeout(START_S):
             while self.process.returncode is None:
                 try:
-                    self.qtest = Qtest(*await asyncio.open_unix_connection(path))
+                    self.qtest = Qtest(*await asyncio.open_unix_connection(path, limit=1 << 20))
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(0.01)
                 else:
