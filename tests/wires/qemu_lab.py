@@ -146,7 +146,7 @@ class Lab:
     def note(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Write down every message from now on."""
         for kind, notes in ((Session, self.vfio), (VhostSession, self.vhost)):
-            monkeypatch.setattr(kind, "handle", self._noting(kind.handle, notes))  # type: ignore[attr-defined]
+            monkeypatch.setattr(kind, "handle", self._noting(kind.handle, notes))
 
     def _noting(self, handle: Any, notes: list[Seen]) -> Any:
         def noting(session: Any, message: Message[Any]) -> bytes | None:

@@ -13,6 +13,7 @@ import pytest
 from tests.support import vfio_scene
 from tests.support.vfio_scene import PAGE, GuestRam, served, until
 from tests.wires.raw import NEGOTIATE, Wire, answer, negotiated, refusal, request, words
+from vdev.transports.vfio_user import VfioUserServer, VmContext
 
 every_fd_is_closed = vfio_scene.every_fd_is_closed
 
@@ -104,6 +105,16 @@ async def test_a_reply_to_nothing_is_not_answered(tmp_path: Path) -> None:
 
         assert found[:4] == words("HH", 2, 4)
         assert scene.function.calls == []
+
+
+async def test_a_socket_takes_a_connection_before_anybody_serves_it(tmp_path: Path) -> None:
+    server = VfioUserServer(vfio_scene.FakeFunction(), tmp_path / "run" / "early.sock", VmContext())
+    server.listen()
+    wire = await Wire.connect(server.path)
+    wire.close()
+    server.close()
+
+    assert server.connection is None
 
 
 # VERSION
