@@ -45,7 +45,7 @@ async def test_the_version_reply_fits_qemus_buffer_and_ends_with_nul(tmp_path: P
     assert json.loads(answer[4:-1])
 
 
-@pytest.mark.parametrize("text", [b"", b'{"capabilities":{}}\0', b'{"capabilities":{"pgsizes":4096}}\0'])
+@pytest.mark.parametrize("text", [b"", b'{"capabilities":{}}\0', b'{"capabilities":{"pgsizes":0}}\0'])
 async def test_a_short_version_request_gets_a_reply_that_fits_it(tmp_path: Path, text: bytes) -> None:
     async with served(tmp_path) as scene:
         client = await scene.connect()

@@ -7,6 +7,7 @@ import sys
 from functools import cache
 
 import pytest
+import yaml
 
 from tests.wires.tables import KEEPERS, ROOT, TABLES, Table, rendered
 from vdev.wire import vfio_user, vhost_user
@@ -70,3 +71,13 @@ def test_topics_are_not_scattered(table: Table) -> None:
 @each_table
 def test_the_page_is_what_the_table_makes(table: Table) -> None:
     assert table.page.read_text() == rendered(table), "stale: run `python -m tests.wires`"
+
+
+@each_table
+def test_a_mutation_that_breaks_a_rule_is_left_to_the_tests_the_rule_names(table: Table) -> None:
+    rules = {rule.ident: rule.tests for rule in table.rules()}
+    groups = yaml.safe_load((ROOT / "tests" / "mutation" / "table" / table.source.name).read_text())
+    rows = [row for group in groups for row in group["mutations"]]
+
+    assert [row["id"] for row in rows if not set(row["tests"]) <= set(rules[row["rule"]])] == []
+    assert len({row["rule"] for row in rows}) >= 40

@@ -124,6 +124,15 @@ async def test_a_memory_table_is_a_count_a_padding_and_regions_in_the_order_of_t
     assert (set_, found) == (0, b"first")
 
 
+@pytest.mark.parametrize("nfds", [0, 2])
+async def test_a_memory_table_with_fewer_or_more_fds_than_regions_is_refused(scene: Scene, nfds: int) -> None:
+    async with wired(scene) as wire:
+        table = words("IIQQQQ", 1, 0, 0, 0x1000, HVA, 0)
+
+        assert await acknowledged(wire, 5, table, [scene.ram.fd] * nfds) == errno.EINVAL
+        assert len(scene.carrier.memory) == 0
+
+
 async def test_a_new_memory_table_takes_the_place_of_the_old_one(scene: Scene) -> None:
     async with wired(scene) as wire:
         await acknowledged(wire, 37, words("QQQQQ", 0, 1 << 32, 0x2000, HVA, 0), [scene.ram.fd])
