@@ -16,6 +16,7 @@ from vdev.wire.vfio_user import Command
 
 every_fd_is_closed = vfio_scene.every_fd_is_closed
 
+GIVE_UP_MS = 1000  # x-msg-timeout; less, and a busy host makes QEMU give up over a reply that is not late
 ALL_ONES = 0xFFFF_FFFF
 MSIX_BAR = 4
 MSI_AT = 0x10_0000  # of guest RAM, where the test can look for the message
@@ -261,20 +262,20 @@ async def test_without_us_qemu_aborts_at_the_next_change_of_its_memory(
 async def test_qemu_survives_a_late_reply_only_if_it_has_no_payload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare: bool
 ) -> None:
-    async with endpoint_lab(tmp_path, monkeypatch, **{"x-msg-timeout": 200}) as scene:
+    async with endpoint_lab(tmp_path, monkeypatch, **{"x-msg-timeout": GIVE_UP_MS}) as scene:
         at = await scene.qtest.place_bar(0)
         connection = scene.endpoint
 
         def late(seen: Seen, answer: bytes | None) -> bytes | None:
             assert answer is not None
             reply = wire.late_reply(answer) if bare else answer
-            asyncio.get_running_loop().call_later(0.4, connection._stream.send, reply)
+            asyncio.get_running_loop().call_later(1.5 * GIVE_UP_MS / 1000, connection._stream.send, reply)
             return None
 
         scene.tamper = late
         given_up = await scene.qtest.read(at, 4)
         scene.tamper = lambda seen, answer: answer
-        await asyncio.sleep(0.4)  # until the late reply is there
+        await asyncio.sleep(0.8 * GIVE_UP_MS / 1000)  # until the late reply is there
         found = await scene.qtest.read(at, 4)
 
     assert given_up == ALL_ONES
@@ -282,7 +283,7 @@ async def test_qemu_survives_a_late_reply_only_if_it_has_no_payload(
 
 
 async def test_qemu_gives_up_over_an_fd_in_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with endpoint_lab(tmp_path, monkeypatch, **{"x-msg-timeout": 200}) as scene:
+    async with endpoint_lab(tmp_path, monkeypatch, **{"x-msg-timeout": GIVE_UP_MS}) as scene:
         at = await scene.qtest.place_bar(0)
         stream = scene.endpoint._stream
 

@@ -210,7 +210,7 @@ async def test_qemu_must_find_a_header_whole(tmp_path: Path, monkeypatch: pytest
 
         scene.tamper = in_two
 
-        assert not await _realized(scene, **{"x-msg-timeout": 300})
+        assert not await _realized(scene, **{"x-msg-timeout": 1000})
         assert "short read" in scene.stderr
 
 
