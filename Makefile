@@ -40,8 +40,10 @@ bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMP
 	@$(RUN) -m benchmarks all $(if $(QUICK),--quick) $(if $(BASELINE),--baseline) $(if $(COMPARE),--compare $(COMPARE)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KERNEL),--kernel $(KERNEL))
 
-fuzz: ## not there yet
-	@echo "make fuzz: not there yet; issue 6 (conformance) brings it" >&2; exit 2
+# Also: TARGET=requests, JOBS=1, RECORD=1 (adds to docs/fuzz.json). docs/fuzzing.md tells about replaying and merging.
+fuzz: setup ## feed every parser inputs nobody would send (MINUTES=n, TARGET=name)
+	@$(RUN) -m tests.fuzz --minutes $(or $(MINUTES),1) $(if $(TARGET),--target $(TARGET)) $(if $(JOBS),--jobs $(JOBS)) \
+		$(if $(RECORD),--record)
 
 # Also: make mutate ONLY="id ...", CLAUSE="D16 ...", FILE=..., JOBS=n; RECORD=1 writes docs/mutations.md (of all of them only).
 mutate: setup ## make small mistakes in the device, one at a time: a test must notice each (ONLY=, CLAUSE=, FILE=)
