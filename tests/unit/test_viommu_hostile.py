@@ -15,6 +15,7 @@ from vdev.iommu.domains import SWEEP_BLOCKS
 from vdev.iommu.engine import Engine
 from vdev.iommu.intervals import BLOCK_MAX
 from vdev.memory import Region
+from vdev.virtio.queue import Queue
 from vdev.wire import accelerator as acc
 from vdev.wire import viommu as wire
 from vdev.wire import vring
@@ -136,6 +137,33 @@ def test_what_an_unmap_removed_is_swept_up_in_parts_before_the_device_rests(rig:
     assert rig.engine.describe()["mappings"] == 0
     assert slices > 1
     assert not rig.engine.sweep()
+
+
+@pytest.mark.parametrize("reset", ["reset", "system_reset", "host_reset"])
+def test_what_a_reset_removed_is_swept_up_without_a_kick(rig: ViommuRig, reset: str) -> None:
+    rig.ask(ATTACH)
+    map_many(rig.engine, 1)
+    before = rig.woken
+
+    getattr(rig.device, reset)()
+
+    assert rig.woken == before + 1
+
+
+def test_event_buffers_that_come_and_go_end_a_slice(rig: ViommuRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Queue] = []
+
+    def pop(ring: Queue) -> None:
+        looks.append(ring)
+        assert len(looks) < 1000
+
+    monkeypatch.setattr(Queue, "pop", pop)
+    monkeypatch.setattr(Queue, "rearm", lambda ring: True)
+    rig.fault()
+
+    rig.run()
+
+    assert len(looks) > rig.events.size
 
 
 @pytest.mark.parametrize("how", ["status 0", "DEVICE_RESET"])
