@@ -66,9 +66,13 @@ class Groups:
             self.run_groups(session.items, self._session.named)
         return True
 
-    def run_groups(self, collected: list[pytest.Item], named: Sequence[str]) -> None:
-        """A group of tests for each clause in `named`; without any, one of all tests named for none that is broken."""
+    def run_groups(self, collected: list[pytest.Item], named: Sequence[str], *, is_quick: bool = False) -> None:
+        """A group of tests for each clause in `named`; without any, one of all tests named for none that is broken
+        (`is_quick`: of those the table wants first)."""
         items = self._ordered(collected)
+        first = {test.partition("::")[0] for test in self._mutation.tests}
+        if is_quick and first and not named:
+            items = [item for item in items if item.nodeid.partition("::")[0] in first]
         if not named:
             self._fork(OTHERS, [item for item in items if not set(self._mutation.clauses) & _clauses(item)])
         for clause in named:

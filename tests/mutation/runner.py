@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from tests.mutation import child
 from tests.mutation.sessions import HOST, Session, Stage, stages_of
 from tests.mutation.table import Mutation
@@ -146,7 +144,7 @@ class Runner:
             one.heard = time.monotonic()
         one.fd, theirs = os.pipe()
         one.scratch = None
-        self._warm[session].ask(msgspec.to_builtins(one.verdict.mutation), named, theirs)
+        self._warm[session].ask(one.verdict.mutation, named, theirs, is_quick=self._is_quick)
         os.close(theirs)
 
     def _begin_cold(self, one: _Running) -> None:
