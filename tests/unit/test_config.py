@@ -296,7 +296,17 @@ def test_the_probe_answer_must_hold_the_reserved_regions_of_every_endpoint() -> 
     )
 
 
+def test_reserved_regions_share_no_byte() -> None:
+    said = refusal(
+        "units: [{name: iommu0, granule: 1, reserved: []}]\nendpoints: [{name: e0, bdf: 01:00.0, "
+        "reserved: [{start: 0x1000, end: 0x1fff}, {start: 0x1fff, end: 0x2fff}]}]"
+    )
+    assert "0x1fff..0x2fff overlaps endpoints[e0].reserved[0], which is 0x1000..0x1fff" in said
+
+
 def test_the_largest_request_must_hold_a_probe() -> None:
+    assert "cannot hold a PROBE of 588 bytes" in unit("limits: {max_request_nbytes: 587}")
+    parse_config("units: [{name: iommu0, limits: {max_request_nbytes: 588}}]", "x.yaml")
     assert "limits.max_request_nbytes: 100 cannot hold a PROBE" in unit("limits: {max_request_nbytes: 100}")
 
 

@@ -164,3 +164,14 @@ def test_a_slice_covers_a_bounded_number_of_mappings_whatever_the_granule() -> N
 
     assert DmaDoor(fine, ENDPOINT, FakeFunction()).slice_nbytes == MAX_PIECES
     assert Rig().door.slice_nbytes == MAX_PIECES * PAGE
+
+
+def test_ram_that_is_read_only_is_read_and_not_written(rig: Rig) -> None:
+    rig.function.memory.add(Region(RAM_GPA + 4 * PAGE, PAGE, memoryview(bytearray(PAGE)), writable=False))
+    rig.map(0x1000, RAM_GPA + 4 * PAGE, 1)
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.write(0x1000, b"x")
+
+    assert caught.value.reason == "unsupported-request"
+    assert rig.door.read(0x1000, 1) == b"\0"

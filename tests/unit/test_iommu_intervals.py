@@ -72,3 +72,26 @@ def test_emptying_the_map_leaves_a_usable_map() -> None:
 
     assert (len(tested), list(tested), tested.find(6), tested.overlaps(0, 99)) == (0, [], None, False)
     assert tested.insert((6, 7, 0, 3))
+
+
+def test_all_that_a_removal_unhooks_is_rubbish_to_be_freed_later() -> None:
+    tested, rubbish = IntervalMap(), list[list[int] | list[Interval]]()
+    for start in range(10 * BLOCK_MAX):
+        tested.insert((2 * start, 2 * start + 1, 0, 3))
+
+    removed = tested.remove(0, 20 * BLOCK_MAX, rubbish)
+
+    kept = [kind for block in rubbish for kind in (type(block[0]),) * len(block)]
+    assert removed == 10 * BLOCK_MAX
+    assert kept.count(int) == kept.count(tuple) > 8 * BLOCK_MAX
+
+
+def test_an_emptied_map_is_empty_and_takes_intervals_again() -> None:
+    tested, rubbish = IntervalMap(), list[list[int] | list[Interval]]()
+    tested.insert((1, 5, 0, 3))
+
+    tested.empty_into(rubbish)
+
+    assert (len(tested), list(tested), tested.find(1)) == (0, [], None)
+    assert tested.insert((2, 3, 0, 3))
+    assert len(rubbish) == 2

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.driver import DriverRing
 from vdev.virtio.ordering import NoOrdering
+from vdev.virtio.queue import RingError
 from vdev.wire import vring
 
 NEXT, WRITE, INDIRECT = vring.DESC_F_NEXT, vring.DESC_F_WRITE, vring.DESC_F_INDIRECT
@@ -319,3 +320,28 @@ def test_a_snapshot_continues_with_the_chains_that_were_in_flight() -> None:
     assert (chain.read(1), following.read(1)) == (b"\1", b"\2")
     with pytest.raises(ValueError, match="version 9"):
         restored.restore({**queue.snapshot(), "version": 9})
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_suppression_begins_anew_after_each_rearm(event_idx: bool) -> None:
+    driver = ring(event_idx=event_idx)
+    queue = driver.device_queue()
+    queue.suppress()
+    queue.rearm()
+
+    queue.suppress()
+
+    assert not driver.submit([b"x"])
+
+
+def test_more_chains_waiting_than_the_ring_has_are_an_error() -> None:
+    driver = ring()
+    queue = driver.device_queue()
+    driver.avail_words[vring.IDX_WORD] = 0x100
+
+    with pytest.raises(RingError, match="256 chains"):
+        queue.waiting()
+
+
+def test_event_words_follow_the_entries_of_their_rings() -> None:
+    assert (vring.used_event_word(16), vring.avail_event_word(16)) == ((4 + 2 * 16) // 2, (4 + 8 * 16) // 2)

@@ -178,3 +178,18 @@ def test_a_size_that_is_no_power_of_two_up_to_32768_is_refused(size: int) -> Non
 def test_ring_areas_out_of_place_are_refused(area: dict[str, int], problem: str) -> None:
     with pytest.raises(RingError, match=problem):
         make(**area)
+
+
+@pytest.mark.parametrize(("taken", "index"), [(5, 4), (5, 0xFFFF), (0, 0xFFFF)])
+def test_an_available_index_that_goes_back_is_refused(taken: int, index: int) -> None:
+    driver = ring()
+    queue = driver.device_queue()
+    for _ in range(taken):
+        driver.submit([b"x"])
+        chain = queue.pop()
+        assert chain is not None
+        queue.push(chain, 0)
+    driver.avail_words[vring.IDX_WORD] = index
+
+    with pytest.raises(RingError, match="ahead"):
+        queue.pop()
