@@ -70,5 +70,47 @@ _TABLE = (
         packages=("vdev.endpoints", "vdev.functions.dma", "vdev.iommu", "vdev.pci.base", "vdev.memory"),
         what="descriptors and registers of the accelerator, and mappings that change under its DMA",
     ),
+    Target(
+        "vfio_user",
+        max_nbytes=768,
+        packages=("vdev.transports", "vdev.wire", "vdev.memory"),
+        what="messages and bytes of a vfio-user peer, with any descriptors, at a connection",
+    ),
+    Target(
+        "vhost_user",
+        max_nbytes=768,
+        packages=("vdev.transports", "vdev.functions", "vdev.virtio", "vdev.wire", "vdev.memory"),
+        what="messages and bytes of a vhost-user front end at a unit whose rings run, stop and run again",
+    ),
+    Target(
+        "config_yaml",
+        max_nbytes=2048,
+        packages=("vdev.config", "vdev.qemu", "vdev.assemble", "guest_tests.runner.suite"),
+        what="configurations and guest-suite.yaml, and all that is made of those that are accepted",
+    ),
+    Target(
+        "qmp_stream",
+        max_nbytes=1024,
+        packages=("qmp_bridge.bridge", "qmp_bridge.json_stream", "qmp_bridge.json_text", "vdev.qapi.check"),
+        what="bytes of a QMP client, in pieces of any size, at the bridge's monitor",
+    ),
+    Target(
+        "control",
+        max_nbytes=1024,
+        packages=("vdev.control.server", "vdev.control.messages", "vdev.qapi.check"),
+        what="lines of a client of the control socket, in pieces of any size",
+    ),
+    Target(
+        "snapshot",
+        max_nbytes=1024,
+        packages=("vdev.iommu",),
+        what="saved state of a unit, restored in another",
+    ),
+    Target(
+        "trace_file",
+        max_nbytes=2048,
+        packages=("vdev.trace",),
+        what="a trace file that somebody sends, as vdev trace shows it",
+    ),
 )
 TARGETS = {target.name: target for target in _TABLE}
