@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parts demo shell test soak check bench fuzz doctor clean
+.PHONY: help setup parts demo shell test soak check conformance bench fuzz doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -32,13 +32,18 @@ soak: parts ## all tests at the full count the issues name
 check: setup ## style, types and import contracts only
 	@$(RUN) -m pytest tests/test_checks.py
 
+conformance: parts ## run the tests of every clause of the specification, write docs/conformance.md
+	@$(RUN) -m tests.conformance record
+
 # Also: make bench QUICK=1 (under 4 minutes), ROUNDS=n, KERNEL=..., COMPARE=OLD.json; BASELINE=1 writes docs/benchmarks.md.
 bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMPARE=OLD.json)
 	@$(RUN) -m benchmarks all $(if $(QUICK),--quick) $(if $(BASELINE),--baseline) $(if $(COMPARE),--compare $(COMPARE)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KERNEL),--kernel $(KERNEL))
 
-fuzz: ## not there yet
-	@echo "make fuzz: not there yet; issue 6 (conformance) brings it" >&2; exit 2
+# Also: TARGET=requests, JOBS=1, RECORD=1 (adds to docs/fuzz.json). docs/fuzzing.md tells about replaying and merging.
+fuzz: setup ## feed every parser inputs nobody would send (MINUTES=n, TARGET=name)
+	@$(RUN) -m tests.fuzz --minutes $(or $(MINUTES),1) $(if $(TARGET),--target $(TARGET)) $(if $(JOBS),--jobs $(JOBS)) \
+		$(if $(RECORD),--record)
 
 # Needs no .venv: it is there to say why there is none.
 doctor: ## what this host has, what is missing, what to do

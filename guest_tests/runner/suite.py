@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vdev.config import ATTACHMENTS, Attach, Config, load_config, parse_config
+from vdev.config import ATTACHMENTS, Attach, Config, config_from, load_config
 from vdev.config.text import convert, parse_yaml
 from vdev.errors import ConfigError
 
@@ -150,4 +150,4 @@ def _attachment(config: Config) -> str:
 def _config(root: Path, given: str | dict[str, Any]) -> Config:
     if isinstance(given, str):
         return load_config(root / given)
-    return parse_config(msgspec.json.encode(given).decode(), "config")
+    return config_from(given, "config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from vdev.config import config_warnings, format_bdf, load_config, parse_bdf, parse_config, parse_size
@@ -79,6 +80,15 @@ def test_a_value_of_the_wrong_type_is_refused_with_path_and_value() -> None:
     assert "units[iommu0].reserved[0].end" in unit("reserved: [{start: 0, end: x}]")
 
 
+def test_a_wrong_value_in_a_section_that_may_be_left_out_is_refused_like_any_other() -> None:
+    assert "x.yaml: trace.records: 'many' is text, not a whole number" in refusal(
+        f"units: [{UNIT}]\ntrace: {{records: many}}"
+    )
+    assert "x.yaml: trace.record: there is no such key (did you mean records?)" in refusal(
+        f"units: [{UNIT}]\ntrace: {{record: 5}}"
+    )
+
+
 def test_missing_units_are_refused() -> None:
     assert "x.yaml: units: this key is missing" in refusal("vm: {name: a}")
     assert "x.yaml: units: the list is empty" in refusal("units: []")
@@ -87,6 +97,48 @@ def test_missing_units_are_refused() -> None:
 @pytest.mark.parametrize("text", ["a: [", "\ta: 1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "a: 0x_"])
 def test_what_is_not_yaml_is_refused_in_one_line(text: str) -> None:
     assert "x.yaml: the file: not valid YAML" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["a: !!timestamp x", "a: !!int ''", "a: !!bool x", "a: !!set {b}", "a: !!binary QQ=="])
+def test_a_type_that_the_value_does_not_show_is_refused_in_one_line(text: str) -> None:
+    assert "not valid YAML at line 1: what stands there is not of the type !!" in refusal(text)
+
+
+def test_a_list_that_is_called_a_text_is_refused() -> None:
+    assert "not valid YAML" in refusal("a: !!str [b]")
+    assert "the key in line 1 is not a word" in refusal("? !!str [b]\n: 1")
+
+
+@pytest.mark.parametrize("text", ["a: \0", "a: \x1b", "\x7f: 1"])
+def test_a_file_with_a_control_character_is_refused_in_one_line(text: str) -> None:
+    assert "not valid YAML" in refusal(text)
+
+
+@pytest.mark.parametrize("escape", [r"\0", r"\x1b", r"\ud800", r"\L", r"\x7f"])
+def test_a_text_that_no_argument_can_hold_is_refused(escape: str) -> None:
+    assert "the text has the character U+" in vm(f'append: "a{escape}"')
+
+
+def test_a_number_that_is_too_long_to_be_shown_is_refused() -> None:
+    assert "is no number vdev can read" in vm(f"cpus: 0x{'f' * 5000}")
+    assert "is not a size" in vm(f"memory: '{'9' * 5000}'")
+
+
+def test_an_option_of_more_than_64_bits_is_refused() -> None:
+    assert "endpoints[e0].options.devmem: 18446744073709551616 has more than 64 bits" in endpoint(
+        "options: {devmem: 0x10000000000000000}"
+    )
+
+
+def test_what_is_nested_deeper_than_python_goes_is_refused() -> None:
+    assert "nested more than 16 deep" in refusal("[" * 5000)
+
+
+def test_aliases_of_aliases_are_refused_before_they_take_for_ever() -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+    assert "more than 200000 values in one file" in refusal(bomb)
 
 
 def test_an_empty_file_is_refused() -> None:
@@ -103,8 +155,14 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path) -> None:
 
 
 def test_scalars_are_those_of_yaml_1_2() -> None:
-    values = parse_yaml("[yes, true, 010, 0x10, 1.5, ~, 1_000, 12:30, 2020-01-01]")
-    assert values == ["yes", True, "010", 16, 1.5, None, 1000, "12:30", "2020-01-01"]
+    values = parse_yaml("[yes, true, 010, 0x10, 1.5, ~, 1_000, 12:30, 2020-01-01, 1e3, 2.5e-1, e3]")
+    assert values == ["yes", True, "010", 16, 1.5, None, 1000, "12:30", "2020-01-01", 1000.0, 0.25, "e3"]
+
+
+def test_a_time_reads_the_same_from_the_copy_the_backend_is_given() -> None:
+    config = parse_config(f"units: [{UNIT}]\nvm: {{boot_timeout: 10000000000000000.0}}", "x.yaml")
+
+    assert parse_config(msgspec.json.encode(config).decode(), "config.json") == config
 
 
 @pytest.mark.parametrize(
@@ -218,7 +276,12 @@ def test_reserved_regions_are_aligned() -> None:
     assert "units[iommu0].reserved[0]" in unit("reserved: [{start: 0x1001, end: 0x1fff}]")
 
 
-def test_reserved_regions_do_not_overlap_those_of_the_unit() -> None:
+def test_d54_an_endpoint_has_one_msi_region_at_most() -> None:
+    said = endpoint("reserved: [{start: 0x1000, end: 0x1fff, kind: msi}]")  # the unit has one as a PC has it
+    assert "endpoints[e0].reserved: more than one region is of kind msi" in said
+
+
+def test_d55_reserved_regions_do_not_overlap_those_of_the_unit() -> None:
     said = endpoint("reserved: [{start: 0xfee00000, end: 0xfee00fff}]")
     assert "overlaps endpoints[e0].reserved[0], which is 0xfee00000..0xfee00fff" in said
 

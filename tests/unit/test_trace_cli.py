@@ -103,6 +103,42 @@ def test_a_file_that_is_no_trace_is_refused(content: str, file: Path, capsys: py
     assert "is no trace of vdev" in refused(capsys, str(file))
 
 
+@pytest.mark.parametrize("spoiled", [{"units": 5}, {"endpoints": [{"name": "a", "bdf": "b"}]}, {"vm": ["x"]}])
+def test_a_header_that_names_no_functions_is_refused(
+    spoiled: dict[str, object], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(json.dumps({**HEADER, **spoiled}) + "\n")
+
+    assert "has a damaged header" in refused(capsys, str(file))
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, json.dumps({"kind": "note", "type": "NOTE", "t": 10**400, "fields": {"text": "x"}})]
+)
+def test_a_line_beyond_what_python_reads_or_shows_is_counted_as_damaged(
+    line: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(json.dumps(HEADER) + "\n" + line + "\n")
+
+    assert main(["trace", str(file)]) == 0
+    said = capsys.readouterr()
+
+    assert len(said.out.splitlines()) == 2
+    assert "1 damaged line(s)" in said.err
+
+
+def test_text_of_a_file_gives_the_terminal_no_commands_and_no_more_lines(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"kind": "note", "type": "NOTE", "t": 1.0, "fields": {"text": "a\n\x1b[2Jb\ud800"}}
+    file.write_text(json.dumps({**HEADER, "vm": "\x1b[31m"}) + "\n" + json.dumps(record) + "\n")
+
+    header, _, line = shown(capsys, str(file))
+
+    assert r"VM \x1b[31m" in header
+    assert line.endswith(r"a\n\x1b[2Jb\ud800")
+
+
 def test_a_socket_nobody_listens_on_is_refused_with_a_question(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

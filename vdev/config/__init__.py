@@ -3,7 +3,7 @@
 
 from vdev.config.boot import NONE, boot_kernel
 from vdev.config.change import endpoint_named, slots_of, with_endpoint, without_endpoint
-from vdev.config.load import config_warnings, load_config, override_vm, parse_config
+from vdev.config.load import config_from, config_warnings, load_config, override_vm, parse_config
 from vdev.config.schema import (
     ATTACHMENTS,
     KERNEL_NAMES,
@@ -25,6 +25,6 @@ from vdev.config.text import format_bdf, parse_bdf, parse_size
 __all__ = [
     "ATTACHMENTS", "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Attach", "Config", "EndpointConfig",
     "Limits", "Reserved", "SlotConfig", "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel",
-    "config_warnings", "endpoint_named", "format_bdf", "load_config", "override_vm", "parse_bdf", "parse_config",
-    "parse_size", "slots_of", "with_endpoint", "without_endpoint",
+    "config_from", "config_warnings", "endpoint_named", "format_bdf", "load_config", "override_vm", "parse_bdf",
+    "parse_config", "parse_size", "slots_of", "with_endpoint", "without_endpoint",
 ]  # fmt: skip

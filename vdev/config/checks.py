@@ -56,7 +56,8 @@ _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
     for check in (
-        _check_vm, _check_sockets, _check_names, _check_units, _check_addresses, _check_reserved, _check_trace,
+        _check_vm, _check_sockets, _check_names, _check_units, _check_addresses, _check_reserved, _check_options,
+        _check_trace,
     ):  # fmt: skip
         check(config)
 
@@ -247,6 +248,15 @@ def _check_regions(regions: list[tuple[Reserved, str]], key: str) -> None:
     for (one, other), (two, where) in pairwise(sorted(regions, key=lambda pair: pair[0].start)):
         problem = f"{two.start:#x}..{two.end:#x} overlaps {other}, which is {one.start:#x}..{one.end:#x}"
         _require(two.start > one.end, where, problem, "make them apart")
+
+
+def _check_options(config: Config) -> None:
+    """What they mean is the model's to say."""
+    for endpoint in config.endpoints:
+        for name, value in endpoint.options.items():
+            fits = not isinstance(value, int) or value.bit_length() < 64
+            key = f"endpoints[{endpoint.name}].options.{name}"
+            _require(fits, key, f"{value} has more than 64 bits", "no option takes so much")
 
 
 def _check_trace(config: Config) -> None:

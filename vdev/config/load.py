@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -42,11 +43,27 @@ def load_config(path: Path) -> Config:
 
 def parse_config(text: str, name: str) -> Config:
     """The checked configuration in `text`; `name` is what errors call it. Raises ConfigError."""
+    with _named(name):
+        return _checked(parse_yaml(text))
+
+
+def config_from(data: object, name: str) -> Config:
+    """The checked configuration that plain `data` says, such as a part of another file. Raises ConfigError."""
+    with _named(name):
+        return _checked(data)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
-        config = convert(parse_yaml(text), Config, EXAMPLES)
-        check_config(config)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.key}", error.problem, error.cure) from None
+
+
+def _checked(data: object) -> Config:
+    config = convert(data, Config, EXAMPLES)
+    check_config(config)
     return config
 
 

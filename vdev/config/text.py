@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -16,11 +17,16 @@ import yaml
 from vdev.errors import ConfigError
 
 WHOLE = "the file"  # the key of an error that has none
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)\s*([KMGT]?)(?:i?B)?", re.ASCII)
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,30}|[0-9]{1,30})\s*([KMGT]?)(?:i?B)?", re.ASCII)
 _SIZE_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _BDF = re.compile(r"([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII)
 _TEXT_TAG = "tag:yaml.org,2002:str"
+_INT_TAG = "tag:yaml.org,2002:int"
 _MAX_DEPTH = 16  # of nested YAML collections; a cycle of aliases ends here
+_MAX_VALUES = 200_000  # in a file, those behind each alias counted again: aliases of aliases make as many as they like
+_MAX_NUMBER_NBITS = 128  # what a key takes is for `checks` to say; every number can be shown
+# What YAML lets a quoted text have by an escape, and no file, name or argument should.
+_ODD_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+|\.\.\.)\]")  # of a msgspec path: a field, an index, or a value of a mapping
 _MAX_SHOWN = 80  # characters of a wrong value
 _PLAIN_TYPES = {
@@ -45,52 +51,99 @@ def _resolve(tag: str, pattern: str, first: str) -> None:
 
 _resolve("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
 _resolve("int", "[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+|0b[01_]+", "-+0123456789")
-_resolve("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
+_resolve("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
 _resolve("null", "~|null|Null|NULL", "~nN")
 _resolve("null", "", "")
 
 
 def parse_yaml(text: str) -> Any:
-    """The one document in `text` as plain data.
+    """The one document in `text` as plain data: collections, text without control characters, numbers of 128 bits.
 
     Raises ConfigError: not YAML (with line and column), nested too deeply, or a mapping with the same key twice.
     """
-    loader = _PlainLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(WHOLE, "is empty", "it needs at least a list of units")
-        _refuse_duplicates(node, "", 0)
-        return loader.construct_document(node)
+        loader = _PlainLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                raise ConfigError(WHOLE, "is empty", "it needs at least a list of units")
+            _Checker(loader).check(node, "", 0)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = f"not valid YAML{where}: {error.problem or error.context}"
         raise ConfigError(WHOLE, problem, "indent with spaces only, and quote text with ': ' or '#' in it") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML of a number such as 0x_
+    except yaml.YAMLError as error:
         raise ConfigError(WHOLE, f"not valid YAML: {error}".replace("\n", " ")) from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise _too_deep(WHOLE) from None
 
 
-def _refuse_duplicates(node: yaml.Node, path: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise ConfigError(path, f"nested more than {_MAX_DEPTH} deep", "no key of a configuration is nested like this")
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _refuse_duplicates(item, item_key(path, index, _name_in(item)), depth + 1)
-    elif isinstance(node, yaml.MappingNode):
+def _not_valid(node: yaml.Node, problem: str, cure: str) -> ConfigError:
+    return ConfigError(WHOLE, f"not valid YAML at line {node.start_mark.line + 1}: {problem}", cure)
+
+
+def _too_deep(key: str) -> ConfigError:
+    return ConfigError(key, f"nested more than {_MAX_DEPTH} deep", "no key of a configuration is nested like this")
+
+
+class _Checker:
+    """Looks at a document before it is made into data, each alias as often as it is used."""
+
+    def __init__(self, loader: _PlainLoader) -> None:
+        self._loader = loader
+        self._left = _MAX_VALUES
+
+    def check(self, node: yaml.Node, path: str, depth: int) -> None:
+        """ConfigError for what no configuration has; `path` is the key of `node`."""
+        self._left -= 1
+        if self._left < 0:
+            raise ConfigError(path or WHOLE, f"more than {_MAX_VALUES} values in one file", "use fewer aliases")
+        if depth > _MAX_DEPTH:
+            raise _too_deep(path)
+        shown = self._loader.resolve(type(node), node.value, (True, False))  # type: ignore[no-untyped-call]
+        if node.tag not in (shown, _TEXT_TAG):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _not_valid(node, f"what stands there is not of the type {tag:.{_MAX_SHOWN}}", "leave the type out")
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.check(item, item_key(path, index, _name_in(item)), depth + 1)
+        elif isinstance(node, yaml.MappingNode):
+            self._check_mapping(node, path, depth)
+        elif isinstance(node, yaml.ScalarNode):
+            self._check_scalar(node)
+
+    def _check_mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
         lines: dict[str, int] = {}
         for key, value in node.value:
             word = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             here = f"{path}.{word}" if path else word
             line = key.start_mark.line + 1
-            if key.tag != _TEXT_TAG:
+            if key.tag != _TEXT_TAG or not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(here, f"the key in line {line} is not a word", "every key of a configuration is one")
+            self._check_scalar(key)
             if word in lines:
                 raise ConfigError(here, f"given twice, in lines {lines[word]} and {line}", "keep one of them")
             lines[word] = line
-            _refuse_duplicates(value, here, depth + 1)
+            self.check(value, here, depth + 1)
+
+    def _check_scalar(self, node: yaml.ScalarNode) -> None:
+        if odd := _ODD_CHARACTER.search(node.value):
+            problem = f"the text has the character U+{ord(odd[0]):04X}"
+            raise _not_valid(node, problem, "no name, path or argument needs one like it")
+        if node.tag == _INT_TAG and not self._is_number(node):
+            raise _not_valid(node, f"{node.value:.{_MAX_SHOWN}} is no number vdev can read", "write 0x10 or 16")
+
+    def _is_number(self, node: yaml.ScalarNode) -> bool:
+        if len(node.value) > _MAX_NUMBER_NBITS:
+            return False
+        try:
+            return int(self._loader.construct_yaml_int(node)).bit_length() <= _MAX_NUMBER_NBITS
+        except ValueError:  # PyYAML of 0x_
+            return False
 
 
 def _name_in(item: yaml.Node) -> object:
@@ -127,7 +180,7 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
     key = ""
     for name, index in _STEP.findall(path):
         if name:
-            key, data, kind = f"{key}.{name}" if key else name, data.get(name), get_type_hints(kind)[name]
+            key, data, kind = f"{key}.{name}" if key else name, data.get(name), _given(get_type_hints(kind)[name])
         elif index == "...":
             # It does not say which value; those that fit are scalars.
             last = next((word for word, value in data.items() if not isinstance(value, str | bool | int)), "?")
@@ -136,6 +189,12 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
             data, kind = data[int(index)], (get_args(kind) or (None,))[0]
             key = item_key(key, int(index), data.get("name") if isinstance(data, dict) else None)
     return key, data, kind
+
+
+def _given(kind: Any) -> Any:
+    """What a key that may be left out is when it is there: X of `X | None`."""
+    kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else []
+    return kinds[0] if len(kinds) == 1 else kind
 
 
 def _fields(kind: Any) -> list[str]:
@@ -178,7 +237,9 @@ def parse_size(value: int | str, key: str = "size") -> int:
         return value
     match = _SIZE.fullmatch(str(value).strip())
     if match is None:
-        raise ConfigError(key, f"{value!r} is not a size", "write bytes, or a number with K, M, G or T, such as 512M")
+        raise ConfigError(
+            key, f"{value!r:.{_MAX_SHOWN}} is not a size", "write bytes, or a number with K, M, G or T, such as 512M"
+        )
     return int(match[1], 0 if match[1][:2].lower() == "0x" else 10) << _SIZE_SHIFTS[match[2]]
 
 

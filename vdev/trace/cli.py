@@ -91,7 +91,7 @@ class _Reader:
             record: dict[str, Any] = json.loads(text)
             wanted = self._wanted.matches(record)
             line(record)  # what cannot be shown is damaged, too
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.damaged += 1
             return None
         return record if wanted else None

@@ -39,12 +39,26 @@ def check_header(line: bytes, name: str) -> dict[str, Any]:
     try:
         header = json.loads(line)
         version = header["vdev_trace"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(name, "is no trace of vdev", "its first line must be a trace's header") from None
     if version != FORMAT_VERSION:
-        cure = f"use the vdev that wrote it ({header.get('vdev', 'unknown')})"
-        raise ConfigError(name, f"has trace format {version}, this vdev reads {FORMAT_VERSION}", cure)
+        writer = str(header.get("vdev", "unknown"))
+        cure = f"use the vdev that wrote it ({writer if writer.isprintable() else 'unknown'})"
+        raise ConfigError(name, f"has trace format {version!r:.20}, this vdev reads {FORMAT_VERSION}", cure)
+    if not _is_whole(header):
+        raise ConfigError(name, "has a damaged header", "the first line of a trace names its VM, units and endpoints")
     return dict(header)
+
+
+def _is_whole(header: dict[str, Any]) -> bool:
+    """Whether `header` has what is shown of it and what a filter looks into."""
+    units, endpoints = header.get("units"), header.get("endpoints")
+    if not isinstance(units, list) or not isinstance(endpoints, list):
+        return False
+    rows: list[tuple[Any, tuple[str, ...]]] = [(header, ("vm", "vdev", "started"))]
+    rows += [(unit, ("name", "bdf")) for unit in units]
+    rows += [(endpoint, ("name", "bdf", "unit")) for endpoint in endpoints]
+    return all(isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys) for row, keys in rows)
 
 
 class LiveSource:

@@ -25,8 +25,8 @@ def header_lines(header: Record) -> list[str]:
     units = [f"{unit['name']} is {unit['bdf']}" for unit in header["units"]]
     endpoints = [f"{end['name']} is {end['bdf']} behind {end['unit']}" for end in header["endpoints"]]
     return [
-        f"# VM {header['vm']}, vdev {header['vdev']}; 0 is {header['started']}",
-        f"# {', '.join([*units, *endpoints])}",
+        _printable(f"# VM {header['vm']}, vdev {header['vdev']}; 0 is {header['started']}"),
+        _printable(f"# {', '.join([*units, *endpoints])}"),
     ]
 
 
@@ -54,7 +54,15 @@ def size_words(nbytes: int) -> str:
     return str(nbytes)
 
 
+def _printable(text: str) -> str:
+    """`text` with escapes for what would be a new line, or a command to the terminal: a file may be anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _painted(time: str, rest: str, record: Record, colour: bool) -> str:
+    rest = _printable(rest)
     if not colour:
         return f"{time}  {rest}"
     status = record.get("status", "OK")

@@ -1,0 +1,314 @@
+"""Bugs planted on purpose, one line of source each: what the fuzzers must find, or they prove nothing.
+
+A plant lives in the process that fuzzes and nowhere else: the module's source is changed on its way from the file to
+the compiler, so that the bug is instrumented as a real one would be. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """`new` in the place of `old`, which the file `path` has once. `runs` executions must be enough to find it."""
+
+    name: str
+    target: str
+    path: str
+    old: str
+    new: str
+    what: str
+    runs: int = 100_000
+    in_ci: bool = False
+
+    def sow(self) -> None:
+        """From now on the module is imported with the bug. ValueError when the file does not have `old` once."""
+        file = ROOT / self.path
+        text = file.read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(f"plant {self.name}: {self.path} has its text {text.count(self.old)} times")
+        changed = text.replace(self.old, self.new).encode()
+        sys.dont_write_bytecode = True  # or the bug would outlive us
+        original = SourceFileLoader.get_data
+
+        def get_data(loader: SourceFileLoader, path: str) -> bytes:
+            if Path(path) == file:
+                return changed
+            if Path(path).name.startswith(file.stem + ".") and Path(path).parent.parent == file.parent:
+                raise OSError("compiled without the bug")
+            return original(loader, path)
+
+        SourceFileLoader.get_data = get_data  # type: ignore[method-assign, assignment]
+
+
+_PLANTS = (
+    Plant(
+        "attach-before-check",
+        target="requests",
+        path="vdev/iommu/domains.py",
+        old="            # D22: the domain's mappings would hide what is reserved for this endpoint\n",
+        new="            domain.endpoints[endpoint_id] = endpoint\n",
+        what="ATTACH changes the domain before its last check refuses it: needs a domain with a mapping where the"
+        " second endpoint has a reserved region",
+    ),
+    Plant(
+        "overlap-off-by-one",
+        target="requests",
+        path="vdev/iommu/intervals.py",
+        old="                if starts[index] < stop:\n",
+        new="                if starts[index] + 1 < stop:\n",
+        what="MAP accepts a range whose last byte is the first of the next mapping: granule 1 and two neighbours",
+    ),
+    Plant(
+        "unmap-count",
+        target="requests",
+        path="vdev/iommu/domains.py",
+        old="        self.nmappings -= removed\n",
+        new="        self.nmappings -= min(removed, 2)\n",
+        what="UNMAP of three mappings at once counts two: the cap is reached too early",
+    ),
+    Plant(
+        "probe-short-reply",
+        target="requests",
+        path="vdev/iommu/engine.py",
+        old="writable_nbytes < kind.properties_nbytes + wire.TAIL_NBYTES:",
+        new="writable_nbytes < kind.properties_nbytes:",
+        what="PROBE with room for its properties and not for the tail gets a reply longer than its place",
+        in_ci=True,
+    ),
+    Plant(
+        "forgotten-cap",
+        target="requests",
+        path="vdev/iommu/fault_queue.py",
+        old="        if len(self.pending) < self._limit:\n",
+        new="        if len(self.pending) < self._limit or record[0] != 2:\n",
+        what="faults of reasons other than MAPPING wait without limit",
+    ),
+    Plant(
+        "leak",
+        target="requests",
+        path="vdev/iommu/fault_queue.py",
+        old="        self.dropped += 1\n",
+        new="        self.dropped += 1\n        globals().setdefault('leak', []).append(b'x' * (1 << 24))\n",
+        what="every fault that is dropped costs 16 MiB for good: nothing raises, memory grows from input to input",
+    ),
+    Plant(
+        "endless-chain",
+        target="rings",
+        path="vdev/virtio/queue.py",
+        old="            budget -= 1\n",
+        new="            budget -= not flags & vring.DESC_F_WRITE if writable and table is not self._desc else 1\n",
+        what="a loop of writable descriptors in an indirect table is followed for ever, or until the byte cap",
+    ),
+    Plant(
+        "indirect-bound",
+        target="rings",
+        path="vdev/virtio/queue.py",
+        old="            if index >= entries:\n",
+        new="            if index > entries:\n",
+        what="a `next` one behind the table is followed: struct.error, in an indirect table of the exact length",
+        in_ci=True,
+    ),
+    Plant(
+        "in-flight-twice",
+        target="rings",
+        path="vdev/virtio/queue.py",
+        old="        if head in self._in_flight:\n",
+        new="        if head in self._in_flight and not self.event_idx:\n",
+        what="with EVENT_IDX a head may be offered again while its reply is held back: two chains, one place",
+    ),
+    Plant(
+        "read-only-page",
+        target="rings",
+        path="vdev/iommu/domains.py",
+        old="        if access & WRITE and not hit[3] & WRITE:\n",
+        new="        if access & WRITE and not hit[3] & WRITE and access & READ:\n",
+        what="the slow path of a translation forgets D35: a buffer that starts in a writable mapping and ends in a"
+        " read-only one is written whole",
+    ),
+    Plant(
+        "window-bar",
+        target="registers",
+        path="vdev/functions/virtio_pci.py",
+        old="        if bar != STRUCTURES_BAR or nbytes not in (1, 2, 4):\n",
+        new="        if bar != STRUCTURES_BAR or nbytes not in (1, 2, 4, 8):\n",
+        what="the configuration access window takes eight bytes: its four bytes of data cannot hold them",
+    ),
+    Plant(
+        "config-end",
+        target="registers",
+        path="vdev/pci/config_space.py",
+        old="        stop = min(offset + len(data), CONFIG_NBYTES)\n",
+        new="        stop = min(offset + len(data), CONFIG_NBYTES + (offset & 3 == 3))\n",
+        what="an odd write across the end of configuration space goes one byte too far",
+    ),
+    Plant(
+        "signal-off-bus",
+        target="registers",
+        path="vdev/pci/base.py",
+        old="        if not 0 <= vector < self.msix_vectors or self.removed or not self.bus_master:\n",
+        new="        if not 0 <= vector < self.msix_vectors or self.removed:\n",
+        what="a function that was taken off the bus interrupts: a started driver, bus master off, then a quiesce",
+        in_ci=True,
+    ),
+    Plant(
+        "devmem-bound",
+        target="accelerator",
+        path="vdev/endpoints/accelerator_ops.py",
+        old="    if uses_src and descriptor.src + descriptor.nbytes > src_limit:\n",
+        new="    if uses_src and descriptor.src + 1 > src_limit:\n",
+        what="a COPY from device memory may start in it and end behind it: its two sides differ in length",
+        in_ci=True,
+    ),
+    Plant(
+        "abort-outlives-stop",
+        target="accelerator",
+        path="vdev/endpoints/accelerator_engine.py",
+        old="        self._aborted = None\n        if self.registers.running:\n",
+        new="        if self.registers.running:\n",
+        what="a completion held back while frozen is written after the IOMMU was reset: a long operation, freeze,"
+        " disable, thaw, quiesce",
+    ),
+    Plant(
+        "head-after-shrink",
+        target="accelerator",
+        path="vdev/endpoints/accelerator_engine.py",
+        old="            registers.ring_head = registers.ring_tail = 0\n",
+        new="            registers.ring_tail = 0\n",
+        what="a new start goes on at the old head: behind the end of a ring that became smaller",
+    ),
+    Plant(
+        "multi-write-bound",
+        target="vfio_user",
+        path="vdev/transports/vfio_session.py",
+        old="        if request.count > wire.MAX_MULTI_WRITES or len(rest) < request.count * entry_nbytes:\n",
+        new="        if request.count > wire.MAX_MULTI_WRITES or len(rest) < (request.count - 1) * entry_nbytes:\n",
+        what="REGION_WRITE_MULTI may promise one entry more than it has: struct.error ends the VM's process",
+        in_ci=True,
+    ),
+    Plant(
+        "map-wraps",
+        target="vfio_user",
+        path="vdev/transports/ram.py",
+        old="        if not request.nbytes or request.iova + request.nbytes > GPA_SPACE or request.offset",
+        new="        if not request.nbytes or request.iova > GPA_SPACE or request.offset",
+        what="DMA_MAP may reach past the end of the address space",
+    ),
+    Plant(
+        "eventfd-leak",
+        target="vfio_user",
+        path="vdev/transports/vfio_irqs.py",
+        old="        if old is not None:\n            os.close(old)\n",
+        new="        if old is not None and fd is None:\n            os.close(old)\n",
+        what="an eventfd that is replaced by another is never closed: two SET_IRQS for the same vector",
+    ),
+    Plant(
+        "refused-stays-silent",
+        target="vhost_user",
+        path="vdev/transports/vhost_session.py",
+        old="                if row is not None and row.answers:\n",
+        new="                if row is not None and row.answers and header.command != Command.GET_CONFIG:\n",
+        what="a GET_CONFIG that is refused gets no answer, for which QEMU waits for ever",
+        in_ci=True,
+    ),
+    Plant(
+        "kick-leak",
+        target="vhost_user",
+        path="vdev/transports/vhost_fds.py",
+        old="            for fds in (self._kicks, self._calls, self._errors):\n",
+        new="            for fds in (self._kicks, self._calls):\n",
+        what="the error eventfd of a ring outlives its connection",
+    ),
+    Plant(
+        "thaw-forgotten",
+        target="vhost_user",
+        path="vdev/functions/vhost.py",
+        old="        self._freeze(False)\n        self._push_waiting()\n",
+        new="        if not self.broken:\n            self._freeze(False)\n        self._push_waiting()\n",
+        what="DMA stays frozen when a new driver's rings cannot be used: a start, a stop, a start with bad rings",
+    ),
+    Plant(
+        "probe-size-negative",
+        target="config_yaml",
+        path="vdev/config/checks.py",
+        old="            0 <= unit.probe_size <= MAX_PROBE_SIZE and unit.probe_size % 4 == 0,",
+        new="            unit.probe_size <= MAX_PROBE_SIZE and unit.probe_size % 4 == 0,",
+        what="a negative probe_size is accepted, and its reply cannot be made",
+        in_ci=True,
+    ),
+    Plant(
+        "number-without-digits",
+        target="config_yaml",
+        path="vdev/config/text.py",
+        old="        except ValueError:  # PyYAML of 0x_\n",
+        new="        except KeyError:\n",
+        what="a number without digits, such as 0x_, is no ConfigError",
+    ),
+    Plant(
+        "null-id-lost",
+        target="qmp_stream",
+        path="qmp_bridge/bridge/messages.py",
+        old='    own_id = json.dumps(value["id"]).encode() if "id" in value else NO_ID\n',
+        new='    own_id = json.dumps(value["id"]).encode() if value.get("id") else NO_ID\n',
+        what="an id that is null, 0, false or empty is not sent back",
+        in_ci=True,
+    ),
+    Plant(
+        "guard-blanks",
+        target="qmp_stream",
+        path="qmp_bridge/guard.py",
+        old="    rest = line.lstrip(_HMP_BLANKS)\n",
+        new='    rest = line.lstrip(" ")\n',
+        what="the human monitor's savevm passes behind a tab, a new line or a form feed",
+    ),
+    Plant(
+        "bool-is-int",
+        target="control",
+        path="vdev/qapi/check.py",
+        old="    if not isinstance(value, int) or isinstance(value, bool) or value not in UINT64:\n",
+        new="    if not isinstance(value, int) or value not in UINT64:\n",
+        what="true is taken for the number 1",
+        in_ci=True,
+    ),
+    Plant(
+        "deep-request",
+        target="control",
+        path="vdev/control/server.py",
+        old="        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:\n",
+        new="        except (msgspec.ValidationError, RecursionError) as error:\n",
+        what="a line that is no JSON ends the connection instead of being answered",
+    ),
+    Plant(
+        "half-restored",
+        target="snapshot",
+        path="vdev/iommu/engine.py",
+        old="        records = load_faults(faults, ",
+        new="        self._table.bypass = bypass\n        records = load_faults(faults, ",
+        what="a state that is refused for its faults or domains has changed the bypass byte",
+        in_ci=True,
+    ),
+    Plant(
+        "overflow-shown",
+        target="trace_file",
+        path="vdev/trace/cli.py",
+        old="AttributeError, OverflowError, RecursionError):\n",
+        new="AttributeError, RecursionError):\n",
+        what="a time no float can hold ends vdev trace",
+    ),
+    Plant(
+        "header-half-checked",
+        target="trace_file",
+        path="vdev/trace/source.py",
+        old='[(endpoint, ("name", "bdf", "unit")) for endpoint in endpoints]\n',
+        new='[(endpoint, ("name", "bdf")) for endpoint in endpoints]\n',
+        what="a header whose endpoint has no unit ends vdev trace",
+        in_ci=True,
+    ),
+)
+PLANTS = {plant.name: plant for plant in _PLANTS}

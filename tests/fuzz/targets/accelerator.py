@@ -1,0 +1,263 @@
+"""The accelerator as its driver sees it: descriptors, registers, mappings that change under its DMA.
+
+The function with its real door and IOMMU engine, 16 KiB of RAM. Input: one byte chooses granule and options, then
+moves (`_MOVES`). Besides that nothing raises: the engine comes to rest, its registers keep to their ranges, it stores
+only where a mapping of its domain lets it write, and nothing at all while it is halted, frozen or off the bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.fuzz.reader import WORD, Reader
+from tests.support.bay import bay
+from vdev.endpoints.accelerator import Accelerator
+from vdev.functions.base import Progress
+from vdev.functions.dma import DmaDoor
+from vdev.iommu.engine import Engine
+from vdev.iommu.settings import EndpointSettings, Limits, ReservedRegion, UnitSettings
+from vdev.memory import Region
+from vdev.pci.base import PciFunction
+from vdev.wire import accelerator as acc
+from vdev.wire import pci
+from vdev.wire import viommu as wire
+
+PAGE = 0x1000
+RAM_GPA, PAGES = 0x10_0000, 4
+RAM_NBYTES = PAGES * PAGE
+RING, COMPLETIONS = 0x0, 0x1000  # IOVAs: the first two pages
+RING_SIZE = 8
+ENDPOINT = 0x100
+MASTER = int(pci.Command.MEMORY | pci.Command.BUS_MASTER).to_bytes(2, "little")
+MEMORY_ONLY = int(pci.Command.MEMORY).to_bytes(2, "little")
+MSI = ReservedRegion(0x8000, 0x9000, is_msi=True)
+MAX_SLICES = 8192
+MAX_RUNS = 32
+REGISTERS = tuple(acc.Register)
+SIZES = (1, 7, 64, 256, PAGE, PAGE + 1, 3 * PAGE, 0, acc.MAX_OPERATION_NBYTES, acc.MAX_OPERATION_NBYTES + 1, WORD)
+FAR = (WORD, WORD - PAGE + 1, 1 << 63, 1 << 32, MSI.start, MSI.stop - 8)
+
+
+class Scene:
+    """An accelerator, its IOMMU, its RAM and what is checked of them."""
+
+    def __init__(self, kind: int) -> None:
+        settings = UnitSettings(
+            "unit",
+            page_size_mask=(1 << 64) - (1 if kind & 1 else PAGE),
+            boot_bypass=bool(kind & 2),
+            limits=Limits(max_mappings=16, max_pending_faults=4),
+        )
+        self.engine = Engine(settings, [EndpointSettings(ENDPOINT, "accel", (MSI,))])
+        self.engine.set_features(-1)
+        self.ram = memoryview(bytearray(RAM_NBYTES))
+        self.now_ns = self.runs = 0
+        options: dict[str, int | str | bool] = {"devmem": PAGE, "pasid_bits": 0 if kind & 4 else 20}
+        self.function = Accelerator("accel", bay(self._door), options)
+        self.function.memory.add(Region(RAM_GPA, RAM_NBYTES, self.ram))
+        self.function.raise_vector = self._interrupted
+        self.door: DmaDoor
+        self._set_up(0 if kind & 8 else PAGES)
+
+    def _door(self, function: PciFunction) -> DmaDoor:
+        self.door = DmaDoor(self.engine, ENDPOINT, function)
+        return self.door
+
+    def _interrupted(self, vector: int) -> None:
+        assert 0 <= vector < self.function.msix_vectors
+        assert self.function.bus_master, "an interrupt without bus master"
+
+    def _set_up(self, pages: int) -> None:
+        """Bus master on, a domain, its first pages mapped to RAM, the ring's registers written and ENABLE set."""
+        self.function.config_write(pci.COMMAND, MASTER)
+        if pages:
+            self._ask(wire.Attach(wire.T_ATTACH, bytes(3), 1, ENDPOINT))
+            self._ask(wire.Map(wire.T_MAP, bytes(3), 1, 0, pages * PAGE - 1, RAM_GPA, 3))
+        self.enable(Reader(b""))
+
+    def _ask(self, request: wire.Attach | wire.Detach | wire.Map | wire.Unmap) -> None:
+        assert len(self.engine.handle(request.pack(), 4)) == wire.TAIL_NBYTES
+
+    # what a driver does
+
+    def enable(self, given: Reader) -> None:
+        """The ring's registers as a driver writes them, or one of them a little off."""
+        off, by = given.byte() % 5, given.byte()
+        values = {acc.Register.RING_BASE: RING, acc.Register.COMPLETION_BASE: COMPLETIONS}
+        self._write(acc.Register.CONTROL, 0)
+        for index, (register, value) in enumerate(values.items()):
+            self._write64(register, value + (by << 6 if off == index + 1 else 0))
+        size = by if by & 0x80 else 1 << by % 12
+        self._write(acc.Register.RING_SIZE, size if off == 3 else RING_SIZE)
+        self._write(acc.Register.CONTROL, int(acc.Control.ENABLE | acc.Control.IRQ_ENABLE))
+
+    def _write(self, register: int, value: int) -> None:
+        self.function.bar_write(0, register, value.to_bytes(4, "little"))
+
+    def _write64(self, register: int, value: int) -> None:
+        self.function.bar_write(0, register, value.to_bytes(8, "little"))
+
+    def write_register(self, given: Reader) -> None:
+        """Any register, four or eight bytes, any value."""
+        choice, nbytes = given.byte(), 8 if given.byte() & 1 else 4
+        self.function.bar_write(0, REGISTERS[choice % len(REGISTERS)], given.number(nbytes).to_bytes(nbytes, "little"))
+
+    def describe(self, given: Reader) -> None:
+        """A descriptor in the ring as it lies in RAM."""
+        index, op, flags = given.byte(), given.byte(), given.byte()
+        src, dst, nbytes = _iova(given), _iova(given), SIZES[given.byte() % len(SIZES)]
+        pasid = given.byte() if flags & acc.Flag.PASID_VALID else 0
+        reserved = bytes([flags >> 7]) + bytes(23)
+        entry = acc.Descriptor(op % 6, flags & 0x1F, index, pasid, src, dst, nbytes, 0x0706050403020100, reserved)
+        at = index % RING_SIZE * acc.DESCRIPTOR_NBYTES
+        self.ram[at : at + acc.DESCRIPTOR_NBYTES] = entry.pack()
+
+    def ring_bell(self, given: Reader) -> None:
+        """RING_TAIL."""
+        self._write(acc.Register.RING_TAIL, given.byte() & 0x0F)
+
+    def write_ram(self, given: Reader) -> None:
+        """Any bytes anywhere in RAM."""
+        at, data = given.number(2) % RAM_NBYTES, given.take(given.byte() % 65)
+        self.ram[at : at + len(data)] = data[: RAM_NBYTES - at]
+
+    def map(self, given: Reader) -> None:
+        """A page or a piece of one, to RAM or past its end, with any rights."""
+        choice, rights = given.byte(), given.byte()
+        unit = PAGE if self.engine.granule == PAGE else 256
+        start, gpa = (choice & 15) * unit, RAM_GPA + (choice >> 4) * unit
+        self._ask(wire.Map(wire.T_MAP, bytes(3), 1, start, start + unit * (1 + (rights >> 4)) - 1, gpa, rights & 3))
+
+    def unmap(self, given: Reader) -> None:
+        """A range."""
+        choice = given.byte()
+        unit = PAGE if self.engine.granule == PAGE else 256
+        start = (choice & 15) * unit
+        self._ask(wire.Unmap(wire.T_UNMAP, bytes(3), 1, start, start + unit * (1 + (choice >> 4)) - 1))
+
+    def attach(self, given: Reader) -> None:
+        """Into a domain, out of it, into one that bypasses."""
+        choice = given.byte()
+        if choice & 1:
+            self._ask(wire.Attach(wire.T_ATTACH, bytes(3), 1 + (choice >> 1 & 1), ENDPOINT, choice >> 2 & 1))
+        else:
+            self._ask(wire.Detach(wire.T_DETACH, bytes(3), 1 + (choice >> 1 & 1), ENDPOINT))
+
+    def config(self, given: Reader) -> None:
+        """Bus master, PASID enable."""
+        choice = given.byte()
+        self.function.config_write(pci.COMMAND, MASTER if choice & 1 else MEMORY_ONLY)
+        at = self.function.config.find(pci.ExtCapId.PASID, extended=True)
+        if at is not None:
+            self.function.config_write(at + pci.PASID_CONTROL, bytes([choice >> 1 & 1, 0]))
+
+    # what happens around it
+
+    def stop(self, given: Reader) -> None:
+        """Frozen or thawed, quiesced, reset in every way: whatever ran stores nothing more until it is started."""
+        choice = given.byte() % 8
+        (
+            lambda: self.function.freeze(True),
+            lambda: self.function.freeze(False),
+            self.function.quiesce,
+            self.function.reset,
+            self.function.disconnected,
+            self.function.stop_dma,
+            lambda: self._write(acc.Register.CONTROL, int(acc.Control.RESET)),
+            self.engine.device_reset,
+        )[choice]()
+        if choice in (0, 2, 3, 4, 5, 6):
+            before = bytes(self.ram)
+            self._slices(2)
+            assert self.ram == before, "a store after it was stopped"
+
+    def run(self, given: Reader) -> None:
+        """Some slices, or until it is at rest."""
+        self.runs += 1
+        nslices = given.byte()
+        before, writable = bytes(self.ram), self._writable()
+        done = self._slices(nslices % 4 + 1 if nslices & 0x80 else MAX_SLICES)
+        assert done or nslices & 0x80, "the engine does not come to rest"
+        expected = bytearray(before)
+        for start, stop in writable:
+            expected[start:stop] = self.ram[start:stop]
+        assert expected == self.ram, "a store that no mapping allows"
+        self._check_registers()
+
+    def _slices(self, most: int) -> bool:
+        for _ in range(most):
+            self.now_ns += 1000
+            if self.function.run_slice(self.now_ns) is Progress.IDLE:
+                return True
+        return False
+
+    # what is checked
+
+    def _writable(self) -> list[tuple[int, int]]:
+        """The places in RAM the function may write now, from the engine's state as a query shows it."""
+        if not self.function.dma_enabled or self.door.frozen:
+            return []
+        saved = self.engine.snapshot()
+        domain = next((domain for domain in saved["domains"] if ENDPOINT in domain["endpoints"]), None)
+        if domain is None or domain["bypass"]:
+            return [(0, RAM_NBYTES)] if domain is not None or saved["bypass"] else []
+        spans = (
+            (gpa - RAM_GPA, gpa - RAM_GPA + stop - start) for start, stop, gpa, flags in domain["mappings"] if flags & 2
+        )
+        return [(max(start, 0), max(min(stop, RAM_NBYTES), 0)) for start, stop in spans]
+
+    def _check_registers(self) -> None:
+        told = self.function.describe()
+        size = int.from_bytes(self.function.bar_read(0, acc.Register.RING_SIZE, 4), "little")
+        assert not (told["running"] and told["halted"])
+        if told["running"]:
+            assert told["ring_head"] < size
+            assert told["ring_tail"] < size
+        assert told["faulted"] <= told["completed"]
+        assert told["error"] in list(acc.ErrorCode)
+        assert len(self.engine.pending_faults) <= 4
+
+
+_MOVES: tuple[Callable[[Scene, Reader], None], ...] = (
+    Scene.run,
+    Scene.describe,
+    Scene.ring_bell,
+    Scene.map,
+    Scene.unmap,
+    Scene.write_register,
+    Scene.enable,
+    Scene.attach,
+    Scene.config,
+    Scene.stop,
+    Scene.write_ram,
+)
+
+
+def one_input(data: bytes) -> None:
+    """Play one input in a new scene, and let the engine come to rest."""
+    given = Reader(data)
+    scene = Scene(given.byte())
+    while given.more and scene.runs < MAX_RUNS:
+        _MOVES[given.byte() % len(_MOVES)](scene, given)
+    scene.run(Reader(b""))
+
+
+def _iova(given: Reader) -> int:
+    """Two bytes: an IOVA that is probably mapped, or an offset into device memory; sometimes one far away."""
+    number = given.number(2)
+    return FAR[number % len(FAR)] if number >= 0xFF00 else number % (RAM_NBYTES + PAGE)
+
+
+def seeds() -> Iterator[bytes]:
+    """Every operation over mapped pages, through device memory, cut by an unmap, a freeze and a disable."""
+
+    def entry(index: int, op: int, flags: int = 1, src: int = 0x2000, dst: int = 0x3000, size: int = 2) -> bytes:
+        return bytes([1, index, op, flags]) + src.to_bytes(2, "little") + dst.to_bytes(2, "little") + bytes([size])
+
+    bell, rest, slices = bytes([2]), b"\0\0", b"\0\x80"
+    for kind in (0, 1, 2, 4, 8):
+        yield bytes([kind]) + b"".join(entry(op, op) for op in range(5)) + bell + b"\5" + rest
+        yield bytes([kind]) + entry(0, 1, 5, dst=0) + entry(1, 1, 3, src=0) + bell + b"\2" + rest
+        yield bytes([kind]) + entry(0, 2, 0, dst=0x1800, size=6) + bell + b"\1" + slices + b"\4\x02" + rest
+        yield bytes([kind]) + entry(0, 4, 9, size=4) + b"\1" + bell + b"\1" + bytes([8, 3]) + rest + bytes([9, 0, 9, 1])
+        yield bytes([kind]) + bytes([7, 0, 3, 0x10, 0x13, 7, 1, 3, 0, 0x33, 6, 0, 0]) + bell + b"\3" + rest
