@@ -103,15 +103,19 @@ class Scene:
 
     def read_config(self, given: Reader) -> None:
         """Any offset, any width."""
-        function, offset, nbytes = self._function(given), given.number(2), _width(given)
+        function, offset, nbytes = self._function(given), _config_offset(given), _width(given)
         assert len(function.config_read(offset, nbytes)) == nbytes
 
     def write_config(self, given: Reader) -> None:
         """Any offset, any width."""
-        function, offset, nbytes = self._function(given), given.number(2), _width(given)
+        function, offset, nbytes = self._function(given), _config_offset(given), _width(given)
         before = self._ids(function)
         function.config_write(offset, given.take(nbytes).ljust(nbytes, b"\0"))
         assert self._ids(function) == before, "what is read-only was written"
+
+    def command(self, given: Reader) -> None:
+        """The command register: bus master and memory on and off."""
+        self._function(given).config_write(pci.COMMAND, bytes([given.byte() & 0x47, 0]))
 
     def write_capability(self, given: Reader) -> None:
         """A register of one of the capabilities: that is where writes do something."""
@@ -145,6 +149,7 @@ class Scene:
             accepted = offered if select or not features else bytes([*offered[:3], features])
             function.bar_write(STRUCTURES_BAR, 0x0C, accepted)
         function.bar_write(STRUCTURES_BAR, virtio.COMMON_STATUS, b"\x0b")
+        function.bar_write(STRUCTURES_BAR, 0x10, bytes(2))  # vector 0 tells of changes
         for index in range(2):
             ring = DriverRing(self.ram[index * RING_NBYTES :], 8, base_gpa=RAM_GPA + index * RING_NBYTES)
             self._enable(function, index, ring)
@@ -240,6 +245,7 @@ _MOVES: tuple[Callable[[Scene, Reader], None], ...] = (
     Scene.reset,
     Scene.freeze,
     Scene.move_memory,
+    Scene.command,
 )
 
 
@@ -296,6 +302,12 @@ def _offset(given: Reader) -> int:
     return PLACES[choice % len(PLACES)] + given.byte() % 0x60
 
 
+def _config_offset(given: Reader) -> int:
+    """Two bytes: anywhere in configuration space and behind it, or in its header."""
+    number = given.number(2)
+    return number % 0x40 if number >= 2 * CONFIG_NBYTES else number
+
+
 def _width(given: Reader) -> int:
     return WIDTHS[given.byte() % len(WIDTHS)]
 
@@ -318,6 +330,7 @@ def seeds() -> Iterator[bytes]:
             yield bytes([kind]) + start + bytes([1, function, 0, 3, 0, 1, 0, 0, 9])
             yield bytes([kind]) + start + bytes([3, function, 4, 0, 1, 0, 0, 9, 10, function, 0]) + snapshot
             yield bytes([kind]) + bytes([5, function, 0, 8, 1, 0, 0x80]) + start + bytes([12, function, 0, 8, 9])
+            yield bytes([kind]) + start + bytes([9, 13, function, 2, 9, 10, function, 3])
             yield bytes([kind]) + start + bytes([7, function, 0, 0, 4, 0, 7, function, 2, 36, 1, 1, 1])
         registers = [(0x18, 0), (0x20, 8), (0x10, 5), (0x28, 1)]
         places = [list(accelerator.Register).index(accelerator.Register(offset)) for offset, _ in registers]
