@@ -1,12 +1,13 @@
 """QEMU's own test of its virtio-iommu, as a table: each request, and its answer where bytes and where 4 KiB are mapped.
 
-After tests/qtest/virtio-iommu-test.c of QEMU. EP stands for an endpoint of the device, "byte" what QEMU's device answers, "4k"
-what a device with a granule of 4 KiB does: MAP off the granule is RANGE (D30), and what was not mapped cannot be split.
-UNMAP itself may name any range (G16).
+After tests/qtest/virtio-iommu-test.c of QEMU. EP stands for an endpoint of the device. `byte` is what QEMU's device and
+ours with a granule of one byte answer, `at_4k` what ours does with a granule of 4 KiB: MAP off the granule is RANGE
+(D30), and what was not mapped cannot be split. UNMAP itself may name any range (G16).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from guest_tests.payload.direct.wire import READ, Attach, Detach, Map, Request, Status, Unmap
@@ -29,7 +30,7 @@ class Step:
         return _REQUESTS[kind](*(endpoint if word == "EP" else int(word, 0) for word in numbers))
 
 
-_REQUESTS = {
+_REQUESTS: dict[str, Callable[..., Request]] = {
     "ATTACH": lambda domain, endpoint: Attach(domain=domain, endpoint=endpoint),
     "DETACH": lambda domain, endpoint: Detach(domain=domain, endpoint=endpoint),
     "MAP": lambda domain, start, end, phys: Map(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guest_tests.payload.direct import Viommu
 from guest_tests.payload.direct.virtio import VirtioPci
-from guest_tests.payload.direct.wire import Feature
+from guest_tests.payload.direct.wire import BYPASS_OFFSET, Feature
 from guest_tests.payload.guest import endpoint_id
 from tests.qtest.machine import QtestMachine, qtest_machine
 from tests.support.serve_process import serving
@@ -24,6 +24,7 @@ QEMU = "qemu"
 SUBJECTS = (QEMU, *OURS)
 QEMU_BDF = "00:04.0"
 QEMU_DEVICE = ("-device", f"virtio-iommu-pci,addr={QEMU_BDF[3:]}")
+_AWAY = 0x7777  # a domain no test uses
 # QEMU's own test accepts neither indirect descriptors nor event indexes.
 PLAIN = Feature.INDIRECT_DESC | Feature.EVENT_IDX
 
@@ -36,6 +37,13 @@ class Subject:
     machine: QtestMachine
     transport: VirtioPci
     endpoint: int
+    boot_bypass: int  # the byte before anybody wrote it
+
+    @classmethod
+    def at(cls, name: str, machine: QtestMachine, bdf: str, endpoint: int) -> Subject:
+        """The device at `bdf`."""
+        transport = VirtioPci(machine.function(bdf))
+        return cls(name, machine, transport, endpoint, transport.read_config(BYPASS_OFFSET, 1))
 
     @property
     def is_qemu(self) -> bool:
@@ -51,15 +59,21 @@ class Subject:
         return self.is_qemu or "byte" in self.name
 
     def open(self, *, features: int | None = None, without: int = 0) -> Viommu:
-        """The device after a reset, running."""
-        return Viommu.open(self.transport, self.machine.pool, features=features, without=PLAIN | without)
+        """The device after a reset, running, with nothing attached.
+
+        QEMU's device keeps its domains over a reset by the driver (D9), so the endpoint is moved away and detached.
+        """
+        viommu = Viommu.open(self.transport, self.machine.pool, features=features, without=PLAIN | without)
+        viommu.attach(domain=_AWAY, endpoint=self.endpoint)
+        viommu.detach(domain=_AWAY, endpoint=self.endpoint)
+        return viommu
 
 
 @contextmanager
 def qemus_own(directory: Path) -> Iterator[dict[str, Subject]]:
     """QEMU's virtio-iommu-pci at 00:04.0; the endpoint is the host bridge, 0."""
     with qtest_machine(directory, QEMU_DEVICE) as machine:
-        yield {QEMU: Subject(QEMU, machine, VirtioPci(machine.function(QEMU_BDF)), 0)}
+        yield {QEMU: Subject.at(QEMU, machine, QEMU_BDF, 0)}
 
 
 @contextmanager
@@ -71,10 +85,7 @@ def ours(directory: Path) -> Iterator[dict[str, Subject]]:
         for unit in units.values():
             arguments += device(unit, str(served.path(unit.name)))
         with qtest_machine(directory, arguments) as machine:
-            yield {
-                name: Subject(name, machine, VirtioPci(machine.function(units[name].bdf)), endpoint_of(name))
-                for name in OURS
-            }
+            yield {name: Subject.at(name, machine, units[name].bdf, endpoint_of(name)) for name in OURS}
 
 
 def configuration() -> str:
