@@ -7,8 +7,10 @@ from pathlib import Path
 
 import yaml
 
+from guest_tests.payload.bar import Registers
 from tests.qtest import gap_probes, probes
 from tests.qtest.asker import PROBES, answer_of
+from tests.qtest.dma_probes import DMA_PROBES, dma_answer
 from tests.qtest.machine import qemu
 from tests.qtest.steps import CASES
 from tests.qtest.subjects import QEMU, Subject
@@ -51,8 +53,18 @@ def measure(subjects: Mapping[str, Subject]) -> str:
         for key, name in ((STRICT, "strict-4k-vfio-user"), (BYTE, "compat-byte-vfio-user")):
             if (answer := answer_of(subjects[name], id)) != row[OURS]:
                 row[key] = answer
-        lines.append(f"  {id}:\n" + "".join(f"    {key}: {_quoted(value)}\n" for key, value in row.items()))
+        lines.append(_row_lines(id, row))
     return _HEAD + "".join(lines)
+
+
+def measure_dma(subject: Subject, registers: Registers) -> str:
+    """More text for answers.yaml: what QEMU's device does with DMA."""
+    asks = ((id, {"asks": (asked.__doc__ or "").strip()}) for id, asked in DMA_PROBES.items())
+    return "".join(_row_lines(id, row | {QEMU: dma_answer(subject, registers, id)}) for id, row in asks)
+
+
+def _row_lines(id: str, row: Row) -> str:
+    return f"  {id}:\n" + "".join(f"    {key}: {_quoted(value)}\n" for key, value in row.items())
 
 
 def _quoted(text: str) -> str:
@@ -61,12 +73,15 @@ def _quoted(text: str) -> str:
 
 def table(rows: Mapping[str, Row]) -> str:
     """Tables in Markdown: the cases' steps, where QEMU's device differs from ours, and where they agree."""
+    dma = "".join(f"| {id} | {row['asks']} | {row[QEMU]} |\n" for id, row in rows.items() if OURS not in row)
+    rows = {id: row for id, row in rows.items() if OURS in row}
     apart = {id: row for id, row in rows.items() if row[QEMU] != row[OURS]}
     alike = {id: row for id, row in rows.items() if id not in apart}
     return (
         f"{''.join(_steps(name) for name in CASES)}"
         f"\n## Where QEMU's device answers otherwise: {len(apart)} of {len(rows)}\n\n{_rows(apart)}"
         f"\n## Where both answer alike: {len(alike)}\n\n{_rows(alike)}"
+        f"\n## DMA behind QEMU's device\n\n| row | done | QEMU's device |\n|---|---|---|\n{dma}"
     )
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from guest_tests.payload.bar import Registers
+from tests.qtest.dma_probes import NEEDED, writer
+from tests.qtest.machine import qemu
 from tests.qtest.subjects import QEMU, SUBJECTS, Subject, ours, qemus_own
 
 
@@ -19,6 +22,14 @@ def own_subjects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 def qemu_subjects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Subject]]:
     with qemus_own(tmp_path_factory.mktemp("q")) as subjects:
         yield subjects
+
+
+@pytest.fixture(scope="session")
+def dma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Subject, Registers]]:
+    if int(qemu().version.split(".")[0]) < NEEDED:
+        pytest.skip(f"QEMU {qemu().version} has no iommu-testdev")
+    with writer(tmp_path_factory.mktemp("q")) as found:
+        yield found
 
 
 @pytest.fixture(params=SUBJECTS)
