@@ -30,7 +30,7 @@ class Place:
     axes: tuple[Axis, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # a plugin is kept in sets
 class Recorder:
     """What a session's tests for clauses are and what became of them, by node id."""
 
