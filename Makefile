@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parts demo shell test soak check bench fuzz doctor clean
+.PHONY: help setup parts demo shell test soak check conformance bench fuzz doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,6 +31,9 @@ soak: parts ## all tests at the full count the issues name
 
 check: setup ## style, types and import contracts only
 	@$(RUN) -m pytest tests/test_checks.py
+
+conformance: parts ## run the tests of every clause of the specification, write docs/conformance.md
+	@$(RUN) -m tests.conformance record
 
 # Also: make bench QUICK=1 (under 4 minutes), ROUNDS=n, KERNEL=..., COMPARE=OLD.json; BASELINE=1 writes docs/benchmarks.md.
 bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMPARE=OLD.json)

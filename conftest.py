@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
+pytest_plugins = ["tests.conformance.session"]
 SOAK_FILE = ROOT / "docs" / "soak.json"
 _reports: list[pytest.TestReport] = []
 

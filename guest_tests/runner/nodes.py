@@ -135,7 +135,7 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
     suite = suite_of(parent)
     wanted = parent.config.getoption("guest_machine")
     for order, machine in enumerate(suite.machines):
-        if (wanted and machine.id not in wanted) or not _belongs(test, machine.id):
+        if (wanted and machine.id not in wanted) or not runs_on(test, machine.id):
             continue
         name = _with_machine(test.chain[-1], machine.id)
         # Given as text, it is taken apart as that of a report is: --lf compares the two.
@@ -148,7 +148,7 @@ def items(parent: pytest.Collector, module: str, test: Found) -> Iterator[GuestI
         yield item
 
 
-def _belongs(test: Found, machine: str) -> bool:
+def runs_on(test: Found, machine: str) -> bool:
     """Whether the test runs on this machine: the marker `machines` names patterns, the nearest one counts."""
     patterns = next((mark["args"] for mark in test.marks if mark["name"] == "machines"), ["*"])
     return any(fnmatch(machine, str(pattern)) for pattern in patterns)

@@ -72,6 +72,7 @@ async def test_a_refused_posted_write_is_not_answered_either(tmp_path: Path) -> 
         (1, 0, 4),
         (6, 0, 4),
         (7, 4096, 1),
+        (7, 0, 0),
         (7, 0, 4097),
         (7, 0, 0xFFFFFFFF),
         (9, 0, 4),

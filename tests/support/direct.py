@@ -6,6 +6,7 @@ until they wait for a kick. QEMU's part of MSI-X, the vector table, is here: a m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from guest_tests.payload.bar import Registers
@@ -17,6 +18,7 @@ from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_pci import MSIX_BAR as UNIT_MSIX_BAR
+from vdev.iommu.events import Event
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.virtio.ordering import NoOrdering
@@ -67,12 +69,12 @@ class SimRam:
 class SimMachine:
     """One VM's functions, a pool of memory they reach, and no time-outs: whatever happens has happened on return."""
 
-    def __init__(self, config: Config = ONE_OF_EACH) -> None:
+    def __init__(self, config: Config = ONE_OF_EACH, emit: Callable[[Event], None] = lambda event: None) -> None:
         self._woken: set[int] = set()
         self._workers: dict[int, Worker] = {}
         self._now_ns = 0
         self.vdev = Machine(
-            config, emit=lambda event: None, wake=self._wake, wake_at=lambda worker, when: None, ordering=NoOrdering()
+            config, emit=emit, wake=self._wake, wake_at=lambda worker, when: None, ordering=NoOrdering()
         )
         bdfs = {unit.name: f"0000:{unit.bdf}" for unit in config.units}
         bdfs |= {endpoint.name: f"0000:{endpoint.bdf}" for endpoint in config.endpoints}

@@ -276,7 +276,12 @@ def test_reserved_regions_are_aligned() -> None:
     assert "units[iommu0].reserved[0]" in unit("reserved: [{start: 0x1001, end: 0x1fff}]")
 
 
-def test_reserved_regions_do_not_overlap_those_of_the_unit() -> None:
+def test_d54_an_endpoint_has_one_msi_region_at_most() -> None:
+    said = endpoint("reserved: [{start: 0x1000, end: 0x1fff, kind: msi}]")  # the unit has one as a PC has it
+    assert "endpoints[e0].reserved: more than one region is of kind msi" in said
+
+
+def test_d55_reserved_regions_do_not_overlap_those_of_the_unit() -> None:
     said = endpoint("reserved: [{start: 0xfee00000, end: 0xfee00fff}]")
     assert "overlaps endpoints[e0].reserved[0], which is 0xfee00000..0xfee00fff" in said
 

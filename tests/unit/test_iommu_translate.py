@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_an_attached_endpoint_does_not_bypass() -> None:
     assert _fault(unit, PLAIN, 0, 4, READ)[1] == "not-mapped"
 
 
-def test_an_unattached_endpoint_without_bypass_cannot_reach_the_msi_region() -> None:
+def test_g21_an_unattached_endpoint_without_bypass_cannot_reach_the_msi_region() -> None:
     unit = engine()
     unit.write_bypass(0)
     assert _fault(unit, DOORBELL, MSI.start, 4, WRITE)[0] == wire.FAULT_R_DOMAIN
@@ -226,7 +227,7 @@ def test_translation_alone_leaves_no_trace() -> None:
     assert (unit.snapshot(), unit.describe()) == before
 
 
-def test_device_reset_detaches_everything_and_keeps_bypass() -> None:
+def test_d6_d9_device_reset_detaches_everything_and_keeps_bypass() -> None:
     events: list[Event] = []
     unit = engine(events=events)
     unit.write_bypass(0)
@@ -240,14 +241,15 @@ def test_device_reset_detaches_everything_and_keeps_bypass() -> None:
     assert _fault(unit, PLAIN, 0, 4, READ)[0] == wire.FAULT_R_DOMAIN
 
 
-def test_system_reset_restores_the_boot_bypass() -> None:
+@pytest.mark.parametrize("mode", ["compat", "strict"])
+def test_d7_system_reset_restores_the_boot_bypass(mode: Literal["compat", "strict"]) -> None:
     events: list[Event] = []
-    unit = engine(events=events)
+    unit = engine(replace(UNIT, mode=mode), events)
     unit.write_bypass(0)
     attach(unit, 1, PLAIN)
 
     unit.system_reset()
 
-    assert unit.snapshot() == engine(accept=0).snapshot()
+    assert unit.snapshot() == engine(replace(UNIT, mode=mode), accept=0).snapshot()
     assert unit.translate(PLAIN, 0, 4, READ) == [(0, 4)]
     assert events[-1] == UnitReset("iommu0", "system")

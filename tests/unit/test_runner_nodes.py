@@ -9,7 +9,7 @@ import pytest
 
 from guest_tests.runner.agent import described, ending
 from guest_tests.runner.collection import Found
-from guest_tests.runner.nodes import GuestItem, _belongs, _with_machine
+from guest_tests.runner.nodes import GuestItem, _with_machine, runs_on
 from guest_tests.runner.plugin import limit_of
 from guest_tests.runner.reports import Loss, failed, lost_afterwards, restored
 
@@ -41,7 +41,7 @@ def test_the_machine_comes_first_among_the_parameters(name: str, expected: str) 
 def test_the_nearest_marker_machines_says_where_a_test_runs(marks: list[Any], machine: str, belongs: bool) -> None:
     found = Found("a", ("a",), 0, tuple({"name": "machines", "args": args, "kwargs": {}} for args in marks), ())
 
-    assert _belongs(found, machine) == belongs
+    assert runs_on(found, machine) == belongs
 
 
 @pytest.mark.parametrize(

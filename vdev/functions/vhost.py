@@ -193,8 +193,10 @@ class VhostCarrier:
             ring.gpas = None
 
     def set_kick(self, index: int) -> None:
-        """SET_VRING_KICK: the ring has its doorbell, or a new one."""
+        """SET_VRING_KICK: the ring has its doorbell, or a new one. Without the protocol bit it is enabled by that."""
         self._ring(index).has_kick = True
+        if not self._features & F_PROTOCOL_FEATURES:
+            self.enable(index, True)
 
     def enable(self, index: int, enabled: bool) -> None:
         """SET_VRING_ENABLE. The device starts when all its rings are enabled, and stops with the first that is not."""
@@ -247,11 +249,13 @@ class VhostCarrier:
     # Resets, where there is proof of one
 
     def reset(self) -> None:
-        """RESET_DEVICE: a virtio reset."""
-        if self.state is not State.IDLE:
-            self._suspend()
-            self._to_idle("virtio", self._device.reset)
-            self.told("the driver reset the device")
+        """RESET_DEVICE: a virtio reset. Rings that were enabled one by one and never started are disabled as well."""
+        if self.state is State.IDLE:
+            self._forget_rings()
+            return
+        self._suspend()
+        self._to_idle("virtio", self._device.reset)
+        self.told("the driver reset the device")
 
     def function_was_reset(self) -> None:
         """DEVICE_RESET came for another function of this VM: with our rings suspended that is a machine reset."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from vdev.errors import MessageError
@@ -35,7 +35,6 @@ CAPABILITIES = {
     # Accepted all the same: QEMU 10.1 and 10.2 take `true` for an order to queue every write.
     "write_multiple": False,
 }
-VERSION_TEXT = json.dumps({"capabilities": CAPABILITIES}, separators=(",", ":")).encode() + b"\0"
 
 
 class Session:
@@ -107,11 +106,12 @@ class Session:
     def _version(self, version: wire.Version, text: memoryview, fds: ReceivedFds) -> bytes:
         if version.major != 0:
             raise MessageError(errno.EINVAL, f"protocol version {version.major}.{version.minor}, we speak 0.0")
-        self.client_transfer_nbytes = _client_transfer_nbytes(bytes(text))
+        proposed = _proposed_capabilities(bytes(text))
+        self.client_transfer_nbytes = proposed.get("max_data_xfer_size", DEFAULT_TRANSFER_NBYTES)
         self._is_open = True
-        ours = wire.Version(0, 0).pack()
+        ours, answer = wire.Version(0, 0).pack(), _version_text(proposed)
         # QEMU reads the reply into a buffer of its request's size. Without text the defaults hold, which suit us too.
-        return ours + VERSION_TEXT if len(text) >= len(VERSION_TEXT) else ours
+        return ours + answer if len(text) >= len(answer) else ours
 
     def _dma_map(self, request: wire.DmaMap, rest: memoryview, fds: ReceivedFds) -> bytes:
         self._ram.map(request, fds.peek())
@@ -119,6 +119,7 @@ class Session:
         return b""
 
     def _dma_unmap(self, request: wire.DmaUnmap, rest: memoryview, fds: ReceivedFds) -> bytes:
+        _check_argsz(request.argsz, request)
         self._ram.unmap(request)
         self._function.memory_changed()
         return request.pack()
@@ -250,19 +251,27 @@ def _check_argsz(argsz: int, record: Record) -> None:
         raise MessageError(errno.EINVAL, f"argsz {argsz} is too small for the {record.layout.size}-byte answer")
 
 
-def _client_transfer_nbytes(text: bytes) -> int:
-    """`max_data_xfer_size` of the client's VERSION text; MessageError when the text is not what the protocol says."""
+def _proposed_capabilities(text: bytes) -> dict[str, Any]:
+    """The capabilities of the client's VERSION text; MessageError when the text is not what the protocol says."""
     if not text:
-        return DEFAULT_TRANSFER_NBYTES
+        return {}
     if len(text) > MAX_VERSION_TEXT_NBYTES:
         raise MessageError(errno.EINVAL, f"VERSION text of {len(text)} bytes, at most {MAX_VERSION_TEXT_NBYTES} belong")
     try:
         if text[-1]:
             raise ValueError("no NUL at the end")
-        capabilities = json.loads(text[:-1]).get("capabilities", {})
+        capabilities: dict[str, Any] = json.loads(text[:-1]).get("capabilities", {})
         nbytes = capabilities.get("max_data_xfer_size", DEFAULT_TRANSFER_NBYTES)
         if not isinstance(nbytes, int) or nbytes <= 0:
             raise ValueError(f"max_data_xfer_size is {nbytes!r}")
     except (ValueError, AttributeError, RecursionError) as error:
         raise MessageError(errno.EINVAL, f"VERSION text: {error}") from error
-    return nbytes
+    return capabilities
+
+
+def _version_text(proposed: Container[str]) -> bytes:
+    """Our VERSION text: those of our capabilities that the client proposed, since it need not know any other."""
+    agreed = {name: value for name, value in CAPABILITIES.items() if name in proposed}
+    if not agreed:
+        return b""
+    return json.dumps({"capabilities": agreed}, separators=(",", ":")).encode() + b"\0"

@@ -93,6 +93,7 @@ class BackendChannel:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
+        self.config_negotiated = False  # a front end that did not ask for the CONFIG feature knows no such message
         self.dropped = 0  # messages that QEMU did not take
 
     def set(self, fd: int) -> None:
@@ -114,7 +115,7 @@ class BackendChannel:
 
     def config_changed(self) -> None:
         """Tell QEMU, which interrupts the driver; without waiting, and without an answer."""
-        if self._sock is None:
+        if self._sock is None or not self.config_negotiated:
             return
         message = wire.message(wire.BACKEND_CONFIG_CHANGE_MSG)
         try:

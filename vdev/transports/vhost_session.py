@@ -119,6 +119,7 @@ class VhostSession:
         if unknown:
             raise MessageError(errno.EINVAL, f"protocol features {unknown:#x} were not offered")
         self._protocol_features = features.value
+        self._channel.config_negotiated = bool(features.value & ProtocolFeature.CONFIG)
 
     def _get_queue_num(self, request: None, rest: memoryview, fds: ReceivedFds) -> bytes:
         return wire.U64(len(self._carrier.rings)).pack()

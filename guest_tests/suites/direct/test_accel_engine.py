@@ -207,3 +207,17 @@ def test_a_refused_source_leaves_device_memory_as_it_was(mapped_accel: Accel) ->
         mapped_accel.copy(SOURCE, 0x3000, PAGE, flags=engine.FLAG_DST_DEVMEM)
 
     assert mapped_accel.devmem.read64(0x3000) == 0x1234
+
+
+def test_an_access_past_64_bits_is_no_access_at_all(viommu: Viommu, mapped_accel: Accel) -> None:
+    with pytest.raises(BadDescriptor):
+        mapped_accel.checksum((1 << 64) - PAGE, PAGE + 1)
+
+    assert viommu.faults() == []
+
+
+def test_a_refused_source_is_found_before_the_target_is_looked_at(mapped_accel: Accel) -> None:
+    completion = mapped_accel.run(Operation(engine.COPY, SOURCE, TARGET, PAGE))
+
+    assert completion.status == engine.TRANSLATION_FAULT
+    assert (completion.fault_iova, completion.access) == (SOURCE, engine.READ)

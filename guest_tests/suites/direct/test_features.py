@@ -5,21 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import DOMAIN, EP, INPUT_STOP, PAGE, map_pages, of, serves, status, unit_state
+from asking import of, serves, unit_state
 
 from guest_tests.payload.direct import (
-    ATTACH_BYPASS,
     DEFAULT_FEATURES,
-    MMIO,
-    READ,
-    Attach,
     Feature,
     FeaturesRefused,
-    Layout,
-    Map,
-    Probe,
-    Status,
-    Unmap,
     Viommu,
 )
 from guest_tests.payload.direct.virtio import DeviceStatus
@@ -40,11 +31,6 @@ def negotiating(machine: dict[str, Any]) -> None:
     """Skip where QEMU negotiates on its own: it takes any features and drops those it does not know."""
     if machine["attach"] == "vhost-user":
         pytest.skip("QEMU owns the feature registers of a unit attached by vhost-user")
-
-
-def test_the_unit_offers_all_features_of_the_default_configuration_and_no_other(viommu: Viommu) -> None:
-    """D1: MAP_UNMAP. D2, D3: not the legacy BYPASS."""
-    assert viommu.transport.offered(nwords=4) == DEFAULT_FEATURES
 
 
 @pytest.mark.parametrize("word", [2, 3, 4, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -153,46 +139,3 @@ def test_features_are_forgotten_by_the_next_driver(open_viommu: OpenViommu, host
 
 
 # What is missing for a driver that accepted nothing but VERSION_1.
-
-
-@pytest.fixture
-def bare(open_viommu: OpenViommu) -> Viommu:
-    """A unit of whose features none was accepted, with EP in DOMAIN."""
-    viommu = open_viommu(features=Feature.VERSION_1)
-    viommu.attach(domain=DOMAIN, endpoint=EP)
-    return viommu
-
-
-def test_map_and_unmap_are_served_without_map_unmap(bare: Viommu) -> None:
-    """R4 is about drivers; the device offers it and has nothing to refuse (engine.py)."""
-    assert status(bare, map_pages(16)) == Status.OK
-    assert status(bare, Unmap(domain=DOMAIN, virt_start=0, virt_end=INPUT_STOP - 1)) == Status.OK
-
-
-def test_probe_is_served_without_probe(bare: Viommu) -> None:
-    """D47 is about devices that do not offer it."""
-    assert bare.send(Probe(endpoint=EP), nwritable=516).status == Status.OK
-
-
-def test_mmio_flag_is_refused_without_mmio(bare: Viommu) -> None:
-    """D32."""
-    assert status(bare, map_pages(16, flags=READ | MMIO)) == Status.INVAL
-
-
-def test_bypass_domains_are_refused_without_bypass_config(bare: Viommu) -> None:
-    """D17."""
-    assert status(bare, Attach(domain=5, endpoint=EP, flags=ATTACH_BYPASS)) == Status.INVAL
-
-
-def test_the_input_range_holds_without_input_range(bare: Viommu) -> None:
-    """D37: the device cannot translate more (engine.py)."""
-    request = Map(domain=DOMAIN, virt_start=INPUT_STOP, virt_end=INPUT_STOP + PAGE - 1, phys_start=0, flags=READ)
-
-    assert status(bare, request) == Status.RANGE
-
-
-def test_requests_of_many_descriptors_are_served_without_indirect_desc(bare: Viommu) -> None:
-    """The ring itself carries as many as it has entries."""
-    answer = bare.send(Attach(domain=5, endpoint=EP), layout=Layout(piece_nbytes=1))
-
-    assert answer.status == Status.OK

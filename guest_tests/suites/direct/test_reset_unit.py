@@ -17,13 +17,10 @@ from guest_tests.payload.direct import (
     DmaArena,
     PciFunction,
     RequestRefused,
-    Status,
     Viommu,
     wait,
 )
-from guest_tests.payload.direct.accel import RING_IOVA
 from guest_tests.payload.direct.wire import Map
-from guest_tests.payload.fixtures import OpenAccel
 from guest_tests.payload.host import Host
 
 SOURCE, TARGET, PAGE = 0x1_0000, 0x2_0000, 4096
@@ -39,58 +36,6 @@ def function_of(viommu: Viommu) -> PciFunction:
     """The unit's function, with all its methods."""
     assert isinstance(viommu.function, PciFunction)
     return viommu.function
-
-
-def test_after_a_reset_no_endpoint_is_attached(viommu: Viommu, mapped_accel: Accel) -> None:
-    # D9
-    viommu.start()
-
-    with pytest.raises(RequestRefused) as caught:
-        viommu.detach(domain=mapped_accel.domain, endpoint=mapped_accel.endpoint)
-
-    assert caught.value.status == Status.INVAL
-
-
-def test_after_a_reset_there_is_no_domain(viommu: Viommu, mapped_accel: Accel) -> None:
-    viommu.start()
-
-    with pytest.raises(RequestRefused) as caught:
-        viommu.unmap(domain=mapped_accel.domain, iova=RING_IOVA, nbytes=2 * PAGE)
-
-    assert caught.value.status == Status.NOENT
-
-
-def test_bypass_that_is_off_stays_off_over_a_reset(blocking: Viommu) -> None:
-    # D6: `bypass` SHOULD survive device reset
-    blocking.start()
-
-    assert not blocking.bypass
-
-
-def test_bypass_that_is_on_stays_on_over_a_reset(viommu: Viommu) -> None:
-    assert viommu.bypass
-
-    viommu.start()
-
-    assert viommu.bypass
-
-
-def test_a_reset_stops_the_engines_of_all_endpoints(viommu: Viommu, open_accel: OpenAccel) -> None:
-    accels = [open_accel(number).start_in(viommu, domain=number + 1) for number in range(2)]
-
-    viommu.start()
-
-    assert [accel.registers.read32(engine.STATUS) for accel in accels] == [engine.HALTED] * 2
-    assert [accel.error for accel in accels] == [engine.ERROR_STOPPED] * 2
-
-
-def test_an_unattached_engine_is_stopped_by_a_reset_too(viommu: Viommu, accel: Accel) -> None:
-    accel.start()
-    accel.nop()
-
-    viommu.start()
-
-    assert (accel.is_running, accel.error) == (False, engine.ERROR_STOPPED)
 
 
 def test_no_byte_lands_after_a_reset_under_load(viommu: Viommu, mapped_accel: Accel, dma: DmaArena, host: Host) -> None:

@@ -1,0 +1,163 @@
+"""One mutation, in a process of its own: a fork of one that has loaded the tools and nothing of ours.
+
+It forks again for each session of pytest, which imports the changed module and collects once. A session forks for each
+group of tests, which ends at its first failure: a group for each clause, of the tests named for it, or one of all that
+are named for none of the mutation's clauses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests.conformance.table import clauses_of
+from tests.mutation import overlay
+from tests.mutation.sessions import Session, sessions
+from tests.mutation.table import Mutation
+
+MAX_MEMORY_NBYTES = 4 << 30  # a loop without end that fills a list
+OTHERS = ""  # the group of tests that are named for no clause in question
+
+
+class Channel:
+    """Lines of JSON to who runs mutations."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def say(self, **message: Any) -> None:
+        os.write(self._fd, (json.dumps(message) + "\n").encode())
+
+
+class Groups:
+    """A pytest plugin that runs the collected tests in groups; `failed` is kept by file, across forks."""
+
+    def __init__(self, mutation: Mutation, session: Session, channel: Channel, proven: Sequence[str]) -> None:
+        self.failed: set[str] = set()
+        self.is_broken = False
+        self._mutation = mutation
+        self._session = session
+        self._channel = channel
+        self._proven = proven
+        self._group = OTHERS
+        self._has_failed = False
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A module that cannot be imported says nothing about a test."""
+        if report.failed:
+            self.is_broken = True
+            self._channel.say(broken=f"{report.nodeid}: {report.longreprtext}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """In place of pytest's own loop."""
+        if self.is_broken:
+            return True
+        named = self._session.named
+        items = self._ordered(session.items)
+        if not named:
+            self._fork(OTHERS, [item for item in items if not set(self._mutation.clauses) & _clauses(item)])
+        for clause in named:
+            if clause not in self._proven:
+                self._fork(clause, [item for item in items if clause in _clauses(item)])
+        return True
+
+    def _ordered(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        """Those the table wants first at the front, else as collected."""
+        places = {test: place for place, test in enumerate(self._mutation.tests)}
+
+        def place(item: pytest.Item) -> int:
+            names = (item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0])
+            return min((places[name] for name in names if name in places), default=len(places))
+
+        return sorted(items, key=place)
+
+    def _fork(self, group: str, items: list[pytest.Item]) -> None:
+        if items and fork(lambda: self._run(group, items)) != 0:
+            self.failed.add(group)
+
+    def _run(self, group: str, items: list[pytest.Item]) -> int:
+        self._group = group
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            self._channel.say(start=item.nodeid)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self._has_failed:
+                return 1
+        return 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Tell of the first failure, with the kind of the exception."""
+        report = yield
+        if report.failed and not self._has_failed and call.excinfo is not None:
+            self._has_failed = True
+            text = str(call.excinfo.value).strip().partition("\n")[0][:200]
+            told = {"when": report.when, "kind": call.excinfo.typename, "text": text}
+            self._channel.say(killer=item.nodeid, session=self._session.kind, group=self._group, **told)
+        return report
+
+
+def _clauses(item: pytest.Item) -> set[str]:
+    return set(clauses_of(item.name))
+
+
+def fork(work: Callable[[], int]) -> int:
+    """The exit status of a fork that does `work`."""
+    child = os.fork()
+    if not child:
+        status = 99
+        try:
+            status = work()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(mutation: Mutation, fd: int, scratch: Path) -> None:
+    """Run the sessions of `mutation`; tell `fd` in lines of JSON."""
+    assert not [name for name in sys.modules if name.partition(".")[0] == "vdev"], "vdev is there already"
+    os.setpgid(0, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_NBYTES, MAX_MEMORY_NBYTES))
+    output = os.open(scratch / "output", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    channel = Channel(fd)
+    overlay.finder = overlay.Finder(mutation) if mutation.file else None
+    # Its examples are the same each time: a mutation is killed or not, whatever the day.
+    hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
+    hypothesis.settings.load_profile("mutation")
+    failed: set[str] = set()
+    for session, is_last_resort in sessions(mutation):
+        wanted = set(session.named) - failed
+        if (is_last_resort and failed) or (session.named and not wanted):
+            continue
+        report = scratch / "failed"
+        status = fork(lambda: _session(mutation, session, channel, scratch, failed))  # noqa: B023 - runs now
+        if status != 0:
+            channel.say(broken=f"a session ended with {status}: {(scratch / 'output').read_text()[-2000:]}")
+            return
+        failed |= set(json.loads(report.read_text()))
+    channel.say(done=True)
+
+
+def _session(mutation: Mutation, session: Session, channel: Channel, scratch: Path, proven: set[str]) -> int:
+    """One session of pytest. The clauses (or OTHERS) whose tests failed are left in the file `failed`."""
+    os.environ.update(session.environment)
+    groups = Groups(mutation, session, channel, sorted(proven))
+    status = pytest.main(session.arguments(scratch / "tmp"), plugins=[groups])
+    if overlay.finder is not None and not overlay.finder.is_used:
+        # A session of few modules may not need it; that of all others says so where nobody does.
+        channel.say(unused=session.kind)
+    (scratch / "failed").write_text(json.dumps(sorted(groups.failed)))
+    return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) or groups.is_broken else int(status)

@@ -1,0 +1,149 @@
+"""The table of mutations: read from table/*.yaml, and applied to source text.
+
+A file of the table is a list of groups:
+
+    - file: vdev/iommu/engine.py            what is changed
+      first: [tests/unit/test_x.py]         tests to run before others (files, or node ids), optional
+      run: [tests/wires/*.py]               the tests there are for it; left out: DEVICE_TESTS
+      mutations:
+        - id: attach-takes-reserved
+          clauses: [D16]                    of tests/conformance/clauses.yaml; may be empty where `rule` says what it is
+          rule: ""                          what breaks, where no clause says so: a rule of another table, or in words
+          at: Engine._attach                the function or class that holds `old`; left out: the whole file
+          old: request.reserved != bytes(4)
+          new: "False"
+          what: the reserved bytes are not looked at
+
+`old` occurs exactly once at its place. equivalent.yaml has the same groups; each of its rows says in `what` why nobody
+can tell the difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "table"
+EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
+CLAUSES = ROOT / "tests" / "conformance" / "clauses.yaml"
+
+DEVICE_TESTS = (
+    "tests/unit/test_iommu_*.py",
+    "tests/unit/test_viommu_*.py",
+    "tests/unit/test_virtio_*.py",
+    "tests/unit/test_wire_viommu.py",
+    "tests/unit/test_queue*.py",
+    "tests/unit/test_dma_door.py",
+    "tests/unit/test_snapshot.py",
+    "tests/unit/test_config.py",
+    "tests/unit/test_assemble.py",
+    "tests/unit/test_vhost_*.py",
+    "tests/integration/test_direct_driver.py",
+    "tests/property/test_engine_model.py",
+    "tests/property/test_translate_explained.py",
+    "tests/property/test_queue_model.py",
+)
+
+
+class MutationError(Exception):
+    """A row does not fit the sources, or is no change."""
+
+
+class Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One row, with what its group says."""
+
+    id: str
+    old: str
+    new: str
+    what: str
+    clauses: tuple[str, ...] = ()
+    rule: str = ""
+    at: str = ""
+    tests: tuple[str, ...] = ()
+    file: str = ""
+    run: tuple[str, ...] = DEVICE_TESTS
+
+    @property
+    def module(self) -> str:
+        """The dotted name of what is changed."""
+        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def apply(self, source: str) -> str:
+        """The changed source; MutationError unless the row fits it, changes it and leaves Python."""
+        start, stop = _place(source, self.at, self.id)
+        found = [match.start() for match in re.finditer(re.escape(self.old), source[start:stop])]
+        if len(found) != 1:
+            raise MutationError(f"{self.id}: `old` is there {len(found)} times in {self.at or self.file}: {self.old!r}")
+        begin = start + found[0]
+        changed = source[:begin] + self.new + source[begin + len(self.old) :]
+        try:
+            same = ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source))
+        except SyntaxError as error:
+            raise MutationError(f"{self.id}: leaves no Python: {error}") from error
+        if same:
+            raise MutationError(f"{self.id}: changes nothing")
+        return changed
+
+    def diff(self) -> str:
+        """What it changes, for people."""
+        source = (ROOT / self.file).read_text()
+        lines = (source.splitlines(), self.apply(source).splitlines())
+        return "\n".join(difflib.unified_diff(*lines, self.file, f"{self.file} ({self.id})", lineterm=""))
+
+
+class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    file: str
+    mutations: tuple[Mutation, ...]
+    first: tuple[str, ...] = ()
+    run: tuple[str, ...] = DEVICE_TESTS
+
+
+def load(path: Path) -> list[Mutation]:
+    """The rows of one file of the table; msgspec.ValidationError names what is wrong in it."""
+    groups = msgspec.convert(yaml.safe_load(path.read_text()) or [], list[_Group])
+    return [
+        msgspec.structs.replace(row, file=group.file, run=group.run, tests=(*row.tests, *group.first))
+        for group in groups
+        for row in group.mutations
+    ]
+
+
+def mutations() -> list[Mutation]:
+    """All rows, file by file."""
+    return [row for path in sorted(FOLDER.glob("*.yaml")) for row in load(path)]
+
+
+def clauses() -> dict[str, str]:
+    """The level of every clause and gap, by id."""
+    sections = yaml.safe_load(CLAUSES.read_text())
+    return {clause["id"]: clause["level"] for section in sections for clause in section["clauses"]}
+
+
+def _place(source: str, name: str, row: str) -> tuple[int, int]:
+    """Where the function or class `name` (dotted) lies in `source`, its decorators included."""
+    if not name:
+        return 0, len(source)
+    found = [node for full, node in _definitions(ast.parse(source), "") if full == name]
+    if len(found) != 1:
+        raise MutationError(f"{row}: {name} is there {len(found)} times")
+    node = found[0]
+    lines = source.splitlines(keepends=True)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return sum(map(len, lines[: first - 1])), sum(map(len, lines[: node.end_lineno]))
+
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield prefix + child.name, child
+            yield from _definitions(child, f"{prefix}{child.name}.")
