@@ -92,6 +92,18 @@ def test_a_record_of_other_tests_than_there_are_is_found(
     assert found.endswith("make conformance")
 
 
+def test_tests_whose_record_is_old_or_bad_are_to_be_run_again() -> None:
+    collected = {name: {"compat-vfio-user": {"collected": 2}} for name in ("new", "more", "bad", "good")}
+    recorded = {
+        "more": {"compat-vfio-user": {"passed": 1}},
+        "bad": {"compat-vfio-user": {"passed": 1, "failed": 1}},
+        "good": {"compat-vfio-user": {"passed": 2}},
+        "gone": {"compat-vfio-user": {"passed": 2}},
+    }
+
+    assert checks.stale_tests(collected, recorded) == {"new", "more", "bad"}
+
+
 def test_what_failed_and_passed_of_one_test_is_counted_apart() -> None:
     rows = [(TEST, "compat-vfio-user", outcome) for outcome in ("passed", "failed", "passed")]
 
