@@ -233,4 +233,4 @@ def seeds() -> Iterator[bytes]:
         yield bytes([kind]) + b"".join(sends)
         yield bytes([kind]) + sends[1] + sends[2] + bytes([2, 2, 0, 0x10, 0, 0, 0, 0, 0, 1, 6, 0, 5, 0])
         yield bytes([kind, 1, 0, 1, 1, 1, 14, 1, 0x20, 4, 1, 14, 1, 0x28, 4, 1, 1, 1, 0x20, 12, 3, 0xFF, 4, 1])
-        yield bytes([kind, 1, 0, 1, 1, 1, 14, 5, 0, 4, 1, 14, 9, 0, 4, 1, 0, 3, 1, 2, 3, 1, 0, 2, 0, 0, 0, 0, 64, 0])
+        yield bytes([kind, 1, 0, 1, 1, 1, 14, 5, 18, 4, 1, 14, 9, 0, 4, 1, 0, 3, 1, 2, 3, 1, 0, 2, 0, 0, 0, 0, 64, 0])
