@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parts demo shell test soak check conformance bench fuzz doctor clean
+.PHONY: help setup parts demo shell test soak check conformance bench fuzz mutate doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -44,6 +44,11 @@ bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMP
 fuzz: setup ## feed every parser inputs nobody would send (MINUTES=n, TARGET=name)
 	@$(RUN) -m tests.fuzz --minutes $(or $(MINUTES),1) $(if $(TARGET),--target $(TARGET)) $(if $(JOBS),--jobs $(JOBS)) \
 		$(if $(RECORD),--record)
+
+# Also: make mutate ONLY="id ...", CLAUSE="D16 ...", FILE=..., JOBS=n; RECORD=1 writes docs/mutations.md (of all of them only).
+mutate: setup ## make small mistakes in the device, one at a time: a test must notice each (ONLY=, CLAUSE=, FILE=)
+	@$(RUN) -m tests.mutation $(if $(ONLY),--only $(ONLY)) $(if $(CLAUSE),--clause $(CLAUSE)) $(if $(FILE),--file $(FILE)) \
+		$(if $(JOBS),--jobs $(JOBS)) $(if $(RECORD),--record)
 
 # Needs no .venv: it is there to say why there is none.
 doctor: ## what this host has, what is missing, what to do

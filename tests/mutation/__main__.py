@@ -10,12 +10,13 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
 from tests.mutation import report
-from tests.mutation.runner import Verdict, check_unchanged, run_all
+from tests.mutation.runner import Runner, Verdict
 from tests.mutation.table import Mutation, mutations
 
 
@@ -32,6 +33,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="N rows, chosen by --seed")
     parser.add_argument("--seed", default="", metavar="TEXT", help="such as the commit's hash")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="do not confirm survivors the long way")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
     parser.add_argument("--record", action="store_true", help="write docs/mutations.md, if all is well")
     return parser.parse_args(arguments)
@@ -57,15 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _selected(options)
     is_whole = not (options.only or options.clause or options.file or options.sample is not None)
     began = time.monotonic()
-    if is_whole:
-        unchanged = check_unchanged()
-        report.show_unchanged(unchanged)
-        if unchanged.kind != "survived":
-            return 1
     verdicts: list[Verdict] = []
-    for verdict in run_all(rows, options.jobs):
-        verdicts.append(verdict)
-        report.show(verdict, len(verdicts), len(rows))
+    with closing(Runner(options.jobs, is_quick=options.quick)) as runner:
+        if is_whole:
+            unchanged = runner.check_unchanged()
+            report.show_unchanged(unchanged)
+            if unchanged.kind != "survived":
+                return 1
+        for verdict in runner.run(rows):
+            verdicts.append(verdict)
+            report.show(verdict, len(verdicts), len(rows))
     if options.json is not None:
         options.json.write_bytes(msgspec.json.encode(verdicts))
     fine = report.summary(verdicts, time.monotonic() - began, is_whole=is_whole)

@@ -12,6 +12,8 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tests.mutation import overlay
 from tests.mutation.sessions import Session, sessions
 from tests.mutation.table import Mutation
 
-MAX_MEMORY_NBYTES = 4 << 30  # a loop without end that fills a list
+MAX_MEMORY_NBYTES = 4 << 30
 OTHERS = ""  # the group of tests that are named for no clause in question
 
 
@@ -38,15 +40,14 @@ class Channel:
 
 
 class Groups:
-    """A pytest plugin that runs the collected tests in groups; `failed` is kept by file, across forks."""
+    """A pytest plugin that runs the collected tests in groups; `failed` are the groups of which a test did."""
 
-    def __init__(self, mutation: Mutation, session: Session, channel: Channel, proven: Sequence[str]) -> None:
+    def __init__(self, mutation: Mutation, session: Session, channel: Channel) -> None:
         self.failed: set[str] = set()
         self.is_broken = False
         self._mutation = mutation
         self._session = session
         self._channel = channel
-        self._proven = proven
         self._group = OTHERS
         self._has_failed = False
 
@@ -59,16 +60,17 @@ class Groups:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """In place of pytest's own loop."""
-        if self.is_broken:
-            return True
-        named = self._session.named
-        items = self._ordered(session.items)
+        if not self.is_broken:
+            self.run_groups(session.items, self._session.named)
+        return True
+
+    def run_groups(self, collected: list[pytest.Item], named: Sequence[str]) -> None:
+        """A group of tests for each clause in `named`; without any, one of all tests named for none that is broken."""
+        items = self._ordered(collected)
         if not named:
             self._fork(OTHERS, [item for item in items if not set(self._mutation.clauses) & _clauses(item)])
         for clause in named:
-            if clause not in self._proven:
-                self._fork(clause, [item for item in items if clause in _clauses(item)])
-        return True
+            self._fork(clause, [item for item in items if clause in _clauses(item)])
 
     def _ordered(self, items: list[pytest.Item]) -> list[pytest.Item]:
         """Those the table wants first at the front, else as collected."""
@@ -128,36 +130,46 @@ def run(mutation: Mutation, fd: int, scratch: Path) -> None:
     """Run the sessions of `mutation`; tell `fd` in lines of JSON."""
     assert not [name for name in sys.modules if name.partition(".")[0] == "vdev"], "vdev is there already"
     os.setpgid(0, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_NBYTES, MAX_MEMORY_NBYTES))
-    output = os.open(scratch / "output", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    limit_memory()
+    print_to(scratch / "output")
     channel = Channel(fd)
     overlay.finder = overlay.Finder(mutation) if mutation.file else None
-    # Its examples are the same each time: a mutation is killed or not, whatever the day.
-    hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
-    hypothesis.settings.load_profile("mutation")
+    use_same_examples()
     failed: set[str] = set()
     for session, is_last_resort in sessions(mutation):
-        wanted = set(session.named) - failed
+        wanted = tuple(clause for clause in session.named if clause not in failed)
         if (is_last_resort and failed) or (session.named and not wanted):
             continue
-        report = scratch / "failed"
-        status = fork(lambda: _session(mutation, session, channel, scratch, failed))  # noqa: B023 - runs now
+        status = fork(partial(_session, mutation, replace(session, named=wanted), channel, scratch))
         if status != 0:
             channel.say(broken=f"a session ended with {status}: {(scratch / 'output').read_text()[-2000:]}")
             return
-        failed |= set(json.loads(report.read_text()))
+        failed |= set(json.loads((scratch / "failed").read_text()))
     channel.say(done=True)
 
 
-def _session(mutation: Mutation, session: Session, channel: Channel, scratch: Path, proven: set[str]) -> int:
+def use_same_examples() -> None:
+    """A mutation is killed or not, whatever the day."""
+    hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
+    hypothesis.settings.load_profile("mutation")
+
+
+def limit_memory() -> None:
+    """A loop without end that fills a list ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_NBYTES, MAX_MEMORY_NBYTES))
+
+
+def print_to(path: Path) -> None:
+    """What this process and its forks print goes to a file."""
+    output = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+
+
+def _session(mutation: Mutation, session: Session, channel: Channel, scratch: Path) -> int:
     """One session of pytest. The clauses (or OTHERS) whose tests failed are left in the file `failed`."""
     os.environ.update(session.environment)
-    groups = Groups(mutation, session, channel, sorted(proven))
+    groups = Groups(mutation, session, channel)
     status = pytest.main(session.arguments(scratch / "tmp"), plugins=[groups])
-    if overlay.finder is not None and not overlay.finder.is_used:
-        # A session of few modules may not need it; that of all others says so where nobody does.
-        channel.say(unused=session.kind)
     (scratch / "failed").write_text(json.dumps(sorted(groups.failed)))
     return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) or groups.is_broken else int(status)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tests.mutation.runner import Verdict
+from tests.mutation.table import ROOT, clauses
 
+PAGE = ROOT / "docs" / "mutations.md"
+_HEAD = """\
+# Mutations
+
+The tests of this device can fail. Each row of [tests/mutation/table](../tests/mutation/table) is a small mistake: a check that is left out, another status, an
+end that is off by one, state that a reset forgets. `make mutate` makes each of them, one at a time and never in the tree, and runs the tests until one fails.
+{count} mistakes were made; a test noticed every one. A clause counts as proven by a test that is named for it. CI makes ten of them, chosen by the commit.
+
+Made by `make mutate RECORD=1`; do not edit. What each mutation is, is in the table; which test notices it first: `make mutate ONLY=id`.
+"""
 _WORDS = {"killed": "killed", "time-out": "TIME-OUT", "survived": "SURVIVED", "bad": "BAD"}
 
 
@@ -67,4 +79,33 @@ def _short(test: str) -> str:
 
 def record(verdicts: Sequence[Verdict]) -> None:
     """Write docs/mutations.md."""
-    raise NotImplementedError
+    PAGE.write_text(page(verdicts), encoding="utf-8")
+
+
+def page(verdicts: Sequence[Verdict]) -> str:
+    """Of each clause its mutations and the tests named for it that noticed; of each file its other mutations."""
+    ordered = sorted(verdicts, key=lambda verdict: verdict.mutation.id)
+    lines = [_HEAD.format(count=len(ordered)), "| clause | broken by | noticed by tests named for it |", "|---|---|---|"]
+    for clause in clauses():
+        of_it = [verdict for verdict in ordered if clause in verdict.mutation.clauses]
+        own = sorted({_name(verdict.killers[clause]) for verdict in of_it if clause in verdict.killers})
+        lines.append(f"| {clause} | {_ids(of_it)} | {', '.join(f'`{name}`' for name in own)} |")
+    lines += ["", "## Rules without a clause", "", "| file | broken by |", "|---|---|"]
+    others = [verdict for verdict in ordered if not verdict.mutation.clauses]
+    for file in sorted({verdict.mutation.file for verdict in others}):
+        lines.append(f"| `{file}` | {_ids([one for one in others if one.mutation.file == file])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ids(verdicts: Iterable[Verdict]) -> str:
+    return ", ".join(f"`{verdict.mutation.id}`" for verdict in verdicts)
+
+
+def _name(test: str) -> str:
+    return test.rpartition("::")[2].partition("[")[0]
+
+
+def recorded_ids(text: str) -> set[str]:
+    """The mutations that a page is of."""
+    cells = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    return {word for cell in cells for word in re.findall(r"`([a-z0-9-]+)`", cell)}

@@ -1,4 +1,8 @@
-"""Runs mutations, a few at a time, each in a fork of this process; gives a verdict on each."""
+"""Runs mutations, a few at a time, and gives a verdict on each.
+
+Most are made in forks of sessions that wait with all tests collected (`warm`). The others, and those that nobody
+noticed there, are made in forks of this process, which has loaded the tools and nothing of ours (`child`).
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,14 @@ from typing import Any, Literal
 # Loaded once, for all forks; nothing of ours may be among them.
 import hypothesis.stateful
 import hypothesis.strategies  # noqa: F401
-import msgspec.json  # noqa: F401
+import msgspec
 import pytest_asyncio.plugin  # noqa: F401
 import pytest_timeout  # noqa: F401
 
 from tests.mutation import child
+from tests.mutation.sessions import Session, Stage, stages_of
 from tests.mutation.table import Mutation
+from tests.mutation.warm import WarmSession
 
 STUCK_S = 45.0  # for one test; the slowest takes two seconds
 # A mutation that leaves a name behind nobody knows says nothing about the tests.
@@ -49,29 +55,49 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Running:
-    """A fork at work."""
+    """A mutation on its way through its stages; a fork is at work for one of them."""
 
     verdict: Verdict
-    pid: int
-    fd: int
-    scratch: tempfile.TemporaryDirectory[str]
+    stages: list[Stage]
     started: float
-    heard: float
+    fd: int = -1
+    heard: float = 0.0
+    group: int = 0  # the process group of the fork
+    scratch: Path | None = None  # of a cold one
     test: str = ""
     rest: bytes = b""
-    has_ended: bool = False  # in whatever way
+    has_ended: bool = False  # the fork, in whatever way
     is_done: bool = False  # in order
 
 
-def run_all(mutations: Sequence[Mutation], jobs: int) -> Iterator[Verdict]:
-    """The verdicts as they come, `jobs` mutations at a time."""
-    waiting = list(reversed(mutations))
-    running: dict[int, _Running] = {}
-    with selectors.DefaultSelector() as selector:
-        try:
+class Runner:
+    """Runs mutations, `jobs` at a time. To be closed. `is_quick`: what nobody noticed the quick way has survived."""
+
+    def __init__(self, jobs: int, *, is_quick: bool = False) -> None:
+        self._jobs = jobs
+        self._is_quick = is_quick
+        self._warm: dict[Session, WarmSession] = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix="vdev-mutation-", dir="/tmp")
+        self._ncold = 0
+
+    def close(self) -> None:
+        """End all sessions."""
+        for session in self._warm.values():
+            session.close()
+        self._scratch.cleanup()
+
+    def run(self, mutations: Sequence[Mutation]) -> Iterator[Verdict]:
+        """The verdicts as they come."""
+        waiting = list(reversed(mutations))
+        running: dict[int, _Running] = {}
+        with selectors.DefaultSelector() as selector:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    one = _start(waiting.pop())
+                while waiting and len(running) < self._jobs:
+                    mutation = waiting.pop()
+                    one = _Running(Verdict(mutation), stages_of(mutation), time.monotonic())
+                    if not self._next(one):
+                        yield one.verdict
+                        continue
                     running[one.fd] = one
                     selector.register(one.fd, selectors.EVENT_READ)
                 for key, _ in selector.select(1.0):
@@ -79,33 +105,79 @@ def run_all(mutations: Sequence[Mutation], jobs: int) -> Iterator[Verdict]:
                 for one in [one for one in running.values() if one.has_ended or _is_stuck(one)]:
                     selector.unregister(one.fd)
                     del running[one.fd]
-                    yield _end(one)
-        finally:
-            for one in running.values():
-                _end(one)
+                    self._end(one)
+                    if self._next(one):
+                        running[one.fd] = one
+                        selector.register(one.fd, selectors.EVENT_READ)
+                    else:
+                        yield one.verdict
 
+    def check_unchanged(self) -> Verdict:
+        """All tests over the sources as they are: none may fail."""
+        (verdict,) = self.run([Mutation(id="", old="", new="", what="")])
+        return verdict
 
-def check_unchanged() -> Verdict:
-    """The same tests over the sources as they are: none may fail."""
-    (verdict,) = run_all([Mutation(id="", old="", new="", what="")], 1)
-    return verdict
+    def _next(self, one: _Running) -> bool:
+        """Begin the next stage that is needed; False where the verdict is final."""
+        verdict = one.verdict
+        while one.stages and verdict.kind in ("survived", "killed"):
+            stage = one.stages.pop(0)
+            if self._is_quick and stage.session is None and verdict.ntests:
+                break
+            named = [clause for clause in stage.named if clause not in verdict.killers]
+            if named or not (stage.named or verdict.killers):
+                one.has_ended = one.is_done = False
+                one.rest, one.test, one.heard = b"", "", time.monotonic()
+                if stage.session is None:
+                    self._begin_cold(one)
+                else:
+                    self._begin_warm(one, stage.session, named)
+                return True
+        if not verdict.ntests and verdict.kind == "survived":
+            verdict.kind, verdict.text = "bad", "no test was run"
+        verdict.seconds = time.monotonic() - one.started
+        return False
 
+    def _begin_warm(self, one: _Running, session: Session, named: list[str]) -> None:
+        if session not in self._warm:
+            self._warm[session] = WarmSession(session)
+            one.heard = time.monotonic()
+        one.fd, theirs = os.pipe()
+        one.scratch = None
+        self._warm[session].ask(msgspec.to_builtins(one.verdict.mutation), named, theirs)
+        os.close(theirs)
 
-def _start(mutation: Mutation) -> _Running:
-    scratch = tempfile.TemporaryDirectory(prefix="vdev-mutation-", dir="/tmp")
-    mine, theirs = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.close(mine)
-            child.run(mutation, theirs, Path(scratch.name))
-        except BaseException:  # told by `_end`
-            Path(scratch.name, "output").write_text(traceback.format_exc())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    now = time.monotonic()
-    return _Running(Verdict(mutation), pid, mine, scratch, now, now)
+    def _begin_cold(self, one: _Running) -> None:
+        self._ncold += 1
+        one.scratch = Path(self._scratch.name, str(self._ncold))
+        one.scratch.mkdir()
+        one.fd, theirs = os.pipe()
+        one.group = os.fork()
+        if not one.group:
+            try:
+                os.close(one.fd)
+                child.run(one.verdict.mutation, theirs, one.scratch)
+            except BaseException:  # told by `_end`
+                Path(one.scratch, "output").write_text(traceback.format_exc())
+            finally:
+                os._exit(0)
+        os.close(theirs)
+
+    def _end(self, one: _Running) -> None:
+        """What is to be said about a fork that has ended, or has to."""
+        verdict = one.verdict
+        if not one.has_ended:
+            if verdict.kind != "bad":
+                verdict.kind, verdict.text = "time-out", f"{one.test or 'collection'} took more than {STUCK_S:.0f} s"
+                verdict.killers.setdefault("", one.test)
+            os.killpg(one.group, signal.SIGKILL)
+        elif not one.is_done and verdict.kind != "bad":
+            output = one.scratch / "output" if one.scratch is not None else None
+            said = output.read_text()[-2000:] if output is not None and output.exists() else ""
+            verdict.kind, verdict.text = "bad", f"it did not end in order: {said}"
+        if one.scratch is not None:
+            os.waitpid(one.group, 0)
+        os.close(one.fd)
 
 
 def _read(one: _Running) -> None:
@@ -125,6 +197,8 @@ def _take(one: _Running, message: dict[str, Any]) -> None:
     if "start" in message:
         one.test = message["start"]
         verdict.ntests += 1
+    elif "pid" in message:
+        one.group = message["pid"]
     elif "killer" in message:
         failure = f"{message['kind']} ({message['when']}, {message['session']}): {message['text']}"
         if message["kind"] in BAD_ERRORS:
@@ -140,23 +214,3 @@ def _take(one: _Running, message: dict[str, Any]) -> None:
 
 def _is_stuck(one: _Running) -> bool:
     return time.monotonic() - one.heard > STUCK_S
-
-
-def _end(one: _Running) -> Verdict:
-    """Reap the fork, whatever is left of it."""
-    verdict = one.verdict
-    if not one.has_ended:
-        if verdict.kind != "bad":
-            verdict.kind, verdict.text = "time-out", f"{one.test or 'collection'} took more than {STUCK_S:.0f} s"
-            verdict.killers.setdefault("", one.test)
-        os.killpg(one.pid, signal.SIGKILL)
-    elif not one.is_done and verdict.kind != "bad":
-        output = Path(one.scratch.name, "output")
-        verdict.kind, verdict.text = "bad", "it did not end in order: " + output.read_text()[-2000:]
-    elif not verdict.ntests and verdict.kind != "bad":
-        verdict.kind, verdict.text = "bad", "no test was run"
-    os.waitpid(one.pid, 0)
-    os.close(one.fd)
-    verdict.seconds = time.monotonic() - one.started
-    one.scratch.cleanup()
-    return verdict

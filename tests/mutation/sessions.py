@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.conformance.run import command
 from tests.conformance.table import MODES, ROOT, SUITE
+from tests.mutation.patch import is_quick
 from tests.mutation.table import DEVICE_TESTS, Mutation
 
 HOST = "host"
@@ -64,6 +65,30 @@ def sessions(mutation: Mutation) -> Iterator[tuple[Session, bool]]:
         yield Session(HOST, rest, ()), True
     if suite:
         yield from ((Session(mode, suite, ()), True) for mode in MODES)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step on a mutation's way: in a session that waits (None: in one of its own, and all over). `named` are the
+    clauses whose tests run there; without them all others, if no test has failed before."""
+
+    session: Session | None
+    named: tuple[str, ...] = ()
+
+
+def stages_of(mutation: Mutation) -> list[Stage]:
+    """The quick way first, if it is open."""
+    if mutation.file and not is_quick(mutation):
+        return [Stage(None)]
+    suite = _suite_files() if mutation.run == DEVICE_TESTS else ()
+    kinds = [(mode, suite) for mode in MODES if suite] + [(HOST, _files(mutation.run))]
+    stages: list[Stage] = []
+    for kind, files in kinds:
+        named = tuple(one for one in mutation.clauses if any(one in clauses_in(file) for file in files))
+        if named:
+            stages.append(Stage(Session(kind, files, ()), named))
+    stages += [Stage(Session(kind, files, ())) for kind, files in reversed(kinds)]
+    return [*stages, Stage(None)] if mutation.file else stages
 
 
 @cache

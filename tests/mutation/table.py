@@ -23,7 +23,9 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -81,14 +83,14 @@ class Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         found = [match.start() for match in re.finditer(re.escape(self.old), source[start:stop])]
         if len(found) != 1:
             raise MutationError(f"{self.id}: `old` is there {len(found)} times in {self.at or self.file}: {self.old!r}")
+        if self.old.split() == self.new.split():
+            raise MutationError(f"{self.id}: changes nothing")
         begin = start + found[0]
         changed = source[:begin] + self.new + source[begin + len(self.old) :]
         try:
-            same = ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source))
+            ast.parse(textwrap.dedent(changed[start : stop + len(self.new) - len(self.old)]))
         except SyntaxError as error:
             raise MutationError(f"{self.id}: leaves no Python: {error}") from error
-        if same:
-            raise MutationError(f"{self.id}: changes nothing")
         return changed
 
     def diff(self) -> str:
@@ -130,10 +132,7 @@ def _place(source: str, name: str, row: str) -> tuple[int, int]:
     """Where the function or class `name` (dotted) lies in `source`, its decorators included."""
     if not name:
         return 0, len(source)
-    found = [node for full, node in _definitions(ast.parse(source), "") if full == name]
-    if len(found) != 1:
-        raise MutationError(f"{row}: {name} is there {len(found)} times")
-    node = found[0]
+    node = definition(source, name, row)
     lines = source.splitlines(keepends=True)
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     return sum(map(len, lines[: first - 1])), sum(map(len, lines[: node.end_lineno]))
@@ -142,8 +141,21 @@ def _place(source: str, name: str, row: str) -> tuple[int, int]:
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
+def definition(source: str, name: str, row: str) -> _Definition:
+    """The function or class `name` (dotted) of `source`; MutationError, of `row`, unless there is one."""
+    found = [node for full, node in _definitions(source) if full == name]
+    if len(found) != 1:
+        raise MutationError(f"{row}: {name} is there {len(found)} times")
+    return found[0]
+
+
+@cache
+def _definitions(source: str) -> list[tuple[str, _Definition]]:
+    return list(_below(ast.parse(source), ""))
+
+
+def _below(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Definition):
             yield prefix + child.name, child
-            yield from _definitions(child, f"{prefix}{child.name}.")
+            yield from _below(child, f"{prefix}{child.name}.")
