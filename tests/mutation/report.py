@@ -85,7 +85,11 @@ def record(verdicts: Sequence[Verdict]) -> None:
 def page(verdicts: Sequence[Verdict]) -> str:
     """Of each clause its mutations and the tests named for it that noticed; of each file its other mutations."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.mutation.id)
-    lines = [_HEAD.format(count=len(ordered)), "| clause | broken by | noticed by tests named for it |", "|---|---|---|"]
+    lines = [
+        _HEAD.format(count=len(ordered)),
+        "| clause | broken by | noticed by tests named for it |",
+        "|---|---|---|",
+    ]
     for clause in clauses():
         of_it = [verdict for verdict in ordered if clause in verdict.mutation.clauses]
         own = sorted({_name(verdict.killers[clause]) for verdict in of_it if clause in verdict.killers})

@@ -367,9 +367,9 @@ def _sent(message: bytes, fds: int = 0) -> bytes:
 
 def seeds() -> Iterator[bytes]:
     """A start as QEMU does it, DMA maps, interrupts of both kinds, accesses."""
-    text = wire.Version(0, 0).pack() + json.dumps({"capabilities": CAPABILITIES}).encode().ljust(197) + b"\0"
+    text = VERSION + json.dumps({"capabilities": CAPABILITIES}).encode().ljust(197) + b"\0"
     yield b"\0" + _sent(wire.message(1, Command.VERSION, text))
-    yield b"\0" + _sent(wire.message(1, Command.VERSION, wire.Version(0, 0).pack() + b'{"capabilities":{}}\0'))
+    yield b"\0" + _sent(wire.message(1, Command.VERSION, VERSION + b'{"capabilities":{}}\0'))
     dma_map = wire.message(2, Command.DMA_MAP, wire.DmaMap(32, 3, 0, 0, RAM_NBYTES).pack())
     unmap = wire.message(3, Command.DMA_UNMAP, wire.DmaUnmap(24, 0, 0, RAM_NBYTES).pack())
     yield b"\1" + _sent(dma_map, MEMFD) + _sent(unmap)
