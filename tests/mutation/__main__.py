@@ -33,7 +33,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="N rows, chosen by --seed")
     parser.add_argument("--seed", default="", metavar="TEXT", help="such as the commit's hash")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="do not confirm survivors the long way")
+    parser.add_argument("--quick", action="store_true", help="a first look: survivors may be none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
     parser.add_argument("--record", action="store_true", help="write docs/mutations.md, if all is well")
     return parser.parse_args(arguments)

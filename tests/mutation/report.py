@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tests.mutation.runner import Verdict
 from tests.mutation.table import ROOT, clauses
 
 PAGE = ROOT / "docs" / "mutations.md"
-_HEAD = """\
-# Mutations
-
-The tests of this device can fail. Each row of [tests/mutation/table](../tests/mutation/table) is a small mistake: a check that is left out, another status, an
-end that is off by one, state that a reset forgets. `make mutate` makes each of them, one at a time and never in the tree, and runs the tests until one fails.
-{count} mistakes were made; a test noticed every one. A clause counts as proven by a test that is named for it. CI makes ten of them, chosen by the commit.
-
-Made by `make mutate RECORD=1`; do not edit. What each mutation is, is in the table; which test notices it first: `make mutate ONLY=id`.
-"""
+_HEAD = Path(__file__).with_name("head.txt").read_text(encoding="utf-8")
 _WORDS = {"killed": "killed", "time-out": "TIME-OUT", "survived": "SURVIVED", "bad": "BAD"}
 
 
@@ -83,7 +76,7 @@ def record(verdicts: Sequence[Verdict]) -> None:
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
-    """Of each clause its mutations and the tests named for it that noticed; of each file its other mutations."""
+    """Of each clause its mutations and the tests named for it that noticed; of each file the other mutations."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.mutation.id)
     lines = [
         _HEAD.format(count=len(ordered)),

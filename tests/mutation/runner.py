@@ -6,6 +6,7 @@ noticed there, are made in forks of this process, which has loaded the tools and
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import selectors
@@ -18,17 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-# Loaded once, for all forks; nothing of ours may be among them.
-import hypothesis.stateful
-import hypothesis.strategies  # noqa: F401
 import msgspec
-import pytest_asyncio.plugin  # noqa: F401
-import pytest_timeout  # noqa: F401
 
 from tests.mutation import child
-from tests.mutation.sessions import Session, Stage, stages_of
+from tests.mutation.sessions import HOST, Session, Stage, stages_of
 from tests.mutation.table import Mutation
 from tests.mutation.warm import WarmSession
+
+# Loaded once, for all forks; nothing of ours may be among them.
+for _tool in ("hypothesis.stateful", "hypothesis.strategies", "pytest_asyncio.plugin", "pytest_timeout"):
+    importlib.import_module(_tool)
 
 STUCK_S = 45.0  # for one test; the slowest takes two seconds
 # A mutation that leaves a name behind nobody knows says nothing about the tests.
@@ -71,7 +71,8 @@ class _Running:
 
 
 class Runner:
-    """Runs mutations, `jobs` at a time. To be closed. `is_quick`: what nobody noticed the quick way has survived."""
+    """Runs mutations, `jobs` at a time. To be closed. `is_quick`: few tests, for a
+    first look."""
 
     def __init__(self, jobs: int, *, is_quick: bool = False) -> None:
         self._jobs = jobs
@@ -122,8 +123,9 @@ class Runner:
         verdict = one.verdict
         while one.stages and verdict.kind in ("survived", "killed"):
             stage = one.stages.pop(0)
-            if self._is_quick and stage.session is None and verdict.ntests:
-                break
+            is_last_resort = not stage.named and (stage.session is None or stage.session.kind != HOST)
+            if self._is_quick and is_last_resort and verdict.ntests:
+                continue
             named = [clause for clause in stage.named if clause not in verdict.killers]
             if named or not (stage.named or verdict.killers):
                 one.has_ended = one.is_done = False
