@@ -178,15 +178,6 @@ _PLANTS = (
         in_ci=True,
     ),
     Plant(
-        "head-after-shrink",
-        target="accelerator",
-        path="vdev/endpoints/accelerator_engine.py",
-        old="            registers.ring_head = registers.ring_tail = 0\n",
-        new="            registers.ring_tail = 0\n",
-        what="a new start goes on at the old head: behind the end of a ring that became smaller",
-        runs=300_000,
-    ),
-    Plant(
         "multi-write-bound",
         target="vfio_user",
         path="vdev/transports/vfio_session.py",
