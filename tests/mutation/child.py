@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from tests.mutation.sessions import Session, sessions
 from tests.mutation.table import Mutation
 
 MAX_MEMORY_NBYTES = 4 << 30
+TEST_CPU_S = 30  # the slowest test takes two
 OTHERS = ""  # the group of tests that are named for no clause in question
 
 
@@ -64,9 +66,13 @@ class Groups:
             self.run_groups(session.items, self._session.named)
         return True
 
-    def run_groups(self, collected: list[pytest.Item], named: Sequence[str]) -> None:
-        """A group of tests for each clause in `named`; without any, one of all tests named for none that is broken."""
+    def run_groups(self, collected: list[pytest.Item], named: Sequence[str], *, is_quick: bool = False) -> None:
+        """A group of tests for each clause in `named`; without any, one of all tests named for none that is broken
+        (`is_quick`: of those the table wants first)."""
         items = self._ordered(collected)
+        first = {test.partition("::")[0] for test in self._mutation.tests}
+        if is_quick and first and not named:
+            items = [item for item in items if item.nodeid.partition("::")[0] in first]
         if not named:
             self._fork(OTHERS, [item for item in items if not set(self._mutation.clauses) & _clauses(item)])
         for clause in named:
@@ -88,8 +94,10 @@ class Groups:
 
     def _run(self, group: str, items: list[pytest.Item]) -> int:
         self._group = group
+        signal.signal(signal.SIGXCPU, _too_long)
         for item, following in zip(items, [*items[1:], None], strict=True):
             self._channel.say(start=item.nodeid)
+            _limit_cpu(TEST_CPU_S)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self._has_failed:
                 return 1
@@ -107,6 +115,22 @@ class Groups:
             told = {"when": report.when, "kind": call.excinfo.typename, "text": text}
             self._channel.say(killer=item.nodeid, session=self._session.kind, group=self._group, **told)
         return report
+
+
+class TookTooLong(BaseException):
+    """A test has used much more of the processor than any does: a loop without end. Nobody may catch it."""
+
+
+def _too_long(*_: object) -> None:
+    _limit_cpu(None)  # the signal would come again each second
+    raise TookTooLong(f"more than {TEST_CPU_S} s of the processor")
+
+
+def _limit_cpu(seconds: int | None) -> None:
+    """From now on, by the processor's time and not the clock's: the machine may be busy with other things."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = resource.RLIM_INFINITY if seconds is None else int(used.ru_utime + used.ru_stime) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 def _clauses(item: pytest.Item) -> set[str]:
@@ -149,8 +173,9 @@ def run(mutation: Mutation, fd: int, scratch: Path) -> None:
 
 
 def use_same_examples() -> None:
-    """A mutation is killed or not, whatever the day."""
-    hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
+    """A mutation is killed or not, whatever the day. The first example that fails will do, it need not be short."""
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutation", derandomize=True, database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
 
 

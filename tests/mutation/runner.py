@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from tests.mutation import child
 from tests.mutation.sessions import HOST, Session, Stage, stages_of
 from tests.mutation.table import Mutation
@@ -30,7 +28,7 @@ from tests.mutation.warm import WarmSession
 for _tool in ("hypothesis.stateful", "hypothesis.strategies", "pytest_asyncio.plugin", "pytest_timeout"):
     importlib.import_module(_tool)
 
-STUCK_S = 45.0  # for one test; the slowest takes two seconds
+STUCK_S = 240.0  # for one test that waits; one that works is stopped by `child`
 # A mutation that leaves a name behind nobody knows says nothing about the tests.
 BAD_ERRORS = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError")
 Kind = Literal["killed", "time-out", "survived", "bad"]
@@ -146,7 +144,7 @@ class Runner:
             one.heard = time.monotonic()
         one.fd, theirs = os.pipe()
         one.scratch = None
-        self._warm[session].ask(msgspec.to_builtins(one.verdict.mutation), named, theirs)
+        self._warm[session].ask(one.verdict.mutation, named, theirs, is_quick=self._is_quick)
         os.close(theirs)
 
     def _begin_cold(self, one: _Running) -> None:
@@ -205,6 +203,8 @@ def _take(one: _Running, message: dict[str, Any]) -> None:
         failure = f"{message['kind']} ({message['when']}, {message['session']}): {message['text']}"
         if message["kind"] in BAD_ERRORS:
             verdict.kind, verdict.text = "bad", failure
+        elif message["kind"] == child.TookTooLong.__name__:
+            verdict.kind, verdict.text = "time-out", failure
         elif verdict.kind != "bad":
             verdict.kind, verdict.text = "killed", verdict.text or failure
         verdict.killers[message["group"]] = message["killer"]

@@ -60,7 +60,7 @@ class Server(Groups):
         factory._given_basetemp = factory._given_basetemp.with_name(f"tmp{os.getpid()}")  # not that of other forks
         self._mutation = msgspec.convert(request["mutation"], Mutation)
         if not self._mutation.file or patch.apply(self._mutation):
-            self.run_groups(session.items, request["named"])
+            self.run_groups(session.items, request["named"], is_quick=request["is_quick"])
         self._channel.say(done=True)
 
 
@@ -89,9 +89,10 @@ class WarmSession:
         if not told or not json.loads(told)["collected"]:
             raise RuntimeError(Path(self.scratch.name, "output").read_text()[-4000:])
 
-    def ask(self, mutation: dict[str, Any], named: list[str], fd: int) -> None:
+    def ask(self, mutation: Mutation, named: list[str], fd: int, *, is_quick: bool = False) -> None:
         """Have the mutation made; what becomes of it is written to `fd`."""
-        socket.send_fds(self.asks, [json.dumps({"mutation": mutation, "named": named}).encode()], [fd])
+        request = {"mutation": mutation, "named": named, "is_quick": is_quick}
+        socket.send_fds(self.asks, [msgspec.json.encode(request)], [fd])
 
     def close(self) -> None:
         """End it."""

@@ -259,7 +259,16 @@ def test_reserved_regions_a_driver_must_not_see_are_refused(regions: tuple[Reser
 
 @pytest.mark.parametrize(
     "change",
-    [{"page_size_mask": 0}, {"input_stop": 0}, {"domain_stop": 1 << 33}, {"probe_size": -1}, {"input_stop": 1 << 65}],
+    [
+        {"page_size_mask": 0},
+        {"page_size_mask": 1 << 64},
+        {"input_stop": 0},
+        {"input_stop": (1 << 64) + 1},
+        {"domain_start": 5, "domain_stop": 5},
+        {"domain_stop": (1 << 32) + 1},
+        {"probe_size": -1},
+        {"probe_size": (1 << 16) + 4},
+    ],
 )
 def test_settings_the_config_space_cannot_carry_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from weakref import ref
 
 import pytest
 
@@ -15,6 +16,7 @@ from vdev.iommu.domains import SWEEP_BLOCKS
 from vdev.iommu.engine import Engine
 from vdev.iommu.intervals import BLOCK_MAX
 from vdev.memory import Region
+from vdev.virtio.queue import Queue
 from vdev.wire import accelerator as acc
 from vdev.wire import viommu as wire
 from vdev.wire import vring
@@ -123,6 +125,35 @@ def test_chains_of_many_empty_buffers_share_a_slice_by_their_number(rig: ViommuR
     assert rig.requests.used_words[vring.IDX_WORD] == 16
 
 
+def test_event_buffers_of_many_pieces_share_slices_and_faults_that_are_left_are_delivered_next(rig: ViommuRig) -> None:
+    table, report = regs.RAM_NBYTES // 2, regs.RAM_GPA + regs.RAM_NBYTES // 4
+    for index in range(1024):
+        flags = vring.DESC_F_WRITE | (vring.DESC_F_NEXT if index < 1023 else 0)
+        vring.DESCRIPTOR.pack_into(rig.driver.ram, table + 16 * index, report, 0 if index else 24, flags, index + 1)
+    for head in range(16):
+        rig.events.write_descriptor(head, regs.RAM_GPA + table, 16 * 1024, vring.DESC_F_INDIRECT)
+        rig.events.offer(head)
+        rig.fault()
+    rig.events.publish()
+
+    progress = rig.run()
+
+    assert progress is Progress.BUSY
+    assert rig.events.used_words[vring.IDX_WORD] == BATCH_SEGMENTS // 1024
+    rig.run()
+    assert rig.events.used_words[vring.IDX_WORD] == 16
+
+
+def test_a_reset_lets_go_of_the_rings_at_once(rig: ViommuRig) -> None:
+    rig.ask(ATTACH)
+    rings = [ref(ring) for index in (0, 1) if (ring := rig.device.queue(index)) is not None]
+    del ring
+
+    rig.driver.status(0)
+
+    assert [one() for one in rings] == [None, None]
+
+
 def test_what_an_unmap_removed_is_swept_up_in_parts_before_the_device_rests(rig: ViommuRig) -> None:
     rig.ask(ATTACH)
     map_many(rig.engine, SWEEP_BLOCKS * BLOCK_MAX)
@@ -136,6 +167,33 @@ def test_what_an_unmap_removed_is_swept_up_in_parts_before_the_device_rests(rig:
     assert rig.engine.describe()["mappings"] == 0
     assert slices > 1
     assert not rig.engine.sweep()
+
+
+@pytest.mark.parametrize("reset", ["reset", "system_reset", "host_reset"])
+def test_what_a_reset_removed_is_swept_up_without_a_kick(rig: ViommuRig, reset: str) -> None:
+    rig.ask(ATTACH)
+    map_many(rig.engine, 1)
+    before = rig.woken
+
+    getattr(rig.device, reset)()
+
+    assert rig.woken == before + 1
+
+
+def test_event_buffers_that_come_and_go_end_a_slice(rig: ViommuRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Queue] = []
+
+    def pop(ring: Queue) -> None:
+        looks.append(ring)
+        assert len(looks) < 1000
+
+    monkeypatch.setattr(Queue, "pop", pop)
+    monkeypatch.setattr(Queue, "rearm", lambda ring: True)
+    rig.fault()
+
+    rig.run()
+
+    assert len(looks) > rig.events.size
 
 
 @pytest.mark.parametrize("how", ["status 0", "DEVICE_RESET"])

@@ -256,6 +256,25 @@ def test_queue_and_config_interrupts_go_to_their_vectors_and_the_isr_clears_when
     assert rig.driver.common().config_generation == 1
 
 
+def test_the_isr_tells_of_queues_in_bit_0_and_of_the_configuration_in_bit_1(rig: NotingRig) -> None:
+    rig.driver.start(OFFERED)
+
+    rig.function.interrupt_queue(1)
+    queue = rig.driver.read(ISR_OFFSET, 1)
+    rig.function.config_changed()
+
+    assert (queue, rig.driver.read(ISR_OFFSET, 1)) == (1, 2)
+
+
+def test_a_driver_without_driver_ok_is_told_of_no_configuration_change(rig: NotingRig) -> None:
+    rig.driver.negotiate(OFFERED)
+    rig.driver.write(regs.CONFIG_VECTOR, 2, 0)
+
+    rig.function.needs_reset("a test")
+
+    assert (rig.driver.vectors, rig.driver.read(ISR_OFFSET, 1)) == ([], 0)
+
+
 def test_a_queue_without_vector_raises_nothing(rig: NotingRig) -> None:
     rig.driver.start(OFFERED)
     rig.driver.write(regs.QUEUE_SELECT, 2, 0)
