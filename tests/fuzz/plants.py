@@ -66,15 +66,6 @@ _PLANTS = (
         what="MAP accepts a range that begins before all others and ends up to a page behind the start of the first",
     ),
     Plant(
-        "unmap-count",
-        target="requests",
-        path="vdev/iommu/domains.py",
-        old="        self.nmappings -= removed\n",
-        new="        self.nmappings -= min(removed, 2)\n",
-        what="UNMAP of three mappings at once counts two: the cap is reached too early",
-        runs=300_000,
-    ),
-    Plant(
         "probe-short-reply",
         target="requests",
         path="vdev/iommu/engine.py",
