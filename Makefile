@@ -32,8 +32,8 @@ soak: parts ## all tests at the full count the issues name
 check: setup ## style, types and import contracts only
 	@$(RUN) -m pytest tests/test_checks.py
 
-conformance: parts ## run the tests of every clause of the specification, write docs/conformance.md
-	@$(RUN) -m tests.conformance record
+conformance: parts ## run the tests of every clause of the specification, write docs/conformance.md (NEW=1)
+	@$(RUN) -m tests.conformance record $(if $(NEW),--new)
 
 # Also: make bench QUICK=1 (under 4 minutes), ROUNDS=n, KERNEL=..., COMPARE=OLD.json; BASELINE=1 writes docs/benchmarks.md.
 bench: parts ## measure against QEMU's own IOMMUs, assert nothing (QUICK=1, COMPARE=OLD.json)

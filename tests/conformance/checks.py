@@ -41,11 +41,24 @@ def failing(results: Tally) -> Iterator[str]:
                     yield f"{test} on {axis}: {ncases} {outcome}"
 
 
+def stale_tests(collected: Tally, results: Tally) -> set[str]:
+    """The tests there are that the record has not as they are, or not as passed."""
+    return {test for test in collected if list(_differences(test, collected, results))} | {
+        test for test in collected if list(failing({test: results.get(test, {})}))
+    }
+
+
 def unrecorded(collected: Tally, results: Tally) -> Iterator[str]:
     """Where the record is of other tests than there are."""
     for test in sorted({*collected, *results}):
-        for axis in AXES_BY_ID:
-            now = sum(collected.get(test, {}).get(axis, {}).values())
-            then = sum(results.get(test, {}).get(axis, {}).values())
-            if now != then:
-                yield f"{test} on {axis}: {now} case(s) now, {then} recorded: {AGAIN}"
+        for axis, now, then in _differences(test, collected, results):
+            yield f"{test} on {axis}: {now} case(s) now, {then} recorded: {AGAIN}"
+
+
+def _differences(test: str, collected: Tally, results: Tally) -> Iterator[tuple[str, int, int]]:
+    """Axis, cases there are, cases that are recorded: where the two are not the same."""
+    for axis in AXES_BY_ID:
+        now = sum(collected.get(test, {}).get(axis, {}).values())
+        then = sum(results.get(test, {}).get(axis, {}).values())
+        if now != then:
+            yield axis, now, then

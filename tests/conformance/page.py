@@ -43,14 +43,30 @@ class Notes:
             yield from (f"<sup>{number}</sup> {text}<br>" for number, text in enumerate(self.texts, 1))
 
 
-def load_answers() -> dict[str, str]:
-    """What QEMU's device answers, by clause."""
-    if not ANSWERS.exists():
-        return {}
-    return {str(clause): str(words) for clause, words in yaml.safe_load(ANSWERS.read_text(encoding="utf-8")).items()}
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What QEMU's device answers to a question, and what ours does, where that is known as well."""
+
+    asks: str
+    qemu: str
+    ours: str
+
+    @property
+    def text(self) -> str:
+        """Question and answer; what is other than ours stands out."""
+        asked = f"*{self.asks}*" if self.asks.endswith("?") else f"*{self.asks}:*"
+        if self.ours in ("", self.qemu):
+            return f"{asked} {self.qemu}"
+        return f"{asked} **{self.qemu}** (here: {self.ours})"
 
 
-def page(sections: tuple[Section, ...], results: Results, answers: Mapping[str, str]) -> str:
+def load_answers() -> dict[str, Answer]:
+    """What was asked of QEMU's device, by clause."""
+    found = yaml.safe_load(ANSWERS.read_text(encoding="utf-8"))["answers"]
+    return {clause: Answer(row["asks"], row["qemu"], row.get("ours", "")) for clause, row in found.items()}
+
+
+def page(sections: tuple[Section, ...], results: Results, answers: Mapping[str, Answer]) -> str:
     """The whole page."""
     lines = [HEAD.read_text(encoding="utf-8"), *_totals(sections, results)]
     for section in sections:
@@ -71,7 +87,7 @@ def _totals(sections: tuple[Section, ...], results: Results) -> Iterator[str]:
         yield f"| {mode} | {' | '.join(cells)} |"
 
 
-def _table(section: Section, results: Results, answers: Mapping[str, str]) -> Iterator[str]:
+def _table(section: Section, results: Results, answers: Mapping[str, Answer]) -> Iterator[str]:
     has_gaps = any(clause.is_gap for clause in section.clauses)
     qemu = f"QEMU {results.facts.qemu}"
     words = (
@@ -91,7 +107,7 @@ def _table(section: Section, results: Results, answers: Mapping[str, str]) -> It
             if clause.linux:
                 ours += notes.mark(f"{clause.id}: stock Linux {clause.linux}.")
             cells = [clause.id, clause.level, clause.rule, ours]
-        cells.append(answers.get(clause.id, NOT_ASKED))
+        cells.append(answers[clause.id].text if clause.id in answers else NOT_ASKED)
         cells += [_results(clause, results, attach, notes) for attach in ATTACHMENTS]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield from notes.lines()

@@ -68,6 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of `make conformance`."""
     group = parser.getgroup("conformance", "tests that are named for clauses")
     group.addoption("--conformance-record", type=Path, metavar="FILE", help="run those only; write outcomes there")
+    group.addoption("--conformance-tests", type=Path, metavar="FILE", help="and of those only these: JSON, a list")
     group.addoption("--conformance-collected", type=Path, metavar="FILE", help="write there which there are")
 
 
@@ -82,9 +83,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     recorder = config.stash[RECORDER]
     recorder.places.update((item.nodeid, place) for item in items if (place := place_of(item)) is not None)
     if config.getoption("conformance_record") is not None:
-        others = [item for item in items if item.nodeid not in recorder.places]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item.nodeid in recorder.places]
+        path = config.getoption("conformance_tests")
+        tests = set(json.loads(path.read_text())) if path is not None else None
+        wanted = {node for node, place in recorder.places.items() if tests is None or place.test in tests}
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in wanted])
+        items[:] = [item for item in items if item.nodeid in wanted]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

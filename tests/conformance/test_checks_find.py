@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import checks
-from tests.conformance.page import page
+from tests.conformance.page import Answer, page
 from tests.conformance.results import Facts, Results, ResultsError, count, load_results, merged, text_of
 from tests.conformance.table import AXES, Clause, Section, TableError, clauses_of, load_table
 
@@ -92,6 +92,18 @@ def test_a_record_of_other_tests_than_there_are_is_found(
     assert found.endswith("make conformance")
 
 
+def test_tests_whose_record_is_old_or_bad_are_to_be_run_again() -> None:
+    collected = {name: {"compat-vfio-user": {"collected": 2}} for name in ("new", "more", "bad", "good")}
+    recorded = {
+        "more": {"compat-vfio-user": {"passed": 1}},
+        "bad": {"compat-vfio-user": {"passed": 1, "failed": 1}},
+        "good": {"compat-vfio-user": {"passed": 2}},
+        "gone": {"compat-vfio-user": {"passed": 2}},
+    }
+
+    assert checks.stale_tests(collected, recorded) == {"new", "more", "bad"}
+
+
 def test_what_failed_and_passed_of_one_test_is_counted_apart() -> None:
     rows = [(TEST, "compat-vfio-user", outcome) for outcome in ("passed", "failed", "passed")]
 
@@ -119,14 +131,18 @@ def test_a_record_that_cannot_be_read_names_the_command_that_makes_one(tmp_path:
 def test_the_page_shows_results_reasons_and_what_others_do() -> None:
     sections = (Section("One", (D1, HIDDEN)), Section("Gaps", (GAP,)))
     hidden = {"tests/x/test_x.py::test_d2_hides": {"compat-in-process": {"passed": 1}}}
+    answers = {"D1": Answer("is it offered | not", "yes", "yes"), "G1": Answer("what then?", "broken", "nothing")}
     failed = {TEST: {**EVERYWHERE, "strict-vfio-user": {"failed": 1, "passed": 1}}}
 
-    lines = page(sections, Results(FACTS, merged(failed, hidden)), {"D1": "a | b"}).splitlines()
+    lines = page(sections, Results(FACTS, merged(failed, hidden)), answers).splitlines()
 
-    assert "| D1 | SHOULD | offer it | offers it | a \\| b | 2 / 2 | 2 / 1, **1 failed** | 2 / 2 |" in lines
+    asked = "*is it offered \\| not:* yes"
+    assert f"| D1 | SHOULD | offer it | offers it | {asked} | 2 / 2 | 2 / 1, **1 failed** | 2 / 2 |" in lines
     row = "| D2 | MAY | hide | hides | not asked | 1 / **none** | **none** / **none** | n/a<sup>1</sup> |"
     assert row in lines
     assert "<sup>1</sup> D2, vhost-user: hidden there.<br>" in lines
     assert "* D1: [test_d1_offers_it](../tests/x/test_x.py)" in lines
     (gap,) = (line for line in lines if line.startswith("| G1 "))
-    assert gap.startswith("| G1 | what then | nothing. `strict`: something | never asks | not asked | ")
+    assert gap.startswith(
+        "| G1 | what then | nothing. `strict`: something | never asks | *what then?* **broken** (here: nothing) | "
+    )

@@ -94,6 +94,14 @@ def test_a_record_has_the_tests_for_clauses_alone_with_all_their_outcomes(
     assert found == {TEST: {"strict-vfio-user": {"passed": 1, "failed": 1}}}
 
 
+def test_a_record_may_be_of_some_tests_only(project: pytest.Pytester, tmp_path: Path) -> None:
+    (tmp_path / "tests").write_text(json.dumps(["test_it.py::test_of_a_file_that_is_gone"]))
+
+    of(project, "pass", f"--conformance-record={tmp_path / 'record'}", f"--conformance-tests={tmp_path / 'tests'}")
+
+    assert json.loads((tmp_path / "record").read_text()) == {}
+
+
 def test_what_is_collected_is_told_without_running_it(project: pytest.Pytester, tmp_path: Path) -> None:
     of(project, "assert number == 1", "--collect-only", f"--conformance-collected={tmp_path / 'collected'}")
 

@@ -12,12 +12,14 @@ import importlib.util
 import resource
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 
 from tests.fuzz import plain
+from tests.fuzz.places import file_name
 from tests.fuzz.plants import PLANTS
 from tests.fuzz.targets import TARGETS, Target
 
@@ -57,8 +59,24 @@ def _fuzz(target: Target, arguments: list[str]) -> None:
         one_input = target.one_input()
     # To merge, libFuzzer has a shell start its own command again, with other arguments behind it.
     myself = shlex.join([sys.executable, "-m", "tests.fuzz.child", target.name, "--"])
-    atheris.Setup([myself, *arguments], one_input)
+    atheris.Setup([myself, *arguments], saving(one_input, arguments))
     atheris.Fuzz()
+
+
+def saving(one_input: Callable[[bytes], None], arguments: list[str]) -> Callable[[bytes], None]:
+    """`one_input`, and an input that raises is in its file before libFuzzer writes it there: its alarm may end the
+    process first, since Python puts signals back when it exits."""
+    flag = "-artifact_prefix="
+    prefix = next((argument.removeprefix(flag) for argument in arguments if argument.startswith(flag)), "")
+
+    def play(data: bytes) -> None:
+        try:
+            one_input(data)
+        except BaseException:
+            Path(f"{prefix}crash-{file_name(data)}").write_bytes(data)
+            raise
+
+    return play
 
 
 class _Bystanders(MetaPathFinder):

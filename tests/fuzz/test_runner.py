@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import __main__, record
+from tests.fuzz.child import saving
+from tests.fuzz.places import file_name
 from tests.fuzz.plan import LONGEST_SLICE_SECONDS, plan
 from tests.fuzz.process import Run, State
 from tests.fuzz.targets import TARGETS
@@ -42,6 +44,18 @@ def test_a_finding_is_kept_with_what_the_process_said(tmp_path: Path) -> None:
     assert state.findings[0].read_bytes() == b"input"
     assert (tmp_path / "findings" / "crash-1234.txt").read_text()
     assert state.cpu_seconds > 0
+
+
+def test_an_input_that_raises_is_in_its_file_before_the_engine_hears_of_it(tmp_path: Path) -> None:
+    def one_input(data: bytes) -> None:
+        raise ValueError(data)
+
+    play = saving(one_input, ["-runs=1", f"-artifact_prefix={tmp_path}/", "corpus"])
+
+    with pytest.raises(ValueError, match="input"):
+        play(b"input")
+
+    assert (tmp_path / f"crash-{file_name(b'input')}").read_bytes() == b"input"
 
 
 def test_a_record_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,19 +105,19 @@ def check_words(error: ConfigError, section: str, key: str) -> None:
 
 
 @given(configs(), st.sampled_from(FORMS))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_a_configuration_is_good_for_all_that_follows_or_refused(config: Any, form: Any) -> None:
     one_input(b"\0" + form(config).encode(errors="surrogatepass"))
 
 
 @given(st.lists(st.fixed_dictionaries({"config": configs()}, optional=SUITE_KEYS), min_size=1, max_size=2))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_a_suite_is_good_for_all_that_follows_or_refused(machines: Any) -> None:
     one_input(b"\1" + yaml.safe_dump({"machines": machines}, allow_unicode=True).encode(errors="surrogatepass"))
 
 
 @given(configs())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_the_copy_the_backend_reads_says_the_same(config: Any) -> None:
     try:
         accepted = parse_config(json.dumps(config), "x.yaml")
@@ -132,7 +132,7 @@ def test_the_copy_the_backend_reads_says_the_same(config: Any) -> None:
     st.sampled_from(["name", "bdf", "memory", "mode", "granule", "mmio", "probe_size", "options", "nonsense"]),
     st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.sampled_from([[1], {"a": [1]}, "\u20ac", ""]),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_a_refusal_names_the_key_and_says_what_is_wrong_in_one_line(section: str, key: str, value: Any) -> None:
     config: dict[str, Any] = {name: dict(part) if name == "vm" else [dict(part[0])] for name, part in GOOD.items()}
     place = config[section] if isinstance(config[section], dict) else config[section][0]

@@ -183,6 +183,7 @@ def test_an_attached_endpoint_does_not_bypass() -> None:
     assert _fault(unit, PLAIN, 0, 4, READ)[1] == "not-mapped"
 
 
+@pytest.mark.conformance(mode=["compat"])
 def test_g21_an_unattached_endpoint_without_bypass_cannot_reach_the_msi_region() -> None:
     unit = engine()
     unit.write_bypass(0)
@@ -227,6 +228,7 @@ def test_translation_alone_leaves_no_trace() -> None:
     assert (unit.snapshot(), unit.describe()) == before
 
 
+@pytest.mark.conformance(mode=["compat"])
 def test_d6_d9_device_reset_detaches_everything_and_keeps_bypass() -> None:
     events: list[Event] = []
     unit = engine(events=events)
@@ -241,7 +243,9 @@ def test_d6_d9_device_reset_detaches_everything_and_keeps_bypass() -> None:
     assert _fault(unit, PLAIN, 0, 4, READ)[0] == wire.FAULT_R_DOMAIN
 
 
-@pytest.mark.parametrize("mode", ["compat", "strict"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.conformance(mode=[mode])) for mode in ("compat", "strict")]
+)
 def test_d7_system_reset_restores_the_boot_bypass(mode: Literal["compat", "strict"]) -> None:
     events: list[Event] = []
     unit = engine(replace(UNIT, mode=mode), events)

@@ -41,6 +41,17 @@ def test_every_record_has_its_size_its_fields_and_survives_a_round_trip(kind: ty
     assert record.pack() == raw
 
 
+def test_numbers_are_those_of_the_document() -> None:
+    names = (
+        "VERSION DMA_MAP DMA_UNMAP DEVICE_GET_INFO DEVICE_GET_REGION_INFO DEVICE_GET_REGION_IO_FDS DEVICE_GET_IRQ_INFO"
+    )
+    names += " DEVICE_SET_IRQS REGION_READ REGION_WRITE DMA_READ DMA_WRITE DEVICE_RESET - REGION_WRITE_MULTI"
+    names += " DEVICE_FEATURE MIG_DATA_READ MIG_DATA_WRITE"
+    numbered = {name: number for number, name in enumerate(names.split(), 1) if name != "-"}
+
+    assert {command.name: command.value for command in Command} == numbered
+
+
 def test_a_message_counts_its_header() -> None:
     raw = wire.message(7, Command.DEVICE_RESET, b"abc", wire.NO_REPLY)
 

@@ -81,6 +81,18 @@ async def test_a_transfer_beyond_the_agreed_size_is_too_large(tmp_path: Path, mo
     assert reason == "too-large"
 
 
+async def test_a_message_of_ours_longer_than_agreed_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with endpoint_lab(tmp_path, monkeypatch, **{"x-msg-timeout": 1000}) as scene:
+        at = await scene.qtest.place_bar(0, bus_master=True)
+        nbytes = (1 << 20) + 64
+        payload = wire.DmaAccess(RAM_AT, nbytes).pack() + bytes(nbytes)
+        scene.endpoint._stream.send(wire.message(1, Command.DMA_WRITE, payload))
+
+        assert await scene.qtest.read(at, 4) == 0xFFFF_FFFF
+
+
 async def test_a_command_qemu_does_not_know_is_answered_and_the_connection_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import vfio_scene
 from tests.support.vfio_scene import until
-from tests.wires.qemu_lab import PLAIN_RAM, PRIVATE_RAM, RAM_MIB, Lab, lab, unit_lab, vhost_device
+from tests.wires.qemu_lab import PLAIN_RAM, PRIVATE_RAM, RAM_MIB, Lab, Seen, lab, unit_lab, vhost_device
 from vdev.functions.vhost import State, VhostCarrier
 from vdev.wire import vhost_user as wire
 from vdev.wire.vhost_user import Command, ProtocolFeature
@@ -93,6 +93,33 @@ async def test_the_start_up_dialogue_is_this(tmp_path: Path, monkeypatch: pytest
         "SET_VRING_CALL", "SET_VRING_ERR", "SET_VRING_CALL", "SET_VRING_ERR",
     ]  # fmt: skip
     assert fds == [0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1]
+
+
+async def test_what_the_guest_sees_is_a_virtio_device_of_qemus_with_one_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with unit_lab(tmp_path, monkeypatch) as scene:
+        identity = await scene.qtest.config_read(0, 4)
+        msix = await scene.qtest.capability(0x11)
+        table_size = await scene.qtest.config_read(msix + 2, 2) & 0x7FF
+
+    assert identity == 0x1057_1AF4
+    assert table_size == 0  # one less than there are
+
+
+async def test_without_config_among_the_protocol_features_there_is_no_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(seen: Seen, answer: bytes | None) -> bytes | None:
+        if seen.command != Command.GET_PROTOCOL_FEATURES:
+            return answer
+        return wire.message(seen.command, wire.U64(ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK).pack(), wire.REPLY)
+
+    async with lab(tmp_path, monkeypatch, "vhost-user") as scene:
+        scene.tamper = without
+
+        assert not await scene.start(vhost_device(scene.app.servers["iommu0"].path))
+        assert scene.stderr
 
 
 async def test_qemu_takes_every_protocol_feature_we_offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,34 @@ async def test_a_reply_to_nothing_is_not_answered(tmp_path: Path) -> None:
 
         assert found[:4] == words("HH", 2, 4)
         assert scene.function.calls == []
+
+
+class _Noted:
+    """A socket whose sendmsg is noted."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.sent: list[bytes] = []
+
+    def sendmsg(self, buffers: list[memoryview], ancillary: tuple[()], flags: int) -> int:
+        self.sent.append(b"".join(buffers))
+        return self._sock.sendmsg(buffers, ancillary, flags)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+async def test_every_message_leaves_in_one_piece(tmp_path: Path) -> None:
+    async with negotiated(tmp_path) as (wire, scene):
+        assert scene.server.connection is not None
+        stream = scene.server.connection._stream
+        noted = _Noted(stream._sock)
+        stream._sock = noted  # type: ignore[assignment]
+        found = [await wire.ask(request(9, words("QII", 0, 7, count))) for count in (1, 4096)]
+        scene.server.connection.dma._send(request(11, words("QQ", 0, 4), ident=1))
+        found.append(await wire.vfio_reply())
+
+        assert noted.sent == found
 
 
 async def test_a_socket_takes_a_connection_before_anybody_serves_it(tmp_path: Path) -> None:

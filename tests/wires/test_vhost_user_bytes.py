@@ -155,6 +155,22 @@ async def test_a_ring_is_index_and_number_and_its_addresses_are_the_front_ends(s
         assert (ring.size, ring.base, ring.gpas) == (128, 5, (0x10_1000, 0x10_2000, 0x10_3000))
 
 
+@pytest.mark.parametrize(
+    ("size", "answered"), [(1, 0), (256, 0), (0, 22), (3, 22), (257, 22), (512, 22), (1 << 31, 22)]
+)
+async def test_a_rings_size_is_a_power_of_two_up_to_the_devices(scene: Scene, size: int, answered: int) -> None:
+    async with wired(scene) as wire:
+        assert await acknowledged(wire, 8, words("II", 0, size)) == answered
+        assert scene.carrier.rings[0].size == (0 if answered else size)
+
+
+@pytest.mark.parametrize(("base", "answered"), [(0xFFFF, 0), (0x1_0000, 22), (0xFFFF_FFFF, 22)])
+async def test_a_rings_base_has_sixteen_bits(scene: Scene, base: int, answered: int) -> None:
+    async with wired(scene) as wire:
+        assert await acknowledged(wire, 10, words("II", 0, base)) == answered
+        assert scene.carrier.rings[0].base == (0 if answered else base)
+
+
 async def test_a_question_for_a_rings_base_is_answered_with_index_and_number(scene: Scene) -> None:
     async with wired(scene) as wire:
         await acknowledged(wire, 10, words("II", 1, 5))

@@ -255,9 +255,14 @@ def seeds() -> Iterator[bytes]:
         return bytes([1, index, op, flags]) + src.to_bytes(2, "little") + dst.to_bytes(2, "little") + bytes([size])
 
     bell, rest, slices = bytes([2]), b"\0\0", b"\0\x80"
+    disabled = bytes([9, 0, 5, REGISTERS.index(acc.Register.CONTROL), 0, 0, 0, 0, 0, 9, 1])  # while frozen, then thawed
     for kind in (0, 1, 2, 4, 8):
         yield bytes([kind]) + b"".join(entry(op, op) for op in range(5)) + bell + b"\5" + rest
         yield bytes([kind]) + entry(0, 1, 5, dst=0) + entry(1, 1, 3, src=0) + bell + b"\2" + rest
         yield bytes([kind]) + entry(0, 2, 0, dst=0x1800, size=6) + bell + b"\1" + slices + b"\4\x02" + rest
+        yield bytes([kind]) + entry(0, 2, 0, dst=0x1800, size=6) + bell + b"\1" + slices + disabled + rest + b"\x09\2"
+        yield (
+            bytes([kind]) + entry(0, 0) + entry(1, 0) + bell + b"\2" + rest + bytes([6, 3, 2]) + rest
+        )  # a smaller ring
         yield bytes([kind]) + entry(0, 4, 9, size=4) + b"\1" + bell + b"\1" + bytes([8, 3]) + rest + bytes([9, 0, 9, 1])
         yield bytes([kind]) + bytes([7, 0, 3, 0x10, 0x13, 7, 1, 3, 0, 0x33, 6, 0, 0]) + bell + b"\3" + rest

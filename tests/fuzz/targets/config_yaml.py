@@ -107,7 +107,9 @@ def _check_copy(config: Config) -> None:
 def _build(config: Config) -> None:
     """The cores; options of a model and what PROBE has room for are theirs to judge, with ConfigError."""
     nothing: Callable[..., None] = lambda *_: None  # noqa: E731
-    Machine(config, emit=nothing, wake=nothing, wake_at=nothing, ordering=NoOrdering())
+    machine = Machine(config, emit=nothing, wake=nothing, wake_at=nothing, ordering=NoOrdering())
+    for unit in machine.units.values():
+        unit.engine.config_bytes()
 
 
 _WHOLE = """\

@@ -52,8 +52,11 @@ class Player:
             endpoint, domain, flags = 8 * (given.byte() % 5), given.byte() % 4, shape >> 2 & 3
             self._send(wire.Attach(wire.T_ATTACH, bytes(3), domain, endpoint, flags).pack(), 4)
             return
-        domain, start = given.byte() % 4, given.number(2) * self.settings.granule
-        end = (start + given.byte() * self.settings.granule - 1) % ADDRESS_SPACE
+        choice = given.byte()
+        domain, granule = choice % 4, self.settings.granule
+        near = (0, HOLE.start, MSI.start, self.settings.input_stop)[choice >> 2 & 3]
+        start = (near + (given.byte() % 64 - 16) * granule) % ADDRESS_SPACE
+        end = (start + given.byte() % 32 * granule - 1) % ADDRESS_SPACE
         if shape % 4 == 1:
             self._send(wire.Unmap(wire.T_UNMAP, bytes(3), domain, start, end).pack(), 4)
             return
@@ -229,4 +232,5 @@ def seeds() -> Iterator[bytes]:
     for kind in (0, 1, 2, 7, 0x10, 0x28, 0xC1):
         yield bytes([kind]) + b"".join(sends)
         yield bytes([kind]) + sends[1] + sends[2] + bytes([2, 2, 0, 0x10, 0, 0, 0, 0, 0, 1, 6, 0, 5, 0])
-        yield bytes([kind, 1, 0, 1, 1, 1, 14, 1, 0x20, 0, 4, 1, 1, 1, 0x20, 0, 4, 3, 0xFF, 4, 1])
+        yield bytes([kind, 1, 0, 1, 1, 1, 14, 1, 0x20, 4, 1, 14, 1, 0x28, 4, 1, 1, 1, 0x20, 12, 3, 0xFF, 4, 1])
+        yield bytes([kind, 1, 0, 1, 1, 1, 14, 5, 18, 4, 1, 14, 9, 0, 4, 1, 0, 3, 1, 2, 3, 1, 0, 2, 0, 0, 0, 0, 64, 0])

@@ -316,10 +316,12 @@ def seeds() -> Iterator[bytes]:
     ask = bytes([1, 0, 0, 0x10, 64, 0, 2, 0, 2, 0])  # descriptor 0: 64 writable bytes; offered
     indirect = bytes([1, 2, 0, 0x10, 20, 0, 1, 1, 1, 6, 0, 0x11, 4, 0, 2, 0, 1, 0, 0, 4, 32, 0, 4, 0, 2, 0])
     event = bytes([1, 1, 0, 0x12, 24, 0, 2, 0, 2, 0x80, 7, 1, 2, 3, 4, 5, 6, 7, 8])
+    empty = bytes([1, 0, 0, 0x10, 0, 0, 1, 1, 1, 4, 0, 0x10, 0, 0, 0, 0, 2, 0])  # two buffers of no bytes
     moved = bytes([9, 0, 10, 0, 8, 0, 0])
     for kind in range(8):
         yield bytes([kind]) + send + b"\0" + bytes([3, 2, len(probe), 255]) + probe + b"\0"
         yield bytes([kind]) + ask + b"\0" + ask + b"\0"
+        yield bytes([kind]) + empty + b"\0"
         yield bytes([kind]) + indirect + b"\0" + event + b"\0"
         yield bytes([kind | 0x10]) + send + b"\0" + moved + bytes([8, 0, 0, 11]) + send + moved
 
