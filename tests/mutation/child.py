@@ -27,7 +27,7 @@ from tests.mutation.sessions import Session, sessions
 from tests.mutation.table import Mutation
 
 MAX_MEMORY_NBYTES = 4 << 30
-TEST_CPU_S = 30  # the slowest test takes two
+TEST_CPU_S = 15  # the slowest test takes two
 OTHERS = ""  # the group of tests that are named for no clause in question
 
 

@@ -257,3 +257,11 @@ def test_d7_system_reset_restores_the_boot_bypass(mode: Literal["compat", "stric
     assert unit.snapshot() == engine(replace(UNIT, mode=mode), accept=0).snapshot()
     assert unit.translate(PLAIN, 0, 4, READ) == [(0, 4)]
     assert events[-1] == UnitReset("iommu0", "system")
+
+
+def test_faults_are_counted_by_their_reason() -> None:
+    unit = engine()
+    for word in ("not-mapped", "no-write", "not-mapped"):
+        unit.fault(PLAIN, TranslationFault(wire.FAULT_R_MAPPING, word, 0), READ)
+
+    assert unit.describe()["counters"]["faults"] == {"not-mapped": 2, "no-write": 1}

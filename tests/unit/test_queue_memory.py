@@ -126,3 +126,12 @@ def test_a_ring_that_goes_on_at_an_index_in_memory_that_is_gone_is_refused() -> 
 
     with pytest.raises(RingError, match="no RAM at 0x40000000 any more"):
         queue.start_at(7)
+
+
+def test_a_used_ring_in_memory_that_is_read_only_is_refused() -> None:
+    driver = ring()
+    memory = RegionTable()
+    memory.add(Region(BASE, RAM_NBYTES, driver.buffer, writable=False))
+
+    with pytest.raises(RingError, match="used ring"):
+        driver.queue_over(memory)
