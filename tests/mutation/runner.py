@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,8 @@ class Runner:
         """The verdicts as they come."""
         waiting = list(reversed(mutations))
         running: dict[int, _Running] = {}
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector, ExitStack() as stack:
+            stack.callback(_kill_all, running)
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     mutation = waiting.pop()
@@ -143,7 +145,7 @@ class Runner:
             self._warm[session] = WarmSession(session)
             one.heard = time.monotonic()
         one.fd, theirs = os.pipe()
-        one.scratch = None
+        one.scratch, one.group = None, 0  # it tells
         self._warm[session].ask(one.verdict.mutation, named, theirs, is_quick=self._is_quick)
         os.close(theirs)
 
@@ -170,7 +172,7 @@ class Runner:
             if verdict.kind != "bad":
                 verdict.kind, verdict.text = "time-out", f"{one.test or 'collection'} took more than {STUCK_S:.0f} s"
                 verdict.killers.setdefault("", one.test)
-            os.killpg(one.group, signal.SIGKILL)
+            _kill(one)
         elif not one.is_done and verdict.kind != "bad":
             output = one.scratch / "output" if one.scratch is not None else None
             said = output.read_text()[-2000:] if output is not None and output.exists() else ""
@@ -178,6 +180,18 @@ class Runner:
         if one.scratch is not None:
             os.waitpid(one.group, 0)
         os.close(one.fd)
+
+
+def _kill(one: _Running) -> None:
+    """End its fork and the forks of that."""
+    if one.group:
+        with suppress(ProcessLookupError):
+            os.killpg(one.group, signal.SIGKILL)
+
+
+def _kill_all(running: dict[int, _Running]) -> None:
+    for one in running.values():
+        _kill(one)
 
 
 def _read(one: _Running) -> None:
