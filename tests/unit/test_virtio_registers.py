@@ -1,4 +1,4 @@
-"""Registers of a virtio-pci function at the ends of what they allow."""
+"""Registers and rings of a virtio-pci function at the ends of what they allow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from tests.support import virtio_pci as regs
 from tests.support.virtio_pci import OFFERED, READY, RUNNING, NotingRig
 from vdev.functions.virtio_pci import DEVICE_OFFSET, ISR_OFFSET
+from vdev.virtio.queue import Queue
 from vdev.wire.virtio_pci import Status
 
 
@@ -65,3 +66,14 @@ def test_all_16_bits_of_queue_select_count(rig: NotingRig) -> None:
     rig.driver.write(regs.QUEUE_SELECT, 2, 0x100)
 
     assert rig.driver.read(regs.QUEUE_SIZE, 2) == 0
+
+
+def test_every_ring_is_told_at_once_that_memory_changed(rig: NotingRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Queue] = []
+    rig.driver.start(OFFERED)
+    monkeypatch.setattr(Queue, "memory_changed", lambda ring: told.append(ring))
+
+    rig.function.memory_changed()
+
+    assert len(told) == 2
+    assert tuple(told) == rig.device.queues
