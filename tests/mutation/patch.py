@@ -17,8 +17,8 @@ from tests.mutation.table import ROOT, Mutation, definition
 
 
 def is_quick(mutation: Mutation) -> bool:
-    """Whether the row changes nothing but the body of one function."""
-    if not mutation.at:
+    """Whether the row changes nothing but the body of one function, and may do it late."""
+    if not mutation.at or mutation.anew:
         return False
     source = (ROOT / mutation.file).read_text(encoding="utf-8")
     node = definition(source, mutation.at, mutation.id)

@@ -13,6 +13,7 @@ A file of the table is a list of groups:
           old: request.reserved != bytes(4)
           new: "False"
           what: the reserved bytes are not looked at
+          anew: true                        the machines of tests must be built after the change; left out: they need not
 
 `old` occurs exactly once at its place. equivalent.yaml has the same groups; each of its rows says in `what` why nobody
 can tell the difference.
@@ -73,6 +74,7 @@ class Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     clauses: tuple[str, ...] = ()
     rule: str = ""
     at: str = ""
+    anew: bool = False
     tests: tuple[str, ...] = ()
     file: str = ""
     run: tuple[str, ...] = DEVICE_TESTS

@@ -137,3 +137,17 @@ def test_properties_are_walked_by_length_and_end_at_type_zero() -> None:
 @pytest.mark.parametrize("buf", [b"", b"\1", wire.Property(1, 21).pack() + bytes(20)])
 def test_a_property_cut_short_ends_the_list(buf: bytes) -> None:
     assert list(wire.properties(buf)) == []
+
+
+def test_feature_bits_are_those_of_the_specification() -> None:
+    by_name = {name: mask for mask, name in wire.FEATURE_NAMES.items()}
+
+    assert by_name == {
+        "INPUT_RANGE": 1 << 0,
+        "DOMAIN_RANGE": 1 << 1,
+        "MAP_UNMAP": 1 << 2,
+        "BYPASS": 1 << 3,
+        "PROBE": 1 << 4,
+        "MMIO": 1 << 5,
+        "BYPASS_CONFIG": 1 << 6,
+    }
