@@ -13,7 +13,7 @@ A file of the table is a list of groups:
           old: request.reserved != bytes(4)
           new: "False"
           what: the reserved bytes are not looked at
-          anew: true                        the machines of tests must be built after the change; left out: they need not
+          anew: true                        machines of tests must be built after the change; optional
 
 `old` occurs exactly once at its place. equivalent.yaml has the same groups; each of its rows says in `what` why nobody
 can tell the difference.
