@@ -39,7 +39,7 @@ def tree(tmp_path: Path) -> Path:
 def soak(tree: Path, *which: str, tier: str = "soak") -> None:
     """Run pytest in `tree`, whatever comes of its tests."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *which]
-    environment = {**os.environ, "VDEV_TIER": tier}
+    environment = {**os.environ, "VDEV_TIER": tier, "PYTHONPATH": str(CONFTEST.parent)}  # for the plugin it names
     subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=60, check=False)
 
 
