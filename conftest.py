@@ -5,6 +5,7 @@ It is at the root because hooks in a folder's conftest.py are not there when onl
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("soak"):
             item.user_properties += marker.kwargs.items()
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests live as long as the session: the collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
