@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 
-from guest_tests.payload.direct import READ, WRITE, Attach, Map, Status, Unmap, Viommu
+from guest_tests.payload.direct import READ, WRITE, Attach, Map, Status, Viommu
 from guest_tests.payload.direct.wire import Request
 from guest_tests.payload.host import Host
 
-# Endpoint ids, as machine.yaml has them: two behind the first unit, one behind the other; and the first unit's own.
-EP, OTHER_EP, FOREIGN_EP, UNIT_ITSELF = 0x100, 0x200, 0x300, 0x80
-UNKNOWN_ENDPOINTS = {
-    "zero": 0,
-    "function-1": 0x101,
-    "of-the-other-unit": FOREIGN_EP,
-    "the-unit": UNIT_ITSELF,
-    "max": 2**32 - 1,
-}
+EP = 0x100  # of the first accelerator, as machine.yaml has it
 
 PAGE = 4096
 INPUT_STOP = 1 << 39
@@ -35,11 +27,6 @@ EVENT_S = 10.0  # for what the host does at once, when the machine is not busy
 def of(table: dict[str, Any]) -> Any:
     """Arguments of `pytest.mark.parametrize`: the values of `table` (tuples for several names), its keys as ids."""
     return [pytest.param(*(row if isinstance(row, tuple) else (row,)), id=name) for name, row in table.items()]
-
-
-def one_byte_set(nbytes: int) -> list[bytes]:
-    """Reserved fields of `nbytes`: each has another byte that is not zero."""
-    return [bytes(0xA5 * (at == position) for at in range(nbytes)) for position in range(nbytes)]
 
 
 def status(viommu: Viommu, request: Request | bytes) -> Status | int | None:
@@ -59,24 +46,6 @@ def map_pages(
     """MAP of pages [first, first + npages) of the input range."""
     start, stop = first * PAGE, (first + npages) * PAGE
     return Map(domain=domain, virt_start=start, virt_end=stop - 1, phys_start=phys_start, flags=flags)
-
-
-def unmap_pages(first: int, npages: int = 1, *, domain: int = DOMAIN) -> Unmap:
-    """UNMAP of pages [first, first + npages)."""
-    return Unmap(domain=domain, virt_start=first * PAGE, virt_end=(first + npages) * PAGE - 1)
-
-
-def is_mapped(viommu: Viommu, page: int, domain: int = DOMAIN) -> bool:
-    """Whether any byte of `page` is mapped: a MAP there would overlap (D31). Leaves no trace."""
-    answer = viommu.send(map_pages(page, domain=domain))
-    if answer.ok:
-        viommu.ask(unmap_pages(page, domain=domain))
-    return not answer.ok
-
-
-def exists(viommu: Viommu, domain: int) -> bool:
-    """Whether there is such a domain: UNMAP of a range where nothing is mapped asks nothing else (D40, D41)."""
-    return status(viommu, Unmap(domain=domain, virt_start=INPUT_STOP, virt_end=INPUT_STOP)) != Status.NOENT
 
 
 def unit_state(host: Host, name: str = "iommu0") -> dict[str, Any]:
