@@ -172,7 +172,6 @@ def open_fds() -> list[str]:
 async def every_fd_is_closed() -> AsyncIterator[None]:
     """Fails a test after which more (or fewer) fds are open than before; modules assign it to a name to use it."""
     gc.collect()  # what earlier tests left to the collector is not this test's
-    gc.freeze()  # nor is what lives already: among thousands of tests a look at it takes a quarter of a second
     before = open_fds()
     yield
     gc.collect()
