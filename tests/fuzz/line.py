@@ -116,6 +116,11 @@ def fields(given: Reader, layout: Struct) -> bytes:
     return found
 
 
+def sent(message: bytes, fds: int = 0) -> bytes:
+    """The bytes of the move that sends `message` as it is: number 1 in both peers' tables."""
+    return bytes([1, fds, len(message)]) + message
+
+
 def make_fds(given: Reader) -> list[int]:
     """None for most choices, up to 20 of one kind for the others."""
     choice = given.byte()

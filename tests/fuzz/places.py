@@ -11,7 +11,7 @@ from tests.fuzz.targets import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"  # in the repository: small, played in every CI run
-WORK = ROOT / "fuzz" / "work"  # grows while we fuzz, and is lost without harm
+WORK = ROOT / "fuzz" / "grown"  # grows while we fuzz, and is lost without harm
 FINDINGS = ROOT / "fuzz" / "findings"  # inputs that broke something, each with what the process said
 RECORD = ROOT / "docs" / "fuzz.json"
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from tests.fuzz.line import EVENTFD, MAX_TURNS, MEMFD, RAM_NBYTES, Line, NotedVm, fields, make_fds, number, play
+from tests.fuzz.line import EVENTFD, MAX_TURNS, MEMFD, RAM_NBYTES, Line, NotedVm, fields, make_fds, number, play, sent
 from tests.fuzz.reader import Reader
 from vdev.memory import RegionTable
 from vdev.pci.function import CONFIG_NBYTES, Bar
@@ -360,32 +360,27 @@ def one_input(data: bytes) -> None:
     play(partial(_play, data))
 
 
-def _sent(message: bytes, fds: int = 0) -> bytes:
-    """The move that sends `message` as it is."""
-    return bytes([1, fds, len(message)]) + message
-
-
 def seeds() -> Iterator[bytes]:
     """A start as QEMU does it, DMA maps, interrupts of both kinds, accesses."""
     text = VERSION + json.dumps({"capabilities": CAPABILITIES}).encode().ljust(197) + b"\0"
-    yield b"\0" + _sent(wire.message(1, Command.VERSION, text))
-    yield b"\0" + _sent(wire.message(1, Command.VERSION, VERSION + b'{"capabilities":{}}\0'))
+    yield b"\0" + sent(wire.message(1, Command.VERSION, text))
+    yield b"\0" + sent(wire.message(1, Command.VERSION, VERSION + b'{"capabilities":{}}\0'))
     dma_map = wire.message(2, Command.DMA_MAP, wire.DmaMap(32, 3, 0, 0, RAM_NBYTES).pack())
     unmap = wire.message(3, Command.DMA_UNMAP, wire.DmaUnmap(24, 0, 0, RAM_NBYTES).pack())
-    yield b"\1" + _sent(dma_map, MEMFD) + _sent(unmap)
+    yield b"\1" + sent(dma_map, MEMFD) + sent(unmap)
     infos = wire.message(4, Command.DEVICE_GET_INFO, wire.DeviceInfo(16, 0, 0, 0).pack())
     infos += wire.message(5, Command.DEVICE_GET_REGION_INFO, wire.RegionInfo(32, 0, 7, 0, 0, 0).pack())
     infos += wire.message(6, Command.DEVICE_GET_IRQ_INFO, wire.IrqInfo(16, 0, 2, 0).pack())
     infos += wire.message(6, Command.DEVICE_GET_REGION_IO_FDS, wire.RegionIoFds(16, 0, 0, 0).pack())
-    yield b"\1" + _sent(infos)
+    yield b"\1" + sent(infos)
     set_irqs = wire.message(7, Command.DEVICE_SET_IRQS, wire.SetIrqs(20, 0x24, 2, 0, 1).pack())
-    yield b"\1\2\3" + _sent(set_irqs, EVENTFD) + b"\2\1\4\1\2\1\4\0"
+    yield b"\1\2\3" + sent(set_irqs, EVENTFD) + b"\2\1\4\1\2\1\4\0"
     yield b"\1\2\0\x1f\0\3\0\x10" + bytes(16) + b"\2\0\x1f\5\3\1\0"
     read = wire.message(8, Command.REGION_READ, wire.RegionAccess(0, 7, 64).pack())
     write = wire.message(9, Command.REGION_WRITE, wire.RegionAccess(8, 0, 4).pack() + b"abcd")
     entry = wire.WriteMultiEntry(0, 2, 8, b"abcdefgh").pack()
     multi = wire.message(10, Command.REGION_WRITE_MULTI, wire.WriteMulti(2).pack() + entry + entry, wire.NO_REPLY)
-    yield b"\1" + _sent(read) + _sent(write) + _sent(multi) + _sent(wire.message(11, Command.DEVICE_RESET))
-    yield b"\1" + _sent(read[:20]) + _sent(read[20:] + write) + b"\5\xff"
+    yield b"\1" + sent(read) + sent(write) + sent(multi) + sent(wire.message(11, Command.DEVICE_RESET))
+    yield b"\1" + sent(read[:20]) + sent(read[20:] + write) + b"\5\xff"
     for command in COMMANDS:
         yield bytes([1, 0, command]) + bytes(40) + bytes([0, command, 0]) + b"\x10\x0a" * 8

@@ -27,6 +27,7 @@ from tests.fuzz.line import (
     make_fds,
     number,
     play,
+    sent,
 )
 from tests.fuzz.reader import Reader
 from vdev.functions.base import Worker
@@ -307,31 +308,26 @@ def one_input(data: bytes) -> None:
     play(partial(_play, data))
 
 
-def _sent(message: bytes, fds: int = 0) -> bytes:
-    """The move that sends `message` as it is."""
-    return bytes([1, fds, len(message)]) + message
-
-
 def seeds() -> Iterator[bytes]:
     """A start as QEMU does it, step by step; stops and restarts; memory that comes and goes; configuration."""
     questions = (Command.GET_FEATURES, Command.GET_PROTOCOL_FEATURES, Command.GET_QUEUE_NUM, Command.GET_MAX_MEM_SLOTS)
-    yield b"\0" + b"".join(_sent(wire.message(command)) for command in questions)
-    protocol = _sent(wire.message(Command.SET_PROTOCOL_FEATURES, wire.U64(PROTOCOL_FEATURES).pack()))
-    yield b"\0" + protocol + _sent(wire.message(Command.SET_OWNER, b"", wire.NEED_REPLY)) + b"\3\0\0"
+    yield b"\0" + b"".join(sent(wire.message(command)) for command in questions)
+    protocol = sent(wire.message(Command.SET_PROTOCOL_FEATURES, wire.U64(PROTOCOL_FEATURES).pack()))
+    yield b"\0" + protocol + sent(wire.message(Command.SET_OWNER, b"", wire.NEED_REPLY)) + b"\3\0\0"
     region = wire.SingleRegion(0, 0, RAM_NBYTES, HVA, 0).pack()
-    added = _sent(wire.message(Command.ADD_MEM_REG, region, wire.NEED_REPLY), MEMFD)
-    yield b"\0" + protocol + added + _sent(wire.message(Command.REM_MEM_REG, region, wire.NEED_REPLY))
+    added = sent(wire.message(Command.ADD_MEM_REG, region, wire.NEED_REPLY), MEMFD)
+    yield b"\0" + protocol + added + sent(wire.message(Command.REM_MEM_REG, region, wire.NEED_REPLY))
     attach = viommu.Attach(viommu.T_ATTACH, bytes(3), 1, ENDPOINT).pack()
     ask = bytes([4, len(attach)]) + attach
     stop = bytes([2, 8, 0, 2, 9, 0, 2, 10, 0, 2, 11, 0])
     go_on = b"".join(bytes([2, step, 8]) for step in (0, 1, 4, 5, 12, 13, 14, 15)) + bytes([2, 2, 1, 2, 3, 0])
     enable = bytes([2, 6, 1, 2, 7, 1])
     yield b"\1" + ask + stop + go_on + enable + ask
-    yield b"\1" + ask + stop + b"\6\0" + go_on + enable + ask + _sent(wire.message(Command.RESET_DEVICE))
+    yield b"\1" + ask + stop + b"\6\0" + go_on + enable + ask + sent(wire.message(Command.RESET_DEVICE))
     access = wire.ConfigAccess(0, 64, 0).pack() + bytes(64)
-    yield b"\1" + _sent(wire.message(Command.GET_CONFIG, access)) + _sent(wire.message(Command.SET_CONFIG, access))
-    channel = _sent(wire.message(Command.SET_BACKEND_REQ_FD, b"", wire.NEED_REPLY), SOCKET)
-    yield b"\1" + channel + _sent(wire.message(Command.SET_VRING_ERR, wire.U64(0).pack(), 8), EVENTFD) + b"\6\1\6\5"
+    yield b"\1" + sent(wire.message(Command.GET_CONFIG, access)) + sent(wire.message(Command.SET_CONFIG, access))
+    channel = sent(wire.message(Command.SET_BACKEND_REQ_FD, b"", wire.NEED_REPLY), SOCKET)
+    yield b"\1" + channel + sent(wire.message(Command.SET_VRING_ERR, wire.U64(0).pack(), 8), EVENTFD) + b"\6\1\6\5"
     yield b"\1" + b"\5\4\xff\xff\xff\xff\0\x12" + b"\6\2"
     for command in COMMANDS:
         yield bytes([1, 0, command, 3]) + bytes(24) + bytes([0, command, 9, 1, 1, 1])
