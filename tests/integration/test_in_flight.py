@@ -244,9 +244,7 @@ CANCELLED_BY: dict[str, Callable[[FlightScene], None]] = {
     "machine-reset": lambda scene: scene.accels["accel0"].function.reset(),
     "qemu-gone": lambda scene: scene.accels["accel0"].function.disconnected(),
     "bus-master-off": lambda scene: scene.accels["accel0"].bus_master(False),
-    "bus-master-off-and-on": lambda scene: (
-        scene.accels["accel0"].bus_master(False), scene.accels["accel0"].bus_master(True), None,
-    )[-1],
+    "bus-master-off-and-on": lambda scene: scene.accels["accel0"].cycle_bus_master(),
     "control-reset": control(Control.RESET),
     "enable-cleared": control(0),
     "quiesced": lambda scene: scene.accels["accel0"].function.quiesce(),
@@ -495,7 +493,7 @@ def test_revalidated_dma_is_refused_where_its_translation_changed(attach: Attach
     scene = revalidating(attach)
     read_only = scene.map(BUFFER, RAM_GPA + BUFFER)
     read_only.flags = wire.MAP_F_READ
-    later = {
+    later: dict[str, list[wire.Map | wire.Unmap | wire.Attach]] = {
         "unmapped": [scene.unmap(BUFFER)],
         "elsewhere": [scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + PAGE)],
         "read-only": [scene.unmap(BUFFER), read_only],

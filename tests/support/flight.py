@@ -230,6 +230,10 @@ class _Accel:
         command = pci.Command.MEMORY | (pci.Command.BUS_MASTER if enabled else 0)
         self.function.config_write(pci.COMMAND, int(command).to_bytes(2, "little"))
 
+    def cycle_bus_master(self) -> None:
+        self.bus_master(False)
+        self.bus_master(True)
+
     def flr(self) -> None:
         """A function-level reset."""
         config = self.function.config  # type: ignore[attr-defined]
