@@ -47,13 +47,16 @@ class Unit:
 
     def describe(self) -> dict[str, Any]:
         """State for queries: plain data."""
-        engine = self.engine.describe()
+        engine, given = self.engine.describe(), self.engine.settings
         spaces = {
             space["id"]: {"domain": space["domain"], "mappings": space["mappings"]} for space in engine["endpoints"]
         }
         return {
             "bdf": self.config.bdf,
             "attach": self.config.attach,
+            "isolation": given.isolation,
+            "force-aperture": given.force_aperture,
+            "revalidate": given.revalidate,
             **engine,
             "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
