@@ -17,6 +17,7 @@ from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
+from vdev.functions.message_door import MessageDoor
 from vdev.functions.stages import Stages
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
@@ -206,8 +207,11 @@ class Machine:
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
         endpoint = model(config.name, bay, options)
-        if self._has_slots and parse_bdf(config.bdf) >> 8:
-            endpoint.keep_msix_table()  # it can be unplugged
+        required = self._vm.isolation == "required"
+        if required or (self._has_slots and parse_bdf(config.bdf) >> 8):
+            endpoint.keep_msix_table()  # or else it could not be unplugged, or QEMU would write messages anywhere
+        if required:
+            endpoint.translate_message = MessageDoor(unit.engine, doors[0], unit.device.faults_pending)
         return endpoint, doors[0]
 
 
