@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vdev.backends.entropy import open_entropy
-from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
+from vdev.config import Config, EndpointConfig, Reserved, UnitConfig, VmConfig, unit_policy
 from vdev.config.text import parse_bdf, parse_size
 from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
@@ -17,6 +17,7 @@ from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
+from vdev.functions.message_door import MessageDoor
 from vdev.functions.stages import Stages
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
@@ -47,13 +48,16 @@ class Unit:
 
     def describe(self) -> dict[str, Any]:
         """State for queries: plain data."""
-        engine = self.engine.describe()
+        engine, given = self.engine.describe(), self.engine.settings
         spaces = {
             space["id"]: {"domain": space["domain"], "mappings": space["mappings"]} for space in engine["endpoints"]
         }
         return {
             "bdf": self.config.bdf,
             "attach": self.config.attach,
+            "isolation": given.isolation,
+            "force-aperture": given.force_aperture,
+            "revalidate": given.revalidate,
             **engine,
             "kicks": self.device.kicks,
             "held-replies": self.device.held_replies,
@@ -91,6 +95,7 @@ class Machine:
         self._ordering = ordering
         self._trace: Trace | None = None
         self._has_slots = bool(config.slots)
+        self._vm = config.vm
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
@@ -155,7 +160,9 @@ class Machine:
         }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
-        engine = Engine(_unit_settings(config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit)
+        engine = Engine(
+            _unit_settings(self._vm, config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit
+        )
         endpoints: dict[str, Endpoint] = {}
 
         def quiesce() -> None:
@@ -209,14 +216,17 @@ class Machine:
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
         endpoint = model(config.name, bay, options)
-        if self._has_slots and parse_bdf(config.bdf) >> 8:
-            endpoint.keep_msix_table()  # it can be unplugged
+        required = self._vm.isolation == "required"
+        if required or (self._has_slots and parse_bdf(config.bdf) >> 8):
+            endpoint.keep_msix_table()  # or else it could not be unplugged, or QEMU would write messages anywhere
+        if required:
+            endpoint.translate_message = MessageDoor(unit.engine, doors[0], unit.device.faults_pending)
         return endpoint, doors[0]
 
 
-def _unit_settings(config: UnitConfig) -> UnitSettings:
+def _unit_settings(vm: VmConfig, config: UnitConfig) -> UnitSettings:
     granule = parse_size(config.granule, f"units[{config.name}].granule")
-    limits = config.limits
+    limits, policy = config.limits, unit_policy(vm, config)
     return UnitSettings(
         name=config.name,
         mode=config.mode,
@@ -225,8 +235,11 @@ def _unit_settings(config: UnitConfig) -> UnitSettings:
         input_stop=config.input_range[1] + 1,
         domain_start=config.domain_range[0],
         domain_stop=config.domain_range[1] + 1,
-        bypass_offered=config.bypass != "not-offered",
-        boot_bypass=config.bypass == "on",
+        bypass_offered=policy.bypass != "not-offered",
+        boot_bypass=policy.bypass == "on",
+        force_aperture=policy.force_aperture,
+        revalidate=policy.revalidate,
+        isolation=vm.isolation,
         mmio=config.mmio,
         probe_size=config.probe_size,
         limits=Limits(

@@ -115,6 +115,11 @@ class DmaDoor:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
         return views
 
+    def count_untried(self, reason: str) -> None:
+        """The endpoint has an access to make and knows that it would be refused for `reason`: it is not tried, and
+        counts all the same."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
     def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
         """Translate an access to [iova, iova+nbytes), `nbytes` > 0 and as for `views`; it is in flight until `end`.
 

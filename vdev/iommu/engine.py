@@ -37,7 +37,8 @@ Choices where the specification is silent or says MAY ("D" numbers: the project'
     access to a RESERVED region, or a read of an MSI
       region, bypassing or not                           MAPPING fault
     write to the MSI region                              passes untranslated, unless unattached without bypass (DOMAIN)
-    bypassing access outside input_range                 identity: the range limits what can be mapped
+    bypassing access outside input_range                 identity: the range limits what can be mapped; with
+                                                         force_aperture a MAPPING fault
     write of `bypass` other than 0 or 1 (D8)             ignored
 """
 
