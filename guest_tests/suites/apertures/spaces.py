@@ -1,0 +1,56 @@
+"""What endpoints of several units can be mapped to: the ranges VFIO must report, and what the units say meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from guest_tests.payload import vfio
+from guest_tests.payload.host import Host
+from guest_tests.payload.stock import Domain, Machine, Unit
+
+MSI_FIRST, MSI_LAST = 0xFEE00000, 0xFEEFFFFF
+PAGE_SIZES = (1 << 64) - 4096  # every multiple of the guest's page
+TOP = 1 << 64
+
+Ranges = tuple[tuple[int, int], ...]  # ends included, as VFIO and the configuration write them
+
+
+@dataclass(frozen=True)
+class Yard:
+    """The machine's accelerators, held by vfio-pci, and its units, all by name."""
+
+    stock: Machine
+    host: Host
+    groups: dict[str, int]  # IOMMU group of each accelerator
+
+    def unit(self, endpoint: str) -> Unit:
+        """The unit in front of `endpoint`."""
+        return Unit(self.host, self.stock.unit_of(endpoint))
+
+    def container(self, *endpoints: str) -> vfio.Container:
+        """A container with the groups of `endpoints`, put in in this order. Raises OSError."""
+        return vfio.Container(*(self.groups[name] for name in endpoints))
+
+    def domain(self, endpoint: str) -> Domain:
+        """The domain `endpoint` is attached to."""
+        found = self.unit(endpoint).domain_of(self.stock.bdf(endpoint))
+        assert found is not None
+        return found
+
+    def usable(self, *endpoints: str) -> Ranges:
+        """What lies in the input ranges of all their units and outside the MSI window."""
+        ranges = [self.stock.input_range(name) for name in endpoints]
+        first, last = max(start for start, _ in ranges), min(end for _, end in ranges)
+        parts = ((first, min(last, MSI_FIRST - 1)), (max(first, MSI_LAST + 1), last))
+        return tuple((start, end) for start, end in parts if start <= end)
+
+    def counts(self) -> dict[str, Any]:
+        """What every unit was asked and refused so far, once no more requests come."""
+        names = [unit["name"] for unit in self.stock.facts["units"]]
+        counters = {name: Unit(self.host, name).settled()["counters"] for name in names}
+        return {name: (found["requests"], found["refused"]) for name, found in counters.items()}
+
+
+MakeContainer = Callable[..., vfio.Container]  # fixture `container`: closed after the test
