@@ -99,6 +99,11 @@ class Unit:
         counted: dict[str, int] = self.settled()["counters"]["requests"]
         return counted
 
+    def refused(self) -> dict[str, int]:
+        """How many requests were refused with each status so far, once no more come."""
+        counted: dict[str, int] = self.settled()["counters"]["refused"]
+        return counted
+
     def function(self, name: str) -> dict[str, Any]:
         """What vdev says about the endpoint called `name`."""
         function: dict[str, Any] = self.state()["functions"][name]

@@ -147,7 +147,8 @@ class Container:
         group = guest.link_name(guest.SYS / "bus/pci/devices" / bdf / "iommu_group")
         if group is None or int(group) not in self._groups:
             raise OSError(f"{bdf} is in IOMMU group {group}, which is not in this container")
-        return fcntl.ioctl(self._groups[int(group)], GROUP_GET_DEVICE_FD, bytearray(bdf.encode() + b"\0"))
+        fd: int = fcntl.ioctl(self._groups[int(group)], GROUP_GET_DEVICE_FD, bytearray(bdf.encode() + b"\0"))
+        return fd
 
     def address_space(self) -> AddressSpace:
         """What can be mapped (VFIO_IOMMU_GET_INFO). Raises OSError."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from guest_tests.payload import vfio
 from guest_tests.payload.host import Host
@@ -45,12 +44,6 @@ class Yard:
         first, last = max(start for start, _ in ranges), min(end for _, end in ranges)
         parts = ((first, min(last, MSI_FIRST - 1)), (max(first, MSI_LAST + 1), last))
         return tuple((start, end) for start, end in parts if start <= end)
-
-    def counts(self) -> dict[str, Any]:
-        """What every unit was asked and refused so far, once no more requests come."""
-        names = [unit["name"] for unit in self.stock.facts["units"]]
-        counters = {name: Unit(self.host, name).settled()["counters"] for name in names}
-        return {name: (found["requests"], found["refused"]) for name, found in counters.items()}
 
 
 MakeContainer = Callable[..., vfio.Container]  # fixture `container`: closed after the test
