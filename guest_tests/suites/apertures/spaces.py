@@ -38,6 +38,19 @@ class Yard:
         assert found is not None
         return found
 
+    def seen(self, *endpoints: str) -> list[tuple[int | None, int, dict[str, int]]]:
+        """The domain of each endpoint, how many mappings that has, and what its unit refused so far, all at once.
+
+        VFIO waits for its requests, so none of its own is under way.
+        """
+        units = {unit["unit"]: unit for unit in self.host.control("query-iommu")}
+        behind = {name: units[self.stock.unit_of(name)] for name in endpoints}
+        functions = {name: unit["functions"][name] for name, unit in behind.items()}
+        return [
+            (functions[name]["domain"], functions[name]["mappings"], unit["counters"]["refused"])
+            for name, unit in behind.items()
+        ]
+
     def usable(self, *endpoints: str) -> Ranges:
         """What lies in the input ranges of all their units and outside the MSI window."""
         ranges = [self.stock.input_range(name) for name in endpoints]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from spaces import PAGE_SIZES, MakeContainer, Yard
+from spaces import MSI_FIRST, MSI_LAST, PAGE_SIZES, TOP, MakeContainer, Yard
 
 from guest_tests.payload import vfio
 from guest_tests.payload.lab import PAGE
-from guest_tests.payload.stock import newest_kernel
+from guest_tests.payload.stock import group_of, newest_kernel
 
 ONE_OF_EACH = ["narrow0", "middle0", "wide0", "most0", "low0", "high0", "bytes0"]
 DISJOINT = {"low0", "high0"}
@@ -69,6 +69,18 @@ def test_units_with_nothing_in_common_cannot_share_a_container(yard: Yard, conta
     assert container("high0").address_space().ranges == yard.usable("high0")  # its group is free
 
 
+def test_a_reserved_region_of_all_that_lies_beyond_the_input_range_changes_nothing_but_its_own_listing(
+    yard: Yard, container: MakeContainer
+) -> None:
+    group = group_of(yard.stock.bdf("narrow1"))
+
+    found = container("narrow1", "wide0").address_space()
+
+    assert group is not None
+    assert group.reserved == ((MSI_FIRST, MSI_LAST, "msi"), (1 << 39, TOP - 1, "reserved"))
+    assert found.ranges == yard.usable("narrow0", "wide0")
+
+
 def test_each_unit_has_a_domain_of_its_own_for_the_container_with_the_same_mappings(
     yard: Yard, container: MakeContainer
 ) -> None:
@@ -91,11 +103,11 @@ def test_a_unit_joins_once_nothing_is_mapped_outside_its_range(
 ) -> None:
     shared = container(first)
     shared.map(iova, vfio.Buffer(PAGE), BOTH)
-    before = yard.domain(second), yard.unit(second).refused()
+    before = yard.seen(second)
 
     with pytest.raises(OSError, match="Invalid argument"):
         shared.add(yard.groups[second])
-    meanwhile = yard.domain(second), yard.unit(second).refused()
+    meanwhile = yard.seen(second)
     shared.unmap(iova, PAGE)
     shared.add(yard.groups[second])
 
@@ -121,10 +133,10 @@ def test_the_range_widens_again_when_a_unit_leaves(yard: Yard, container: MakeCo
     shared.remove(yard.groups[goes])
 
     assert shared.address_space().ranges == yard.usable(stays)
-    assert (yard.domain(stays).mappings, yard.domain(goes).mappings) == (1, 0)
+    assert [mappings for _, mappings, _ in yard.seen(stays, goes)] == [1, 0]
     last = yard.usable(stays)[-1][1] + 1 - 2 * PAGE
     shared.map(last, vfio.Buffer(PAGE), BOTH)  # outside the range of the unit that left, for two of the three
-    assert yard.domain(stays).mappings == 2
+    assert [mappings for _, mappings, _ in yard.seen(stays)] == [2]
 
 
 def test_the_last_endpoint_of_a_unit_decides_when_its_range_counts_no_more(
