@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guest_tests.payload import vfio
+from guest_tests.payload import checks_hwrng, guest, vfio
 from guest_tests.payload.host import Host
 from guest_tests.payload.stock import Domain, Machine, Unit
 
 MSI_FIRST, MSI_LAST = 0xFEE00000, 0xFEEFFFFF
 PAGE_SIZES = (1 << 64) - 4096  # every multiple of the guest's page
 TOP = 1 << 64
+HWRNG = guest.SYS / "class/misc/hw_random"
 
 Ranges = tuple[tuple[int, int], ...]  # ends included, as VFIO and the configuration write them
 
@@ -60,3 +61,16 @@ class Yard:
 
 
 MakeContainer = Callable[..., vfio.Container]  # fixture `container`: closed after the test
+
+
+def draw_from(yard: Yard, name: str) -> bytes:
+    """What /dev/hwrng gives while the rng called `name` is behind it."""
+    unit = yard.unit(name)
+    before = unit.function(name)["bytes"]
+    for device in guest.read_text(HWRNG / "rng_available").split():
+        if device != "none":
+            (HWRNG / "rng_current").write_text(device)
+            drawn = checks_hwrng.draw()
+            if unit.function(name)["bytes"] - before >= checks_hwrng.NBYTES:
+                return drawn
+    raise AssertionError(f"no device of the kernel draws from {name}")

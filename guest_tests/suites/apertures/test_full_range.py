@@ -6,16 +6,15 @@ import zlib
 from pathlib import Path
 
 import pytest
-from spaces import PAGE_SIZES, TOP, MakeContainer, Yard
+from spaces import PAGE_SIZES, TOP, MakeContainer, Yard, draw_from
 
-from guest_tests.payload import accel, checks_hwrng, guest, vfio
+from guest_tests.payload import accel, checks_hwrng, vfio
 from guest_tests.payload.lab import PAGE, run_ok, running_engine
-from guest_tests.payload.stock import Machine, Unit, newest_kernel, seeded_stream
+from guest_tests.payload.stock import Machine, newest_kernel, seeded_stream
 
 RING = 0x0100_0000
 LAST_PAGE = TOP - PAGE
 BOTH = vfio.READ | vfio.WRITE
-HWRNG = guest.SYS / "class/misc/hw_random"
 NBUFFERS = checks_hwrng.NBYTES // checks_hwrng.BUFFER_NBYTES
 
 
@@ -73,21 +72,9 @@ def test_the_dma_api_hands_out_the_aperture_from_its_last_page_down(stock: Machi
     first, last = stock.input_range(name)
     unit = yard.unit(name)
 
-    drawn = draw_from(unit, stock, name)
+    drawn = draw_from(yard, name)
 
     addresses = {int(record["fields"]["virt_start"], 16) for record in unit.trace("MAP", name, 4 * NBUFFERS)}
     assert max(addresses) == last + 1 - PAGE
     assert min(addresses) >= max(first, last - (1 << 20))
     assert all(drawn[at : at + 64] in seeded_stream(stock.seed(name), unit.function(name)["bytes"]) for at in (0, 64))
-
-
-def draw_from(unit: Unit, stock: Machine, name: str) -> bytes:
-    """What /dev/hwrng gives while endpoint `name` is behind it."""
-    before = unit.function(name)["bytes"]
-    for device in guest.read_text(HWRNG / "rng_available").split():
-        if device != "none":
-            (HWRNG / "rng_current").write_text(device)
-            drawn = checks_hwrng.draw()
-            if unit.function(name)["bytes"] - before >= checks_hwrng.NBYTES:
-                return drawn
-    raise AssertionError(f"no device of the kernel draws from {name}")

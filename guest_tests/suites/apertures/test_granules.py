@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from spaces import PAGE_SIZES, MakeContainer, Yard
+from spaces import PAGE_SIZES, MakeContainer, Yard, draw_from
 
-from guest_tests.payload import accel, guest, vfio
+from guest_tests.payload import accel, checks_hwrng, guest, vfio
 from guest_tests.payload.checks_open import bind_to_vfio
 from guest_tests.payload.guest import KernelLog
 from guest_tests.payload.lab import PAGE, run_ok, running_engine
-from guest_tests.payload.stock import PCI, Machine, driver_of, group_of, newest_kernel
+from guest_tests.payload.stock import PCI, Machine, driver_of, group_of, newest_kernel, seeded_stream
 
 RINGS = {"narrow0": 0x0100_0000, "bytes0": 0x0200_0000}
 SHARED = 1 << 32
@@ -76,6 +76,20 @@ def bind_to_vfio_whatever_comes_of_it(bdf: str) -> None:
     """As at any other endpoint. Raises OSError."""
     (PCI / "devices" / bdf / "driver_override").write_text("vfio-pci")
     (PCI / "drivers_probe").write_text(bdf)
+
+
+def test_a_stock_driver_takes_such_an_endpoint_all_the_same_and_its_dma_passes_untranslated(
+    yard: Yard, stock: Machine
+) -> None:
+    """As long as the unit lets unattached endpoints bypass: `bypass: off` is for such units."""
+    bdf, unit = stock.bdf("coarse-rng"), yard.unit("coarse-rng")
+
+    drawn = draw_from(yard, "coarse-rng")
+
+    stream = seeded_stream(stock.seed("coarse-rng"), unit.function("coarse-rng")["bytes"])
+    assert drawn[: checks_hwrng.BUFFER_NBYTES] in stream
+    assert (driver_of(bdf), group_of(bdf), unit.domain_of(bdf)) == ("virtio-pci", None, None)
+    assert (unit.requests()["MAP"], unit.refused()) == (0, {})
 
 
 def test_only_6_12_warns_with_a_trace_of_the_stack(kernel_log: KernelLog, yard: Yard, coarse: str) -> None:
