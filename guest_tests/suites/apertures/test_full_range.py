@@ -66,7 +66,7 @@ def test_without_the_last_page_a_range_of_64_bits_has_no_such_trouble(yard: Yard
     assert locked_kib() == before
 
 
-@pytest.mark.parametrize("name", ["wide-rng", "high-rng"])
+@pytest.mark.parametrize("name", ["wide-rng", "most-rng", "high-rng"])
 def test_the_dma_api_hands_out_the_aperture_from_its_last_page_down(stock: Machine, yard: Yard, name: str) -> None:
     """The kernel was told to (`iommu.forcedac=1`); else it asks for 32 bits first."""
     first, last = stock.input_range(name)
