@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import accel, vfio
-from .lab import MARKER, RING_IOVA, SOURCE_IOVA, TARGET_IOVA, Finding, Lab, copy, expect, run_ok, run_refused
+from .lab import (
+    MARKER,
+    RING_IOVA,
+    SOURCE_IOVA,
+    TARGET_IOVA,
+    Finding,
+    Lab,
+    copy,
+    expect,
+    run_ok,
+    run_refused,
+    running_engine,
+)
 
 NBYTES = 0x10000
 
@@ -53,14 +65,8 @@ def _station(bdf: str, container: vfio.Container, engine: accel.Accelerator) -> 
 @contextlib.contextmanager
 def _opened_station(bdf: str, group: int) -> Iterator[Station]:
     """Another accelerator, opened and running for the length of the block."""
-    with contextlib.closing(vfio.Container(group)) as container, contextlib.closing(vfio.Device(container, bdf)) as dev:
-        dev.set_command(on=vfio.COMMAND_MEMORY | vfio.COMMAND_BUS_MASTER)
-        ring = vfio.Buffer(accel.MEMORY_NBYTES)
-        with contextlib.closing(dev.bar(0)) as registers, container.mapped(RING_IOVA, ring):
-            engine = accel.Accelerator(registers, ring.memory, RING_IOVA)
-            engine.start()
-            yield _station(bdf, container, engine)
-            engine.reset()
+    with contextlib.closing(vfio.Container(group)) as container, running_engine(container, bdf, RING_IOVA) as engine:
+        yield _station(bdf, container, engine)
 
 
 def _expect_copies(stations: list[Station]) -> None:

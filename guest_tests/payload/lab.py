@@ -184,3 +184,19 @@ def run_refused(
         "kernel": line,
         "copy_ms": completion.ms,
     }
+
+
+@contextlib.contextmanager
+def running_engine(container: vfio.Container, bdf: str, ring_iova: int) -> Iterator[accel.Accelerator]:
+    """Accelerator `bdf` of one of the container's groups, running for the length of the block, its ring at `ring_iova`.
+
+    It is reset at the end. Raises OSError, AcceleratorTimeout.
+    """
+    with contextlib.closing(vfio.Device(container, bdf)) as device:
+        device.set_command(on=vfio.COMMAND_MEMORY | vfio.COMMAND_BUS_MASTER)
+        ring = vfio.Buffer(accel.MEMORY_NBYTES)
+        with contextlib.closing(device.bar(0)) as registers, container.mapped(ring_iova, ring):
+            engine = accel.Accelerator(registers, ring.memory, ring_iova)
+            engine.start()
+            yield engine
+            engine.reset()

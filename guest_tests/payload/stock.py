@@ -71,15 +71,16 @@ class Domain:
 
 
 class Unit:
-    """What vdev knows of the machine's first unit; every method asks anew."""
+    """What vdev knows of one unit, the machine's first if none is named; every method asks anew."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, name: str | None = None) -> None:
         self._host = host
+        self._name = name
 
     def state(self) -> dict[str, Any]:
         """The unit's part of query-iommu's answer."""
-        state: dict[str, Any] = self._host.control("query-iommu")[0]
-        return state
+        units: list[dict[str, Any]] = self._host.control("query-iommu")
+        return next(unit for unit in units if self._name in (None, unit["unit"]))
 
     def settled(self) -> dict[str, Any]:
         """The state once no request has come for a while. Raises CheckFailed if they never stop."""
@@ -96,6 +97,11 @@ class Unit:
     def requests(self) -> dict[str, int]:
         """How many requests of each type there were so far, once no more come."""
         counted: dict[str, int] = self.settled()["counters"]["requests"]
+        return counted
+
+    def refused(self) -> dict[str, int]:
+        """How many requests were refused with each status so far, once no more come."""
+        counted: dict[str, int] = self.settled()["counters"]["refused"]
         return counted
 
     def function(self, name: str) -> dict[str, Any]:
@@ -142,6 +148,15 @@ class Machine:
         endpoint = self._entry(name)
         regions = [*endpoint["reserved"], *self._entry(endpoint["unit"])["reserved"]]
         return sorted((region["start"], region["end"], region["kind"]) for region in regions)
+
+    def unit_of(self, endpoint: str) -> str:
+        """The name of the unit in front of `endpoint`."""
+        return str(self._entry(endpoint)["unit"])
+
+    def input_range(self, endpoint: str) -> tuple[int, int]:
+        """The input range of the unit in front of `endpoint`, both ends in it."""
+        first, last = self._entry(self.unit_of(endpoint))["input_range"]
+        return first, last
 
     @property
     def mode(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
+from . import guest
 from .bar import Bar as Bar
 
 VFIO_API_VERSION = 0
@@ -30,12 +31,14 @@ CHECK_EXTENSION = _io(1)
 SET_IOMMU = _io(2)
 GROUP_GET_STATUS = _io(3)
 GROUP_SET_CONTAINER = _io(4)
+GROUP_UNSET_CONTAINER = _io(5)
 GROUP_GET_DEVICE_FD = _io(6)
 DEVICE_GET_INFO = _io(7)
 DEVICE_GET_REGION_INFO = _io(8)
 DEVICE_GET_IRQ_INFO = _io(9)
 DEVICE_SET_IRQS = _io(10)
 DEVICE_RESET = _io(11)
+IOMMU_GET_INFO = _io(12)
 IOMMU_MAP_DMA = _io(13)
 IOMMU_UNMAP_DMA = _io(14)
 
@@ -46,6 +49,11 @@ IRQ_INFO = Struct("<IIII")  # argsz, flags, index, count
 IRQ_SET = Struct("<IIIII")  # argsz, flags, index, start, count; then count int32 eventfds
 DMA_MAP = Struct("<IIQQQ")  # argsz, flags, vaddr, iova, size
 DMA_UNMAP = Struct("<IIQQ")  # argsz, flags, iova, size
+IOMMU_INFO = Struct("<IIQII")  # argsz, flags, iova_pgsizes, cap_offset, pad; then capabilities
+CAPABILITY = Struct("<HHI")  # id, version, offset of the next one from the start of the answer, or 0
+CAPABILITY_IOVA_RANGE = 1  # then u32 nr_iovas, u32 reserved, and the ranges
+IOVA_RANGES_OFFSET = 16
+IOVA_RANGE = Struct("<QQ")  # start, end (inclusive)
 
 GROUP_VIABLE = 1
 DEVICE_CAN_RESET = 1
@@ -87,24 +95,78 @@ class Region:
     offset: int
 
 
-class Container:
-    """One VFIO container holding one group: the I/O address space DMA of the device goes through."""
+@dataclass(frozen=True)
+class AddressSpace:
+    """What a container can map: a bit for each page size, and ranges of IOVA by rising address, both ends in them."""
 
-    def __init__(self, group: int) -> None:
-        """Open the container, put IOMMU group `group` in it, choose the type1 v2 model. Raises OSError."""
+    page_sizes: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Container:
+    """One VFIO container holding a group or several: the I/O address space DMA of their devices goes through."""
+
+    def __init__(self, *groups: int) -> None:
+        """Open the container, put IOMMU groups in it, choose the type1 v2 model. Raises OSError."""
         self._fds = contextlib.ExitStack()
-        self.fd = self._open("/dev/vfio/vfio")
-        if fcntl.ioctl(self.fd, GET_API_VERSION) != VFIO_API_VERSION:
-            raise OSError("VFIO speaks another API version")
-        if not fcntl.ioctl(self.fd, CHECK_EXTENSION, VFIO_TYPE1V2_IOMMU):
-            raise OSError("VFIO has no type1 v2 IOMMU model")
-        self.group_fd = self._open(f"/dev/vfio/{group}")
-        status = bytearray(GROUP_STATUS.pack(GROUP_STATUS.size, 0))
-        fcntl.ioctl(self.group_fd, GROUP_GET_STATUS, status)
-        if not GROUP_STATUS.unpack(status)[1] & GROUP_VIABLE:
-            raise OSError(f"IOMMU group {group} is not viable: another driver holds a device of it")
-        fcntl.ioctl(self.group_fd, GROUP_SET_CONTAINER, self.fd.to_bytes(4, "little"))
-        fcntl.ioctl(self.fd, SET_IOMMU, VFIO_TYPE1V2_IOMMU)
+        self._groups: dict[int, int] = {}  # number: its file
+        try:
+            self.fd = self._open("/dev/vfio/vfio")
+            if fcntl.ioctl(self.fd, GET_API_VERSION) != VFIO_API_VERSION:
+                raise OSError("VFIO speaks another API version")
+            if not fcntl.ioctl(self.fd, CHECK_EXTENSION, VFIO_TYPE1V2_IOMMU):
+                raise OSError("VFIO has no type1 v2 IOMMU model")
+            for group in groups:
+                self.add(group)
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, group: int) -> None:
+        """Put IOMMU group `group` in as well. Raises OSError, and then the group is free again."""
+        with contextlib.ExitStack() as undo:
+            fd = os.open(f"/dev/vfio/{group}", os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, fd)
+            status = bytearray(GROUP_STATUS.pack(GROUP_STATUS.size, 0))
+            fcntl.ioctl(fd, GROUP_GET_STATUS, status)
+            if not GROUP_STATUS.unpack(status)[1] & GROUP_VIABLE:
+                raise OSError(f"IOMMU group {group} is not viable: another driver holds a device of it")
+            fcntl.ioctl(fd, GROUP_SET_CONTAINER, self.fd.to_bytes(4, "little"))
+            if not self._groups:
+                fcntl.ioctl(self.fd, SET_IOMMU, VFIO_TYPE1V2_IOMMU)
+            undo.pop_all()
+        self._groups[group] = fd
+
+    def remove(self, group: int) -> None:
+        """Take IOMMU group `group` out; its devices must be closed. With the last one goes all that is mapped."""
+        fcntl.ioctl(self._groups[group], GROUP_UNSET_CONTAINER)
+        os.close(self._groups.pop(group))
+
+    def device_fd(self, bdf: str) -> int:
+        """Open function `bdf` of one of the groups. Raises OSError."""
+        group = guest.link_name(guest.SYS / "bus/pci/devices" / bdf / "iommu_group")
+        if group is None or int(group) not in self._groups:
+            raise OSError(f"{bdf} is in IOMMU group {group}, which is not in this container")
+        fd: int = fcntl.ioctl(self._groups[int(group)], GROUP_GET_DEVICE_FD, bytearray(bdf.encode() + b"\0"))
+        return fd
+
+    def address_space(self) -> AddressSpace:
+        """What can be mapped (VFIO_IOMMU_GET_INFO). Raises OSError."""
+        asked = bytearray(IOMMU_INFO.pack(IOMMU_INFO.size, 0, 0, 0, 0))
+        fcntl.ioctl(self.fd, IOMMU_GET_INFO, asked)
+        (needed, *_) = IOMMU_INFO.unpack(asked)
+        raw = bytearray(IOMMU_INFO.pack(needed, 0, 0, 0, 0).ljust(needed, b"\0"))
+        fcntl.ioctl(self.fd, IOMMU_GET_INFO, raw)
+        _, _, page_sizes, at, _ = IOMMU_INFO.unpack_from(raw)
+        ranges: tuple[tuple[int, int], ...] = ()
+        while at:
+            kind, _, following = CAPABILITY.unpack_from(raw, at)
+            if kind == CAPABILITY_IOVA_RANGE:
+                count = int.from_bytes(raw[at + CAPABILITY.size : at + CAPABILITY.size + 4], "little")
+                first = at + IOVA_RANGES_OFFSET
+                ranges = tuple(IOVA_RANGE.iter_unpack(raw[first : first + count * IOVA_RANGE.size]))
+            at = following
+        return AddressSpace(page_sizes, ranges)
 
     def _open(self, path: str) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -134,7 +196,9 @@ class Container:
             self.unmap(iova, buffer.nbytes)
 
     def close(self) -> None:
-        """Close group and container; the kernel drops what is still mapped."""
+        """Close groups and container; the kernel drops what is still mapped."""
+        while self._groups:
+            os.close(self._groups.popitem()[1])
         self._fds.close()
 
 
@@ -142,10 +206,9 @@ class Device:
     """One PCI function opened through VFIO."""
 
     def __init__(self, container: Container, bdf: str) -> None:
-        """Open function `bdf` ("0000:01:00.0") of the container's group. Raises OSError."""
+        """Open function `bdf` ("0000:01:00.0") of one of the container's groups. Raises OSError."""
         self.bdf = bdf
-        name = bytearray(bdf.encode() + b"\0")
-        self.fd = fcntl.ioctl(container.group_fd, GROUP_GET_DEVICE_FD, name)
+        self.fd = container.device_fd(bdf)
         info = bytearray(DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0, 0, 0))
         fcntl.ioctl(self.fd, DEVICE_GET_INFO, info)
         _, self.flags, self.nregions, self.nirqs, _, _ = DEVICE_INFO.unpack(info)
