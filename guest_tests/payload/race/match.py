@@ -1,0 +1,382 @@
+"""One race: an operation is under way, at a chosen time what it needs is taken away, and then everything is looked at.
+
+As soon as the answer is there, or the register access has returned, what was taken belongs to somebody else: it is
+copied and overwritten with a canary. When everything has come to rest the copy must be what the completion says, and the
+canary must be whole: no byte landed late. What was read late would be a canary at the place it was copied to.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from .. import accel as engine
+from ..direct import Map, Unmap
+from ..direct.answers import Answer
+from ..direct.wire import Access, Request
+from .errors import RaceError
+from .field import DOMAIN, Field
+from .ground import Operand, Piece, canary, draw, noise
+from .job import Job
+
+LIMIT_NS = 10_000_000_000
+TARGET_IOVA, SOURCE_IOVA, BESIDE_IOVA = 0x1000_0000, 0x4000_0000, 0x10_0000_0000
+
+
+@dataclass(slots=True)
+class Wish:
+    """A request, and what belongs to somebody else as soon as it is answered."""
+
+    request: Request
+    taken: Callable[[], None]
+    affected: bool = True  # whether it may have to wait for what is in flight
+    asked_ns: int = -1
+    answered_ns: int = -1
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"answered: {type(self.request).__name__}, after {self.answered_ns - self.asked_ns} ns"
+
+
+@dataclass(slots=True)
+class Taken:
+    """Memory that changed hands: what was in it then, and what the new owner wrote."""
+
+    memory: memoryview
+    copy: bytes
+    canary: bytes
+    operand: Operand | None = None
+    at: int = 0
+    is_ring: bool = False  # of the unit
+    passed_on: bool = False  # it is part of what changed hands once more, later
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a series of races came to, to show that they were races."""
+
+    rounds: int = 0
+    whole: int = 0  # everything had landed
+    cut: int = 0  # a part had
+    nothing: int = 0
+    waited: int = 0  # an answer that did not come at once
+
+    def add(self, job: Job, waited: bool) -> None:
+        """One more."""
+        self.rounds += 1
+        self.waited += waited
+        if job.landed == job.operands[0].nbytes:
+            self.whole += 1
+        elif job.landed:
+            self.cut += 1
+        else:
+            self.nothing += 1
+
+
+class Match:
+    """One race on a field, all of it drawn from `rng`."""
+
+    def __init__(self, field: Field, rng: Random) -> None:
+        self.field = field
+        self.rng = rng
+        self.clock = field.clock
+        self.scale = rng.choice(field.scales)
+        self.taken: list[Taken] = []
+        self.wishes: list[Wish] = []
+        self.mapped: list[tuple[int, int, int]] = []  # domain, iova, stop: to be unmapped at the end
+        self.second: Operand | None = None  # where the rest of a moved operation lands
+        self.told: list[tuple[int, object]] = []
+        self.shared = False  # two engines have the same target
+        self.has_rings = True
+        self._pending: dict[int, Wish] = {}
+        self.jobs = [self._draw_job()]
+        self.main = self.jobs[0]
+
+    # the operations
+
+    def _draw_job(self) -> Job:
+        rng, field = self.rng, self.field
+        name = rng.choice(("FILL", "FILL", "COPY", "COPY", "COMPARE", "CHECKSUM"))
+        at = rng.randrange(1 << 16) * self.scale.granule
+        dst = src = None
+        if name != "CHECKSUM":
+            dst = draw(rng, field.target, TARGET_IOVA + at, self.scale)
+        if name != "FILL":
+            src = draw(rng, field.source, SOURCE_IOVA + at, self.scale, dst.nbytes if dst else None)
+        return self.prepare(Job(field.accels[0], name, src, dst, b""))
+
+    def prepare(self, job: Job) -> Job:
+        """Known bytes in all of its memory."""
+        for operand in job.operands:
+            operand.fill(noise(self.rng, operand.area_nbytes))
+        if job.name == "FILL":
+            assert job.dst is not None
+            job.arg = self.rng.getrandbits(64)
+            job.data = (job.arg.to_bytes(8, "little") * (job.dst.nbytes // 8 + 1))[: job.dst.nbytes]
+        elif job.name == "COPY":
+            assert job.src is not None
+            job.data = job.src.content
+        elif job.name == "COMPARE":
+            assert job.src is not None
+            assert job.dst is not None
+            job.dst.put(job.src.content)
+        else:
+            assert job.src is not None
+            job.arg = zlib.crc32(job.src.content)
+        return job
+
+    def add_beside(self) -> None:
+        """Another engine of the domain works as well: on memory of its own, or on the same, by the same pattern."""
+        accel = self.field.accels[1]
+        if self.shared and self.main.name == "FILL":
+            job = Job(accel, "FILL", None, self.main.dst, self.main.data, self.main.arg)
+        else:
+            dst = draw(self.rng, self.field.beside, BESIDE_IOVA, self.scale)
+            job = self.prepare(Job(accel, "FILL", None, dst, b""))
+            self.map(DOMAIN, dst)
+        self.jobs.append(job)
+
+    # mappings
+
+    def map(self, domain: int, operand: Operand, access: int = 3) -> None:
+        """Map all pieces of `operand` where nothing is under way."""
+        self.field.send_all(list(self.maps(domain, operand, access)))
+
+    def maps(self, domain: int, operand: Operand, access: int = 3) -> list[Map | Unmap]:
+        """The requests for that."""
+        gpa = operand.buffer.gpa
+        self.mapped.append((domain, operand.pieces[0].iova, operand.pieces[-1].stop))
+        return [
+            Map(domain=domain, virt_start=p.iova, virt_end=p.stop - 1, phys_start=gpa + p.at, flags=access)
+            for p in operand.pieces
+        ]
+
+    def map_operands(self) -> None:
+        """Those of the main operation, with no more rights than it needs, or with all."""
+        for operand in self.main.operands:
+            least = Access.WRITE if operand is self.main.dst and self.main.writes else Access.READ
+            self.map(DOMAIN, operand, self.rng.choice((3, int(least))))
+
+    # requests
+
+    def post(self, wishes: Sequence[Wish]) -> None:
+        """Send all by one doorbell; nothing is waited for."""
+        queue = self.field.viommu.requests
+        now = self.clock.now_ns()
+        for wish in wishes:
+            wish.asked_ns = now
+            self.told.append((now, wish.request))
+            chain = queue.chain(wish.request)
+            queue.ring.post(chain)
+            self._pending[id(chain)] = wish
+            self.wishes.append(wish)
+        queue.publish()
+        self.clock.look()
+        self.reap()
+
+    def reap(self) -> None:
+        """Whatever is answered: what its wish takes is taken."""
+        if not self.has_rings:
+            return
+        queue = self.field.viommu.requests
+        for used in queue.ring.reap():
+            wish = self._pending.pop(id(used.chain))
+            written = used.chain.written()
+            queue.ring.recycle(used.chain)
+            answer = Answer(used.nbytes, written)
+            self.must(answer.ok, f"{wish.request} was answered {answer}")
+            wish.answered_ns = self.clock.now_ns()
+            self.told.append((wish.answered_ns, wish))
+            wish.taken()
+
+    def wait(self) -> None:
+        """Until everything is answered."""
+        limit = self.clock.now_ns() + LIMIT_NS
+        while self._pending:
+            self.must(self.clock.now_ns() < limit, f"no answer to {[w.request for w in self._pending.values()]}")
+            self.clock.step()
+            self.reap()
+
+    def take_rings(self, memories: Sequence[memoryview]) -> None:
+        """The unit's rings belong to somebody else, and what waits in them is never answered."""
+        self._pending.clear()
+        self.has_rings = False
+        for memory in memories:
+            self._take(memory, None, 0)
+            self.taken[-1].is_ring = True
+
+    def give_rings_back(self) -> None:
+        """A new driver begins: the old rings must be as they were left until now."""
+        self.clock.until(self.clock.now_ns() + 2 * self.field.latency_ns + 1)
+        self._judge_canaries()
+        self.taken = [taken for taken in self.taken if not taken.is_ring]
+        self.field.viommu.start()
+        self.has_rings = True
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a request still waits."""
+        return bool(self._pending)
+
+    # what changes hands
+
+    def take(self, operand: Operand, pieces: Sequence[Piece]) -> None:
+        """These mappings' memory belongs to somebody else from now on, if all of it does not anyway."""
+        if any(taken.operand is operand and not taken.at for taken in self.taken):
+            return
+        for piece in pieces:
+            self._take(operand.buffer.memory[piece.at : piece.at + piece.nbytes], operand, piece.at)
+
+    def take_everything(self, job: Job, *, ring: bool = True) -> None:
+        """So does all memory of `job`: gaps, and its ring, included."""
+        for operand in job.operands:
+            mine = [taken for taken in self.taken if taken.operand is operand]
+            if all(taken.at for taken in mine):
+                for taken in mine:
+                    taken.passed_on = True
+                self._take(operand.buffer.memory[: operand.area_nbytes], operand, 0)
+        if ring and not job.ring:
+            job.ring = bytes(job.accel.ring.memory)
+            self._take(job.accel.ring.memory, None, 0)
+
+    def take_memory(self, memory: memoryview) -> None:
+        """So does this."""
+        self._take(memory, None, 0)
+
+    def _take(self, memory: memoryview, operand: Operand | None, at: int) -> None:
+        mine = canary(self.rng, len(memory))
+        self.taken.append(Taken(memory, bytes(memory), mine, operand, at))
+        memory[:] = mine
+
+    # the end
+
+    def settle(self) -> None:
+        """Until all operations have ended, and as much longer as anything could still land."""
+        clock = self.clock
+        limit = clock.now_ns() + LIMIT_NS
+        while not all(job.may_vanish or job.has_ended for job in self.jobs):
+            self.must(clock.now_ns() < limit, "an operation never ends")
+            clock.step()
+        clock.until(clock.now_ns() + 2 * self.field.latency_ns + 1)
+
+    def judge(self) -> None:
+        """Look at completions, then at every byte."""
+        for job in self.jobs:
+            job.look()
+        for job in self.jobs:
+            try:
+                job.judge(self.field.slice_nbytes)
+            except RaceError as error:
+                self.must(False, str(error))
+            if job.record[0] == engine.PENDING and job.dst is not None:
+                job.landed = self._landed(job, job.dst)
+        operands = {id(one): one for job in self.jobs for one in job.operands}
+        for operand in operands.values():
+            self._judge_memory(operand, self.image(operand))
+        if self.second is not None:
+            self._judge_memory(self.second, self.second_image(self.second))
+        self._judge_canaries()
+        if self.clock.is_exact:
+            self._judge_times()
+
+    def _landed(self, job: Job, dst: Operand) -> int:
+        """How much of an operation without completion is there: what was taken away tells."""
+        if not job.writes:
+            return 0
+        memory = bytearray(dst.buffer.memory[: dst.area_nbytes])
+        for taken in reversed(self.taken):
+            if taken.operand is dst:
+                memory[taken.at : taken.at + len(taken.copy)] = taken.copy
+        return common_prefix(dst.gather(memory), job.data)
+
+    def image(self, operand: Operand) -> bytearray:
+        """What the area must hold, if nobody had taken anything."""
+        image = bytearray(operand.before)
+        for job in self.jobs:
+            if job.dst is operand and job.writes:
+                landed = job.landed if self.second is None else self._landed(job, operand)
+                operand.lay(image, job.data[:landed], 0)
+        return image
+
+    def second_image(self, second: Operand) -> bytearray:
+        """The same of the memory where the rest of a moved operation lands: all that did not land in the first."""
+        image, main = bytearray(second.before), self.main
+        if main.writes and main.dst is not None:
+            first = self._landed(main, main.dst)
+            second.lay(image, main.data[first : main.landed], first)
+        return image
+
+    def _judge_memory(self, operand: Operand, image: bytearray) -> None:
+        for taken in self.taken:
+            if taken.operand is operand:
+                stop = taken.at + len(taken.copy)
+                wanted = bytes(image[taken.at : stop])
+                self.must(taken.copy == wanted, lambda: differs("when it was taken", taken.copy, wanted, taken.at))  # noqa: B023
+                image[taken.at : stop] = taken.canary
+        found = bytes(operand.buffer.memory[: operand.area_nbytes])
+        self.must(found == image, lambda: differs("in the end", found, image, 0))
+
+    def _judge_canaries(self) -> None:
+        for taken in self.taken:
+            if not taken.passed_on:
+                self.must(taken.memory == taken.canary, lambda: late(taken))  # noqa: B023
+
+    def _judge_times(self) -> None:
+        for wish in self.wishes:
+            if wish.answered_ns >= 0:
+                took = wish.answered_ns - wish.asked_ns
+                most = self.field.latency_ns if wish.affected else 0
+                self.must(took <= most, f"{wish.request} waited {took} ns, at most {most} are right")
+
+    def clean_up(self) -> None:
+        """Nothing of it stays mapped."""
+        if self.mapped:
+            self.field.send_all(
+                [Unmap(domain=domain, virt_start=iova, virt_end=stop - 1) for domain, iova, stop in self.mapped]
+            )
+        self.field.viommu.faults()
+
+    def must(self, holds: bool, words: str | Callable[[], str]) -> None:
+        """RaceError with everything there is to know unless `holds`."""
+        if not holds:
+            for job in self.jobs:
+                job.look()
+            text = words if isinstance(words, str) else words()
+            first = self.told[0][0] if self.told else 0
+            lines = [f"{when - first:+} ns: {what}" for when, what in self.told]
+            raise RaceError("\n  ".join([text, *map(str, self.jobs), *lines]))
+
+    def tell(self, what: object) -> None:
+        """For whoever must understand a failure; made into words only then."""
+        self.told.append((self.clock.now_ns(), what))
+
+
+def common_prefix(left: bytes, right: bytes) -> int:
+    """How many bytes from the start on are the same."""
+    if left == right:
+        return len(left)
+    start, stop = 0, min(len(left), len(right))
+    while start < stop:
+        middle = (start + stop + 1) // 2
+        if left[:middle] == right[:middle]:
+            start = middle
+        else:
+            stop = middle - 1
+    return start
+
+
+def differs(when: str, found: bytes | bytearray, wanted: bytes | bytearray, at: int) -> str:
+    """Where two images differ first."""
+    offset = common_prefix(bytes(found), bytes(wanted))
+    nbytes = sum(a != b for a, b in zip(found, wanted, strict=True))
+    return (
+        f"memory {when} is not what the completions say: {nbytes} bytes differ, the first at offset {at + offset:#x}:"
+        f" {found[offset : offset + 16].hex()} is there, {wanted[offset : offset + 16].hex()} was expected"
+    )
+
+
+def late(taken: Taken) -> str:
+    """A canary is not whole."""
+    return "LATE: " + differs("that changed hands", bytes(taken.memory), taken.canary, taken.at)
