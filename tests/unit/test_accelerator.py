@@ -14,6 +14,8 @@ from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
+from vdev.iommu.in_flight import Flight, InFlight
+from vdev.iommu.settings import UnitSettings
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.wire import pci
@@ -40,8 +42,15 @@ class Identity:
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, int, int]] = []
+        self.in_flight = InFlight()
+        self.settings = UnitSettings("unit")
 
     granule = 4096
+
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+        flight = Flight(endpoint, 1, iova, iova + nbytes, access, self.translate(endpoint, iova, nbytes, access))
+        self.in_flight.begin(flight)
+        return flight
 
     def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]:
         if iova + nbytes > 1 << 31:
@@ -105,7 +114,7 @@ class Bench:
 
 
 def test_the_table_knows_the_accelerator_and_its_options() -> None:
-    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "pri"}
+    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "latency", "pri"}
 
 
 def test_it_announces_itself_with_its_identity_and_bars() -> None:

@@ -75,6 +75,7 @@ class UnitSettings:
     boot_bypass: bool = True
     mmio: bool = True
     probe_size: int = 512
+    revalidate: bool = False  # accesses in flight are translated again when they land
     limits: Limits = Limits()
 
     @property

@@ -99,6 +99,12 @@ def _request(record: Record) -> str:
     return _any(record)
 
 
+def _held(record: Record) -> str:
+    fields = record["fields"]
+    accesses = "1 access" if fields["accesses"] == 1 else f"{fields['accesses']} accesses"
+    return f"{_request(record)}  answered now, held {fields['held_us']:.1f} us for {accesses} in flight"
+
+
 def _letters(flags: str) -> str:
     words = flags.split("|")
     known = [("READ", "r"), ("WRITE", "w"), ("MMIO", "m")]
@@ -182,6 +188,7 @@ def _any(record: Record) -> str:
 
 _WHAT: dict[str, Callable[[Record], str]] = {
     "request": _request,
+    "held": _held,
     "fault": _fault,
     "dma": _dma,
     "register": _register,
