@@ -7,6 +7,7 @@ time that is now, times they ask to be woken at are kept, and it can be said who
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from guest_tests.payload.direct.memory import DmaPool
@@ -35,7 +36,7 @@ class RaceMachine(SimMachine):
         self._workers: dict[int, Worker] = {}
         self._woken: set[int] = set()
         self._timers: dict[int, int] = {}
-        self._now_ns = START_NS
+        self.now_ns = START_NS
         self._unit_first = True
         self._is_running = False
         self.vdev = Machine(config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering())
@@ -47,27 +48,29 @@ class RaceMachine(SimMachine):
             self.functions[name] = SimFunction(f"0000:{bdf}", function, self)
             worker = self.vdev.units[name].device if name in self.vdev.units else function
             function.was_reset = partial(self._timers.pop, id(worker), None)
+        for unit in self.vdev.units.values():
+            unit.engine.settings = replace(unit.engine.settings, revalidate=revalidates)
         self.pool = DmaPool(SimRam(self))
 
     # Clock
 
-    def now_ns(self) -> int:
+    def now(self) -> int:
         """The clock."""
-        return self._now_ns
+        return self.now_ns
 
     def until(self, when_ns: int, *, asleep: bool = False) -> None:
         """Everything up to `when_ns` happens; with `asleep` what is due at that very time does not yet."""
         while (due := self._next_ns()) is not None and (due < when_ns or (due == when_ns and not asleep)):
-            self._now_ns = max(self._now_ns, due)
+            self.now_ns = max(self.now_ns, due)
             self.run()
-        self._now_ns = max(self._now_ns, when_ns)
+        self.now_ns = max(self.now_ns, when_ns)
         if not asleep:
             self.run()
 
     def step(self) -> None:
         """To the next time somebody wants to be woken at."""
         due = self._next_ns()
-        self.until(self._now_ns + IDLE_NS if due is None else due)
+        self.until(self.now_ns + IDLE_NS if due is None else due)
 
     def look(self) -> None:
         """Run who was woken; nobody polls, see `_slice`."""
@@ -98,9 +101,9 @@ class RaceMachine(SimMachine):
     def _slice(self, key: int) -> None:
         """One slice. Who polls is shown a clock by which that has lasted long enough: it asks for a doorbell again."""
         self._woken.discard(key)
-        progress = self._workers[key].run_slice(self._now_ns)
+        progress = self._workers[key].run_slice(self.now_ns)
         while progress is Progress.POLL:
-            progress = self._workers[key].run_slice(self._now_ns + AFTER_POLLING_NS)
+            progress = self._workers[key].run_slice(self.now_ns + AFTER_POLLING_NS)
         if progress is Progress.BUSY:
             self._woken.add(key)
 
@@ -117,7 +120,7 @@ class RaceMachine(SimMachine):
         self._timers[id(worker)] = when_ns
 
     def _wake_due(self) -> None:
-        for key in [key for key, when_ns in self._timers.items() if when_ns <= self._now_ns]:
+        for key in [key for key, when_ns in self._timers.items() if when_ns <= self.now_ns]:
             del self._timers[key]
             self._woken.add(key)
 

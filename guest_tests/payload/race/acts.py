@@ -97,7 +97,7 @@ def unmap_elsewhere(match: Match) -> None:
     match.field.send_all(
         [Map(domain=d, virt_start=a, virt_end=b - 1, phys_start=gpa, flags=3) for d, a, b in neighbours]
     )
-    match.clock.until(match.clock.now_ns() + match.rng.randrange(match.field.latency_ns + 1))
+    match.clock.until(match.clock.now() + match.rng.randrange(match.field.latency_ns + 1))
     wishes = [
         Wish(Unmap(domain=d, virt_start=a, virt_end=b - 1), _nobody, affected=False) for d, a, b in neighbours
     ]
@@ -151,15 +151,20 @@ def reattach(match: Match) -> None:
 
 
 def stop_bus_master(match: Match) -> None:
-    """Bus master off."""
+    """Bus master off, and perhaps on again at once: nothing goes on by that."""
+    function = match.main.accel.function
     match.main.halts = frozenset({engine.ERROR_BUS_MASTER_OFF})
-    match.main.accel.function.bus_master(False)
+    function.bus_master(False)
+    match.take_everything(match.main)
+    function.bus_master(match.rng.random() < 0.3)
 
 
 def reset_function(match: Match) -> None:
     """Function-level reset, with no time to recover: the device needs none."""
+    accel = match.main.accel
     match.main.may_vanish = True
-    match.main.accel.function.flr(recovery_s=0)
+    accel.function.flr(recovery_s=0)
+    match.must(not accel.error and not accel.registers.read32(engine.STATUS), "not as at power-on")
 
 
 def clear_enable(match: Match) -> None:
@@ -194,18 +199,23 @@ def reset_unit(match: Match) -> None:
         match.take_everything(job)
 
 
-def by_register(act: Act) -> Act:
-    """`act`, or UNMAP and then `act`: which must set the answer free at once."""
+def by_register(act: Act, *, restarts: bool = True) -> Act:
+    """`act`, or UNMAP and then `act`: which must set the answer free at once.
+
+    `restarts`: the engine may be started again while what it had in flight would not have landed yet.
+    """
 
     def run(match: Match) -> None:
         if match.rng.random() < 0.3:
             operand = match.rng.choice(match.main.operands)
             match.post([unmapping(match, operand, operand.pieces)])
             if match.rng.random() < 0.5:
-                match.clock.until(match.clock.now_ns() + match.rng.randrange(match.field.latency_ns + 1))
+                match.clock.until(match.clock.now() + match.rng.randrange(match.field.latency_ns + 1))
                 match.reap()
         act(match)
         match.take_everything(match.main)
+        if restarts and match.rng.random() < 0.5:
+            match.restart()
         match.clock.look()
         match.reap()
         shared = any(job.accel is not match.main.accel for job in match.jobs) and match.shared
@@ -242,7 +252,7 @@ def frozen(match: Match) -> None:
         match.clock.look()
         match.reap()
     match.must(not match.unanswered, "a request waits for an engine that is frozen")
-    match.clock.until(match.clock.now_ns() + 3 * match.field.latency_ns)
+    match.clock.until(match.clock.now() + 3 * match.field.latency_ns)
     freeze(False)
     match.clock.look()
 

@@ -17,7 +17,7 @@ from ..direct.memory import Allocator
 from .ground import Scale
 
 DOMAIN, ELSEWHERE = 1, 2
-READ_WRITE = 3
+SPARE_IOVA = 0x0200_0000  # in domain 1: a ring for whoever starts an engine anew
 BUFFER_NBYTES = 2 << 20
 
 
@@ -26,7 +26,7 @@ class Clock(Protocol):
 
     is_exact: bool
 
-    def now_ns(self) -> int:
+    def now(self) -> int:
         """What the device's clock shows, or one that is as good."""
 
     def until(self, when_ns: int, *, asleep: bool = False) -> None:
@@ -47,7 +47,7 @@ class WallClock:
 
     is_exact = False
 
-    def now_ns(self) -> int:
+    def now(self) -> int:
         """CLOCK_MONOTONIC."""
         return time.monotonic_ns()
 
@@ -85,6 +85,7 @@ class Field:
     def __post_init__(self) -> None:
         """Memory, and everything running."""
         self.target, self.source, self.other, self.beside = (self.memory.alloc(BUFFER_NBYTES) for _ in range(4))
+        self.spare = self.memory.alloc(RING_NBYTES)
         self.set_up()
 
     def ring_iova(self, accel: Accel) -> int:
@@ -102,7 +103,8 @@ class Field:
             for accel in self.accels
             for iova in (self.ring_iova(accel),)
         ]
-        self.send_all(requests)
+        self.send_all(list(requests))
+        self.viommu.map_buffer(DOMAIN, SPARE_IOVA, self.spare)
         for accel in self.accels:
             accel.start(self.ring_iova(accel))
 

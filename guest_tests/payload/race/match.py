@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 
 from .. import accel as engine
@@ -17,7 +17,7 @@ from ..direct import Map, Unmap
 from ..direct.answers import Answer
 from ..direct.wire import Access, Request
 from .errors import RaceError
-from .field import DOMAIN, Field
+from .field import DOMAIN, SPARE_IOVA, Field
 from .ground import Operand, Piece, canary, draw, noise
 from .job import Job
 
@@ -63,6 +63,18 @@ class Tally:
     nothing: int = 0
     waited: int = 0  # an answer that did not come at once
 
+    def include(self, other: Tally) -> None:
+        """And those of `other`."""
+        self.rounds += other.rounds
+        self.whole += other.whole
+        self.cut += other.cut
+        self.nothing += other.nothing
+        self.waited += other.waited
+
+    def describe(self) -> dict[str, int]:
+        """Plain data."""
+        return asdict(self)
+
     def add(self, job: Job, waited: bool) -> None:
         """One more."""
         self.rounds += 1
@@ -90,6 +102,7 @@ class Match:
         self.told: list[tuple[int, object]] = []
         self.shared = False  # two engines have the same target
         self.has_rings = True
+        self.restarted = False
         self._pending: dict[int, Wish] = {}
         self.jobs = [self._draw_job()]
         self.main = self.jobs[0]
@@ -164,7 +177,7 @@ class Match:
     def post(self, wishes: Sequence[Wish]) -> None:
         """Send all by one doorbell; nothing is waited for."""
         queue = self.field.viommu.requests
-        now = self.clock.now_ns()
+        now = self.clock.now()
         for wish in wishes:
             wish.asked_ns = now
             self.told.append((now, wish.request))
@@ -187,15 +200,15 @@ class Match:
             queue.ring.recycle(used.chain)
             answer = Answer(used.nbytes, written)
             self.must(answer.ok, f"{wish.request} was answered {answer}")
-            wish.answered_ns = self.clock.now_ns()
+            wish.answered_ns = self.clock.now()
             self.told.append((wish.answered_ns, wish))
             wish.taken()
 
     def wait(self) -> None:
         """Until everything is answered."""
-        limit = self.clock.now_ns() + LIMIT_NS
+        limit = self.clock.now() + LIMIT_NS
         while self._pending:
-            self.must(self.clock.now_ns() < limit, f"no answer to {[w.request for w in self._pending.values()]}")
+            self.must(self.clock.now() < limit, f"no answer to {[w.request for w in self._pending.values()]}")
             self.clock.step()
             self.reap()
 
@@ -209,7 +222,7 @@ class Match:
 
     def give_rings_back(self) -> None:
         """A new driver begins: the old rings must be as they were left until now."""
-        self.clock.until(self.clock.now_ns() + 2 * self.field.latency_ns + 1)
+        self.clock.until(self.clock.now() + 2 * self.field.latency_ns + 1)
         self._judge_canaries()
         self.taken = [taken for taken in self.taken if not taken.is_ring]
         self.field.viommu.start()
@@ -219,6 +232,19 @@ class Match:
     def unanswered(self) -> bool:
         """Whether a request still waits."""
         return bool(self._pending)
+
+    def restart(self) -> None:
+        """A new driver of the engine, with a ring of its own, works with it at once."""
+        accel, field = self.main.accel, self.field
+        self.restarted = self.main.may_vanish = True
+        accel.function.awake()
+        driver = engine.Accelerator(accel.registers, field.spare.memory, SPARE_IOVA)
+        driver.start()
+        index = driver.submit(engine.Operation(engine.NOP))
+        limit = self.clock.now() + LIMIT_NS
+        while driver.status_of(index) == engine.PENDING:
+            self.must(self.clock.now() < limit, "the engine does not work again")
+            self.clock.step()
 
     # what changes hands
 
@@ -255,11 +281,11 @@ class Match:
     def settle(self) -> None:
         """Until all operations have ended, and as much longer as anything could still land."""
         clock = self.clock
-        limit = clock.now_ns() + LIMIT_NS
+        limit = clock.now() + LIMIT_NS
         while not all(job.may_vanish or job.has_ended for job in self.jobs):
-            self.must(clock.now_ns() < limit, "an operation never ends")
+            self.must(clock.now() < limit, "an operation never ends")
             clock.step()
-        clock.until(clock.now_ns() + 2 * self.field.latency_ns + 1)
+        clock.until(clock.now() + 2 * self.field.latency_ns + 1)
 
     def judge(self) -> None:
         """Look at completions, then at every byte."""
@@ -350,7 +376,7 @@ class Match:
 
     def tell(self, what: object) -> None:
         """For whoever must understand a failure; made into words only then."""
-        self.told.append((self.clock.now_ns(), what))
+        self.told.append((self.clock.now(), what))
 
 
 def common_prefix(left: bytes, right: bytes) -> int:

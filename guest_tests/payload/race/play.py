@@ -25,6 +25,8 @@ class Race:
     beside: float = 0.3  # how often another engine works as well
     shares: bool = False  # and may have the same target
     needs_freeze: bool = False
+    cuts: bool = True  # whether an operation may be ended in the middle
+    waits: bool = False  # whether requests are likely to wait
 
 
 def play(field: Field, seed: int, name: str, number: int, tally: Tally | None = None) -> None:
@@ -47,12 +49,12 @@ def _play(match: Match, race: Race) -> None:
         match.add_beside()
     rng.shuffle(match.jobs)
     clock.turn(rng.random() < 0.5)
-    started = clock.now_ns()
+    started = clock.now()
     for job in match.jobs:
         match.tell(f"doorbell of {job.accel.function.bdf}")
         job.start()
         if rng.random() < 0.5:
-            clock.until(clock.now_ns() + rng.randrange(field.latency_ns + 1))
+            clock.until(clock.now() + rng.randrange(field.latency_ns + 1))
     _choose_time(match, started)
     match.tell("the act")
     race.act(match)
@@ -71,7 +73,7 @@ def _choose_time(match: Match, started: int) -> None:
         return
     nslices = -(-match.main.operands[0].nbytes // match.field.slice_nbytes)
     when = started + rng.randrange(nslices + 2) * latency_ns + rng.choice((-1, 0, 0, 1, rng.randrange(latency_ns)))
-    match.clock.until(max(when, match.clock.now_ns()), asleep=rng.random() < 0.5)
+    match.clock.until(max(when, match.clock.now()), asleep=rng.random() < 0.5)
 
 
 def _repair(match: Match, race: Race) -> None:
@@ -81,7 +83,7 @@ def _repair(match: Match, race: Race) -> None:
         race.repair(match)
     match.clean_up()
     for job in match.jobs:
-        if not job.accel.is_running:
+        if not job.accel.is_running or (match.restarted and job is match.main):
             job.accel.function.awake()
             job.accel.start(field.ring_iova(job.accel))
 
@@ -139,17 +141,17 @@ def leave_bypass(match: Match) -> None:
 
 
 RACES: dict[str, Race] = {
-    "unmap": Race(acts.unmap, shares=True),
-    "remap": Race(acts.remap),
-    "unmap-elsewhere": Race(acts.unmap_elsewhere),
-    "unmap-ring": Race(acts.unmap_ring, repair=map_ring_again),
+    "unmap": Race(acts.unmap, shares=True, waits=True),
+    "remap": Race(acts.remap, cuts=False, waits=True),
+    "unmap-elsewhere": Race(acts.unmap_elsewhere, cuts=False),
+    "unmap-ring": Race(acts.unmap_ring, repair=map_ring_again, waits=True),
     "unmap-frozen": Race(acts.frozen, needs_freeze=True),
-    "detach": Race(acts.detach, repair=attach_again),
-    "detach-other": Race(acts.detach_other, repair=attach_other_again),
-    "reattach": Race(acts.reattach, repair=attach_again),
+    "detach": Race(acts.detach, repair=attach_again, waits=True),
+    "detach-other": Race(acts.detach_other, repair=attach_other_again, cuts=False),
+    "reattach": Race(acts.reattach, repair=attach_again, waits=True),
     "function-reset": Race(acts.by_register(acts.reset_function)),
     "bus-master-off": Race(acts.by_register(acts.stop_bus_master)),
-    "unit-reset": Race(acts.by_register(acts.reset_unit), revive=new_driver, repair=set_up_again),
+    "unit-reset": Race(acts.by_register(acts.reset_unit, restarts=False), revive=new_driver, repair=set_up_again),
     "enable-cleared": Race(acts.by_register(acts.clear_enable)),
     "engine-reset": Race(acts.by_register(acts.reset_engine)),
     "bypass-cleared": Race(acts.clear_bypass, prepare=prepare_bypass, repair=leave_bypass, beside=0.0),
