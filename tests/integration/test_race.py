@@ -1,12 +1,13 @@
 """DMA under way against everything that takes its memory away: nothing moves after it must not (docs/races.md).
 
 In process, in time that stands still between two events, so that every order of them is played. VDEV_TIER=soak plays
-1,000,000 UNMAPs and 10,000 of everything else. To repeat one race: VDEV_SEED=seed VDEV_RACE=number, with the name as id.
+1,000,000 UNMAPs and 10,000 of everything else. To repeat one race: VDEV_SEED=seed VDEV_RACE=number, and its name by -k.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -40,7 +41,8 @@ def played(name: str, count: int, capsys: pytest.CaptureFixture[str], *, revalid
         tally.include(play_all(name, SEED, first, stop, revalidates=revalidates))
         if SOAK:
             with capsys.disabled():
-                print(f"\n{name}: {stop} of {count}, {stop / (time.monotonic() - began):.0f}/s, {tally}", flush=True)
+                sys.stdout.write(f"\n{name}: {stop} of {count}, {stop / (time.monotonic() - began):.0f} a second")
+                sys.stdout.flush()
     return tally
 
 

@@ -34,11 +34,12 @@ VARIANTS = (
 
 def make_field(variant: Variant, *, revalidates: bool = False) -> Field:
     """A new machine of that kind, its engines running."""
-    options = {"latency": variant.latency_us}
     config = Config(
         units=(UnitConfig(name=UNIT, granule=variant.granule),),
         endpoints=tuple(
-            EndpointConfig(name=f"accel{number}", unit=UNIT, bdf=f"0{number + 1}:00.0", options=options)
+            EndpointConfig(
+                name=f"accel{number}", unit=UNIT, bdf=f"0{number + 1}:00.0", options={"latency": variant.latency_us}
+            )
             for number in range(3)
         ),
     )
@@ -52,11 +53,12 @@ def make_field(variant: Variant, *, revalidates: bool = False) -> Field:
         machine,
         machine.pool,
         variant.latency_us * 1000,
+        variant.latency_us * 1000 + 1,
         variant.scales,
         min(SLICE_NBYTES, SLICE_GRANULES * variant.granule),
         revalidates,
-        lambda frozen: freezer.set("the machine is stopped", frozen),
-        _resets(machine, viommu),
+        freeze=lambda frozen: freezer.set("the machine is stopped", frozen),
+        resets=_resets(machine, viommu),
     )
 
 

@@ -41,14 +41,15 @@ class RaceMachine(SimMachine):
         self._is_running = False
         self.vdev = Machine(config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering())
         self.unit_names = {unit.name for unit in config.units}
+        bdfs = {unit.name: unit.bdf for unit in config.units}
+        bdfs |= {endpoint.name: endpoint.bdf for endpoint in config.endpoints}
         self.functions = {}
         for name, function in self.vdev.functions.items():
             assert isinstance(function, PciFunction)
-            bdf = next(one.bdf for one in (*config.units, *config.endpoints) if one.name == name)
-            self.functions[name] = SimFunction(f"0000:{bdf}", function, self)
-            worker = self.vdev.units[name].device if name in self.vdev.units else function
-            function.was_reset = partial(self._timers.pop, id(worker), None)
+            self.functions[name] = SimFunction(f"0000:{bdfs[name]}", function, self)
         for unit in self.vdev.units.values():
+            for worker in unit.endpoints.values():
+                worker.was_reset = partial(self._forget_timer, worker)
             unit.engine.settings = replace(unit.engine.settings, revalidate=revalidates)
         self.pool = DmaPool(SimRam(self))
 

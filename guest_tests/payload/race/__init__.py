@@ -8,7 +8,7 @@ from __future__ import annotations
 from .errors import RaceError
 from .field import Clock, Field, WallClock
 from .ground import Scale
-from .match import Tally
 from .play import RACES, play
+from .tally import Tally
 
 __all__ = ["RACES", "Clock", "Field", "RaceError", "Scale", "Tally", "WallClock", "play"]

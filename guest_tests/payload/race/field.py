@@ -76,6 +76,7 @@ class Field:
     clock: Clock
     memory: Allocator
     latency_ns: int  # of the first two
+    slack_ns: int  # how much longer than that is waited for what must not land
     scales: tuple[Scale, ...]
     slice_nbytes: int  # the most an engine moves at once
     revalidates: bool = False  # a landing is translated again

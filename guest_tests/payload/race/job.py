@@ -91,7 +91,8 @@ class Job:
             self._must(result <= nbytes, f"{result} bytes of {nbytes} done")
             self.landed = result
         elif status == engine.PENDING:
-            allowed = self.may_vanish or (not self.accel.is_running and self.error in self.halts)
+            stands = not self.accel.is_running and (self.error in self.halts or self.may_abort)  # or was never fetched
+            allowed = self.may_vanish or stands
             self._must(allowed, f"no completion; running {self.accel.is_running}, ERROR {self.error}")
         else:
             self._must(False, "completed as it never may")
@@ -119,7 +120,6 @@ class Job:
             for name, side in (("src", self.src), ("dst", self.dst))
             if side is not None
         )
-        return (
-            f"{self.name} of {self.accel.function.bdf}, {sides}: {engine.STATUS_NAMES[status] if status < 7 else status},"
-            f" result {result}, fault {iova:#x} for {access}, ERROR {self.error}"
-        )
+        name = engine.STATUS_NAMES[status] if status < len(engine.STATUS_NAMES) else f"status {status}"
+        came_to = f"{name}, result {result}, fault {iova:#x} for {access}, ERROR {self.error}"
+        return f"{self.name} of {self.accel.function.bdf}, {sides}: {came_to}"

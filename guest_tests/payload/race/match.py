@@ -1,111 +1,43 @@
 """One race: an operation is under way, at a chosen time what it needs is taken away, and then everything is looked at.
 
 As soon as the answer is there, or the register access has returned, what was taken belongs to somebody else: it is
-copied and overwritten with a canary. When everything has come to rest the copy must be what the completion says, and the
-canary must be whole: no byte landed late. What was read late would be a canary at the place it was copied to.
+copied and overwritten with a canary. When everything has come to rest the copy must be what the completion says, and
+the canary must be whole: no byte landed late. What was read late would be a canary at the place it was copied to.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from random import Random
 
 from .. import accel as engine
 from ..direct import Map, Unmap
 from ..direct.answers import Answer
-from ..direct.wire import Access, Request
-from .errors import RaceError
+from ..direct.wire import Access
 from .field import DOMAIN, SPARE_IOVA, Field
 from .ground import Operand, Piece, canary, draw, noise
 from .job import Job
+from .judge import Judge, Taken, Wish
 
 LIMIT_NS = 10_000_000_000
 TARGET_IOVA, SOURCE_IOVA, BESIDE_IOVA = 0x1000_0000, 0x4000_0000, 0x10_0000_0000
 
 
-@dataclass(slots=True)
-class Wish:
-    """A request, and what belongs to somebody else as soon as it is answered."""
-
-    request: Request
-    taken: Callable[[], None]
-    affected: bool = True  # whether it may have to wait for what is in flight
-    asked_ns: int = -1
-    answered_ns: int = -1
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"answered: {type(self.request).__name__}, after {self.answered_ns - self.asked_ns} ns"
-
-
-@dataclass(slots=True)
-class Taken:
-    """Memory that changed hands: what was in it then, and what the new owner wrote."""
-
-    memory: memoryview
-    copy: bytes
-    canary: bytes
-    operand: Operand | None = None
-    at: int = 0
-    is_ring: bool = False  # of the unit
-    passed_on: bool = False  # it is part of what changed hands once more, later
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a series of races came to, to show that they were races."""
-
-    rounds: int = 0
-    whole: int = 0  # everything had landed
-    cut: int = 0  # a part had
-    nothing: int = 0
-    waited: int = 0  # an answer that did not come at once
-
-    def include(self, other: Tally) -> None:
-        """And those of `other`."""
-        self.rounds += other.rounds
-        self.whole += other.whole
-        self.cut += other.cut
-        self.nothing += other.nothing
-        self.waited += other.waited
-
-    def describe(self) -> dict[str, int]:
-        """Plain data."""
-        return asdict(self)
-
-    def add(self, job: Job, waited: bool) -> None:
-        """One more."""
-        self.rounds += 1
-        self.waited += waited
-        if job.landed == job.operands[0].nbytes:
-            self.whole += 1
-        elif job.landed:
-            self.cut += 1
-        else:
-            self.nothing += 1
-
-
-class Match:
+class Match(Judge):
     """One race on a field, all of it drawn from `rng`."""
 
     def __init__(self, field: Field, rng: Random) -> None:
-        self.field = field
+        super().__init__(field)
         self.rng = rng
-        self.clock = field.clock
         self.scale = rng.choice(field.scales)
-        self.taken: list[Taken] = []
-        self.wishes: list[Wish] = []
         self.mapped: list[tuple[int, int, int]] = []  # domain, iova, stop: to be unmapped at the end
-        self.second: Operand | None = None  # where the rest of a moved operation lands
-        self.told: list[tuple[int, object]] = []
         self.shared = False  # two engines have the same target
         self.has_rings = True
         self.restarted = False
         self._pending: dict[int, Wish] = {}
-        self.jobs = [self._draw_job()]
-        self.main = self.jobs[0]
+        self.main = self._draw_job()
+        self.jobs.append(self.main)
 
     # the operations
 
@@ -222,8 +154,8 @@ class Match:
 
     def give_rings_back(self) -> None:
         """A new driver begins: the old rings must be as they were left until now."""
-        self.clock.until(self.clock.now() + 2 * self.field.latency_ns + 1)
-        self._judge_canaries()
+        self.let_land()
+        self.judge_canaries()
         self.taken = [taken for taken in self.taken if not taken.is_ring]
         self.field.viommu.start()
         self.has_rings = True
@@ -285,76 +217,11 @@ class Match:
         while not all(job.may_vanish or job.has_ended for job in self.jobs):
             self.must(clock.now() < limit, "an operation never ends")
             clock.step()
-        clock.until(clock.now() + 2 * self.field.latency_ns + 1)
+        self.let_land()
 
-    def judge(self) -> None:
-        """Look at completions, then at every byte."""
-        for job in self.jobs:
-            job.look()
-        for job in self.jobs:
-            try:
-                job.judge(self.field.slice_nbytes)
-            except RaceError as error:
-                self.must(False, str(error))
-            if job.record[0] == engine.PENDING and job.dst is not None:
-                job.landed = self._landed(job, job.dst)
-        operands = {id(one): one for job in self.jobs for one in job.operands}
-        for operand in operands.values():
-            self._judge_memory(operand, self.image(operand))
-        if self.second is not None:
-            self._judge_memory(self.second, self.second_image(self.second))
-        self._judge_canaries()
-        if self.clock.is_exact:
-            self._judge_times()
-
-    def _landed(self, job: Job, dst: Operand) -> int:
-        """How much of an operation without completion is there: what was taken away tells."""
-        if not job.writes:
-            return 0
-        memory = bytearray(dst.buffer.memory[: dst.area_nbytes])
-        for taken in reversed(self.taken):
-            if taken.operand is dst:
-                memory[taken.at : taken.at + len(taken.copy)] = taken.copy
-        return common_prefix(dst.gather(memory), job.data)
-
-    def image(self, operand: Operand) -> bytearray:
-        """What the area must hold, if nobody had taken anything."""
-        image = bytearray(operand.before)
-        for job in self.jobs:
-            if job.dst is operand and job.writes:
-                landed = job.landed if self.second is None else self._landed(job, operand)
-                operand.lay(image, job.data[:landed], 0)
-        return image
-
-    def second_image(self, second: Operand) -> bytearray:
-        """The same of the memory where the rest of a moved operation lands: all that did not land in the first."""
-        image, main = bytearray(second.before), self.main
-        if main.writes and main.dst is not None:
-            first = self._landed(main, main.dst)
-            second.lay(image, main.data[first : main.landed], first)
-        return image
-
-    def _judge_memory(self, operand: Operand, image: bytearray) -> None:
-        for taken in self.taken:
-            if taken.operand is operand:
-                stop = taken.at + len(taken.copy)
-                wanted = bytes(image[taken.at : stop])
-                self.must(taken.copy == wanted, lambda: differs("when it was taken", taken.copy, wanted, taken.at))  # noqa: B023
-                image[taken.at : stop] = taken.canary
-        found = bytes(operand.buffer.memory[: operand.area_nbytes])
-        self.must(found == image, lambda: differs("in the end", found, image, 0))
-
-    def _judge_canaries(self) -> None:
-        for taken in self.taken:
-            if not taken.passed_on:
-                self.must(taken.memory == taken.canary, lambda: late(taken))  # noqa: B023
-
-    def _judge_times(self) -> None:
-        for wish in self.wishes:
-            if wish.answered_ns >= 0:
-                took = wish.answered_ns - wish.asked_ns
-                most = self.field.latency_ns if wish.affected else 0
-                self.must(took <= most, f"{wish.request} waited {took} ns, at most {most} are right")
+    def let_land(self) -> None:
+        """As much time as anything in flight needs that must not land."""
+        self.clock.until(self.clock.now() + self.field.latency_ns + self.field.slack_ns)
 
     def clean_up(self) -> None:
         """Nothing of it stays mapped."""
@@ -362,47 +229,3 @@ class Match:
             self.field.send_all(
                 [Unmap(domain=domain, virt_start=iova, virt_end=stop - 1) for domain, iova, stop in self.mapped]
             )
-        self.field.viommu.faults()
-
-    def must(self, holds: bool, words: str | Callable[[], str]) -> None:
-        """RaceError with everything there is to know unless `holds`."""
-        if not holds:
-            for job in self.jobs:
-                job.look()
-            text = words if isinstance(words, str) else words()
-            first = self.told[0][0] if self.told else 0
-            lines = [f"{when - first:+} ns: {what}" for when, what in self.told]
-            raise RaceError("\n  ".join([text, *map(str, self.jobs), *lines]))
-
-    def tell(self, what: object) -> None:
-        """For whoever must understand a failure; made into words only then."""
-        self.told.append((self.clock.now(), what))
-
-
-def common_prefix(left: bytes, right: bytes) -> int:
-    """How many bytes from the start on are the same."""
-    if left == right:
-        return len(left)
-    start, stop = 0, min(len(left), len(right))
-    while start < stop:
-        middle = (start + stop + 1) // 2
-        if left[:middle] == right[:middle]:
-            start = middle
-        else:
-            stop = middle - 1
-    return start
-
-
-def differs(when: str, found: bytes | bytearray, wanted: bytes | bytearray, at: int) -> str:
-    """Where two images differ first."""
-    offset = common_prefix(bytes(found), bytes(wanted))
-    nbytes = sum(a != b for a, b in zip(found, wanted, strict=True))
-    return (
-        f"memory {when} is not what the completions say: {nbytes} bytes differ, the first at offset {at + offset:#x}:"
-        f" {found[offset : offset + 16].hex()} is there, {wanted[offset : offset + 16].hex()} was expected"
-    )
-
-
-def late(taken: Taken) -> str:
-    """A canary is not whole."""
-    return "LATE: " + differs("that changed hands", bytes(taken.memory), taken.canary, taken.at)

@@ -11,7 +11,8 @@ from . import acts
 from .errors import RaceError
 from .field import DOMAIN, ELSEWHERE, Field
 from .ground import Operand, Piece
-from .match import Match, Tally
+from .match import Match
+from .tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def _play(match: Match, race: Race) -> None:
 def _choose_time(match: Match, started: int) -> None:
     """Before, at, between and after the landings there may be."""
     rng, latency_ns = match.rng, match.field.latency_ns
-    if not latency_ns:
-        return
+    if not latency_ns or (not match.clock.is_exact and rng.random() < 0.4):
+        return  # at once: to draw a time takes some in a guest
     nslices = -(-match.main.operands[0].nbytes // match.field.slice_nbytes)
     when = started + rng.randrange(nslices + 2) * latency_ns + rng.choice((-1, 0, 0, 1, rng.randrange(latency_ns)))
     match.clock.until(max(when, match.clock.now()), asleep=rng.random() < 0.5)
