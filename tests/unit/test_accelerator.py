@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -64,12 +64,16 @@ class Identity:
 class Bench:
     """An accelerator in a slot: RAM connected, bus master on, the ring set up."""
 
-    def __init__(self, options: Mapping[str, int | str | bool] | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, int | str | bool] | None = None,
+        wake_at: Callable[[Worker, int], object] = lambda worker, when_ns: None,
+    ) -> None:
         self.iommu = Identity()
         self.woken: list[Worker] = []
         self.vectors: list[int] = []
         self.ram = bytearray(RAM_NBYTES)
-        self.function = Accelerator("accel0", bay(self._open_door, self.woken.append), options or {})
+        self.function = Accelerator("accel0", bay(self._open_door, self.woken.append, wake_at), options or {})
         self.function.memory.add(Region(0, RAM_NBYTES, memoryview(self.ram)))
         self.function.raise_vector = self.vectors.append
         self.command(pci.Command.MEMORY | pci.Command.BUS_MASTER)
