@@ -22,6 +22,7 @@ ONLY = os.environ.get("VDEV_RACE")
 UNMAPS = 1_000_000 if SOAK else 1_500
 OTHERS = 10_000 if SOAK else 150
 REVALIDATED = 50_000 if SOAK else 300
+TIMEOUT_S = 4 * 3600 if SOAK else 60
 STEP = 20_000  # rounds between two lines of progress
 
 
@@ -50,7 +51,7 @@ def test_every_race_is_played_by_the_tests_below() -> None:
     assert {"unmap", "detach", "reattach", "function-reset", "bus-master-off", "unit-reset"} < RACES.keys()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.soak(count=count_of(name), seed=SEED)) for name in RACES]
 )
@@ -68,7 +69,7 @@ def test_no_byte_moves_after_the_answer(
         assert not RACES[name].waits or tally.waited > tally.rounds // 20  # ... and while bytes were in flight
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("name", ["unmap", "remap", "detach", "reattach"])
 @pytest.mark.soak(count=REVALIDATED, seed=SEED)
 def test_with_landings_translated_again_nothing_lands_that_was_unmapped(

@@ -82,21 +82,31 @@ class Judge:
                 self._judge_faults(faults)
 
     def _landed(self, job: Job, dst: Operand) -> int:
-        """How much of an operation without completion is there: what was taken away tells."""
-        if not job.writes:
-            return 0
-        memory = bytearray(dst.buffer.memory[: dst.area_nbytes])
+        """How much of an operation without completion is there."""
+        return common_prefix(self._left_in(dst), job.data) if job.writes else 0
+
+    def _split(self, second: Operand) -> int:
+        """After how many bytes a moved operation went on in `second`: some byte may be the same before and after."""
+        main = self.main
+        assert main.dst is not None
+        untouched = common_suffix(self._left_in(main.dst), main.dst.content)
+        there = common_suffix(second.gather(second.buffer.memory)[: main.landed], main.data[: main.landed])
+        return max(main.dst.nbytes - untouched, main.landed - there)
+
+    def _left_in(self, operand: Operand) -> bytes:
+        """An operand's bytes as they were when it was taken away, or are now."""
+        memory = bytearray(operand.buffer.memory[: operand.area_nbytes])
         for taken in reversed(self.taken):
-            if taken.operand is dst:
+            if taken.operand is operand:
                 memory[taken.at : taken.at + len(taken.copy)] = taken.copy
-        return common_prefix(dst.gather(memory), job.data)
+        return operand.gather(memory)
 
     def image(self, operand: Operand) -> bytearray:
         """What the area must hold, if nobody had taken anything."""
         image = bytearray(operand.before)
         for job in self.jobs:
             if job.dst is operand and job.writes:
-                landed = job.landed if self.second is None else self._landed(job, operand)
+                landed = self._split(self.second) if self.second and job is self.main else job.landed
                 operand.lay(image, job.data[:landed], 0)
         return image
 
@@ -104,7 +114,7 @@ class Judge:
         """The same of the memory where the rest of a moved operation lands: all that did not land in the first."""
         image, main = bytearray(second.before), self.main
         if main.writes and main.dst is not None:
-            first = self._landed(main, main.dst)
+            first = self._split(second)
             second.lay(image, main.data[first : main.landed], first)
         return image
 
@@ -165,6 +175,11 @@ def common_prefix(left: bytes, right: bytes) -> int:
         else:
             stop = middle - 1
     return start
+
+
+def common_suffix(left: bytes, right: bytes) -> int:
+    """How many bytes up to the end are the same."""
+    return common_prefix(left[::-1], right[::-1])
 
 
 def differs(when: str, found: bytes | bytearray, wanted: bytes | bytearray, at: int) -> str:

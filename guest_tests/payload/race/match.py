@@ -171,7 +171,10 @@ class Match(Judge):
         self.restarted = self.main.may_vanish = True
         accel.function.awake()
         driver = engine.Accelerator(accel.registers, field.spare.memory, SPARE_IOVA)
-        driver.start()
+        if self.rng.random() < 0.5:
+            driver.start()
+        else:
+            driver.start_without_reset()
         index = driver.submit(engine.Operation(engine.NOP))
         limit = self.clock.now() + LIMIT_NS
         while driver.status_of(index) == engine.PENDING:
