@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pytest
+
 from tests.support.accelerator import descriptor
 from tests.support.driver import DriverRing
 from tests.support.virtio_pci import RAM_GPA, RAM_NBYTES, PciDriver
@@ -20,7 +22,7 @@ from vdev.memory import Region
 from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci
 from vdev.wire import viommu as wire
-from vdev.wire.accelerator import Completion, Control, Descriptor, Op, Register
+from vdev.wire.accelerator import Completion, CompletionStatus, Control, Descriptor, Op, Register
 from vdev.wire.virtio_pci import F_EVENT_IDX
 
 Attachment = Literal["vfio-user", "vhost-user"]
@@ -34,6 +36,8 @@ EVENT_RING_OFFSET = 0x2_0000
 ENGINES = {"accel0": 0x4_0000, "accel1": 0x4_2000}  # where in RAM: a page of descriptors, a page of completions
 BUFFER = 0x8_0000  # pages for tests from here on, in RAM and in the domain
 OK = wire.TAILS[wire.S_OK]
+FILLED = b"\xa5" * PAGE
+EMPTY = bytes(PAGE)
 
 
 class FlightScene:
@@ -264,3 +268,34 @@ class _Accel:
 
     def completion(self, index: int = 0) -> Completion:
         return Completion.parse(self._scene.ram, self._at + PAGE + 32 * index)
+
+
+@pytest.fixture(params=["vfio-user", "vhost-user"])
+def attach(request: pytest.FixtureRequest) -> Attachment:
+    """How the unit is attached to QEMU."""
+    found: Attachment = request.param
+    return found
+
+
+@pytest.fixture
+def scene(attach: Attachment) -> FlightScene:
+    """accel0 in domain 1, and a page being filled: translated, not yet written."""
+    scene = FlightScene(attach).set_up()
+    scene.fill()
+    assert scene.nflights == 1
+    assert scene.buffer() == EMPTY
+    return scene
+
+
+def bypassing(attach: Attachment) -> FlightScene:
+    """accel0 attached to nothing, and a page being filled at its physical address."""
+    scene = FlightScene(attach)
+    scene.accels["accel0"].start(ENGINES["accel0"], RAM_GPA)
+    scene.fill(RAM_GPA + BUFFER)
+    assert scene.nflights == 1
+    return scene
+
+
+def status(scene: FlightScene, name: str = "accel0", index: int = 0) -> CompletionStatus:
+    """What the engine says about a descriptor."""
+    return CompletionStatus(scene.accels[name].completion(index).status)

@@ -9,7 +9,8 @@ import pytest
 from tests.support.accelerator import PAGE, READ, WRITE, Rig, descriptor
 from tests.unit.test_accelerator import DST, LONG, SRC, Bench, flr
 from vdev.endpoints.accelerator_engine import SLICE_NBYTES
-from vdev.errors import ConfigError
+from vdev.endpoints.accelerator_ops import Operation
+from vdev.errors import ConfigError, DmaError
 from vdev.functions.base import Progress
 from vdev.wire import pci
 from vdev.wire.accelerator import Access, CompletionStatus, Control, ErrorCode, Flag, Op, Register
@@ -106,6 +107,17 @@ def test_an_operand_that_is_refused_leaves_nothing_in_flight(refused: str) -> No
     assert (done.status, done.access) == (CompletionStatus.TRANSLATION_FAULT, access)
     assert rig.door.flights == []
     assert rig.engine.lands_ns is None
+
+
+def test_a_slice_that_cannot_begin_ends_what_it_had_begun() -> None:
+    rig = rig_with_pages()
+    rig.door.unmap(B, PAGE)
+    operation = Operation(descriptor(Op.COPY, src=A, dst=B, nbytes=PAGE), rig.door, memoryview(rig.devmem))
+
+    with pytest.raises(DmaError):
+        operation.begin(PAGE)
+
+    assert (rig.door.flights, operation.begun) == ([], 0)
 
 
 def test_operations_do_the_same_as_without_a_latency() -> None:

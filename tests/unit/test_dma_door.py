@@ -213,6 +213,17 @@ def test_an_access_that_is_refused_at_its_beginning_is_not_in_flight(rig: Rig, i
     assert (len(rig.engine.pending_faults), rig.faults) == ((1, 1) if reason == "not-mapped" else (0, 0))
 
 
+def test_no_access_begins_while_a_gate_is_closed(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    rig.door.frozen = True
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.begin(0x1000, 8, write=True)
+
+    assert caught.value.reason == "frozen"
+    assert rig.door.nflights == 0
+
+
 def test_a_landing_meets_the_gates_again(rig: Rig) -> None:
     rig.map(0x1000, RAM_GPA, 1)
     flight = rig.door.begin(0x1000, 8, write=True)

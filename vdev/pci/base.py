@@ -69,6 +69,7 @@ class PciFunction:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.raise_message: Callable[[int, int, int], None] = _ignore_message  # vector, address, data
+        self.void_messages: Callable[[], None] = _ignore_reset
         self.msix_table: MsixTable | None = None  # None: QEMU has it
         self.was_reset: Callable[[], None] = _ignore_reset
         self.was_device_reset: Callable[[], None] = _ignore_reset
@@ -277,6 +278,8 @@ class PciFunction:
         enabled = self.dma_enabled
         if enabled != self._was_bus_master:
             self._was_bus_master = enabled
+            if not enabled:
+                self.void_messages()  # also those of before a function-level reset
             self.on_bus_master(enabled)
 
     def _bar_written(self, address_bits: int, before: int, after: int) -> None:
