@@ -130,6 +130,10 @@ class Accelerator:
     def start(self, control: int = ENABLE) -> None:
         """Reset, give the engine its rings, switch it on. Raises AcceleratorTimeout."""
         self.reset()
+        self.start_without_reset(control)
+
+    def start_without_reset(self, control: int = ENABLE) -> None:
+        """Give an engine that stands still its rings, switch it on."""
         self._memory[:MEMORY_NBYTES] = bytes(MEMORY_NBYTES)
         self._tail = 0
         self.registers.write64(RING_BASE, self._iova)

@@ -135,17 +135,18 @@ class Function:
             return False
         return bool(self.read_config(pcie.offset + _DEVCAP, 4) & _DEVCAP_FLR)
 
-    def flr(self) -> None:
+    def flr(self, recovery_s: float = _FLR_S) -> None:
         """Function-level reset, then the header (BARs, command) as it was. Everything else has power-on values.
 
-        Raises NotNegotiated without the capability.
+        `recovery_s` is how long the function is left alone; ours do not need it. Raises NotNegotiated without the
+        capability.
         """
         if not self.has_flr():
             raise NotNegotiated(f"{self.bdf} has no function-level reset")
         header = [self.read_config(at, 4) for at in range(0, _HEADER_NBYTES, 4)]
         control = self.capability(CAP_PCIE).offset + _DEVCTL
         self.write_config(control, 2, self.read_config(control, 2) | _DEVCTL_FLR)
-        time.sleep(_FLR_S)
+        time.sleep(recovery_s)
         for number in range(_HEADER_NBYTES // 4 - 1, -1, -1):  # BARs before the command register
             if self.read_config(4 * number, 4) != header[number]:
                 self.write_config(4 * number, 4, header[number])
