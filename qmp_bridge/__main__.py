@@ -19,7 +19,7 @@ from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
-from vdev.config import Config, boot_kernel, config_warnings, load_config
+from vdev.config import Config, boot_kernel, config_warnings, isolation_line, load_config
 from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
             return asyncio.run(_until_signal(_attach(arguments)))
         config = apply_vm_options(load_config(arguments.config), arguments)
         options = _options(arguments, config)
+        _say(f"qmp-bridge: {isolation_line(config)}")
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")
         with _signals_raise():

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine
-from vdev.config import Config, config_warnings
+from vdev.config import Config, config_warnings, isolation_line
 from vdev.control.event_log import EventLog
 from vdev.control.event_stream import Around, EventStream, events_commands
 from vdev.control.iommu_actions import iommu_actions
@@ -152,6 +152,7 @@ class App:
 
     async def run(self, announce: Callable[[str], None]) -> None:
         """Listen, announce the sockets, serve until `stopping` is set."""
+        log.info("%s", isolation_line(self.config))
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
         if self.config.trace is not None:

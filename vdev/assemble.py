@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vdev.backends.entropy import open_entropy
-from vdev.config import Config, EndpointConfig, Reserved, UnitConfig
+from vdev.config import Config, EndpointConfig, Reserved, UnitConfig, VmConfig, unit_policy
 from vdev.config.text import parse_bdf, parse_size
 from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
@@ -89,6 +89,7 @@ class Machine:
         self._ordering = ordering
         self._trace: Trace | None = None
         self._has_slots = bool(config.slots)
+        self._vm = config.vm
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
@@ -146,7 +147,9 @@ class Machine:
         }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
-        engine = Engine(_unit_settings(config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit)
+        engine = Engine(
+            _unit_settings(self._vm, config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit
+        )
         endpoints: dict[str, Endpoint] = {}
 
         def quiesce() -> None:
@@ -205,9 +208,9 @@ class Machine:
         return endpoint, doors[0]
 
 
-def _unit_settings(config: UnitConfig) -> UnitSettings:
+def _unit_settings(vm: VmConfig, config: UnitConfig) -> UnitSettings:
     granule = parse_size(config.granule, f"units[{config.name}].granule")
-    limits = config.limits
+    limits, policy = config.limits, unit_policy(vm, config)
     return UnitSettings(
         name=config.name,
         mode=config.mode,
@@ -216,8 +219,11 @@ def _unit_settings(config: UnitConfig) -> UnitSettings:
         input_stop=config.input_range[1] + 1,
         domain_start=config.domain_range[0],
         domain_stop=config.domain_range[1] + 1,
-        bypass_offered=config.bypass != "not-offered",
-        boot_bypass=config.bypass == "on",
+        bypass_offered=policy.bypass != "not-offered",
+        boot_bypass=policy.bypass == "on",
+        force_aperture=policy.force_aperture,
+        revalidate=policy.revalidate,
+        isolation=vm.isolation,
         mmio=config.mmio,
         probe_size=config.probe_size,
         limits=Limits(

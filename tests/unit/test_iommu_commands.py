@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.iommu_requests import attach, map_
 from vdev.assemble import Machine
-from vdev.config import Config, EndpointConfig, UnitConfig
+from vdev.config import Config, EndpointConfig, Isolation, UnitConfig, VmConfig
 from vdev.control.iommu_actions import iommu_actions
 from vdev.control.iommu_queries import iommu_queries
 from vdev.control.iommu_units import MAX_LIMIT
@@ -325,3 +325,28 @@ def test_bypass_that_is_not_offered_cannot_be_set() -> None:
         rig.ask("set-bypass", bypass=True)
 
     assert not rig.machine.units["iommu0"].engine.bypass
+
+
+@pytest.mark.parametrize(
+    ("isolation", "bypass", "text"),
+    [
+        (
+            "required", True,
+            "bypass: iommu0 does not offer BYPASS_CONFIG, so endpoints without a domain never bypass "
+            "(set vm.isolation to preferred in the configuration)",
+        ),
+        (
+            "off", False,
+            "bypass: false contradicts vm.isolation: off, which isolates nothing "
+            "(set vm.isolation to preferred in the configuration)",
+        ),
+    ],
+)  # fmt: skip
+def test_bypass_is_not_set_against_the_policy(isolation: Isolation, bypass: bool, text: str) -> None:
+    rig = Rig(Config(vm=VmConfig(isolation=isolation), units=ONE.units, endpoints=ONE.endpoints))
+
+    with pytest.raises(ConfigError) as caught:
+        rig.ask("set-bypass", bypass=bypass)
+
+    assert str(caught.value) == text
+    assert rig.machine.units["iommu0"].engine.bypass is not bypass

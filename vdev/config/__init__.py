@@ -1,8 +1,9 @@
-"""The user's YAML: `schema` is its shape, `checks` and `boot` its rules, `text` its spelling, `load` reads it,
-`change` is about endpoints that come and go."""
+"""The user's YAML: `schema` is its shape, `checks`, `boot` and `isolation` its rules, `text` its spelling, `load` reads
+it, `change` is about endpoints that come and go."""
 
 from vdev.config.boot import NONE, boot_kernel
 from vdev.config.change import endpoint_named, slots_of, with_endpoint, without_endpoint
+from vdev.config.isolation import UnitPolicy, isolation_line, unit_policy
 from vdev.config.load import config_from, config_warnings, load_config, override_vm, parse_config
 from vdev.config.schema import (
     ATTACHMENTS,
@@ -10,8 +11,10 @@ from vdev.config.schema import (
     ROOT_PORT_SLOTS,
     SERIAL_SLOT,
     Attach,
+    Bypass,
     Config,
     EndpointConfig,
+    Isolation,
     Limits,
     Reserved,
     SlotConfig,
@@ -23,8 +26,9 @@ from vdev.config.schema import (
 from vdev.config.text import format_bdf, parse_bdf, parse_size
 
 __all__ = [
-    "ATTACHMENTS", "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Attach", "Config", "EndpointConfig",
-    "Limits", "Reserved", "SlotConfig", "SocketsConfig", "TraceConfig", "UnitConfig", "VmConfig", "boot_kernel",
-    "config_from", "config_warnings", "endpoint_named", "format_bdf", "load_config", "override_vm", "parse_bdf",
-    "parse_config", "parse_size", "slots_of", "with_endpoint", "without_endpoint",
+    "ATTACHMENTS", "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Attach", "Bypass", "Config",
+    "EndpointConfig", "Isolation", "Limits", "Reserved", "SlotConfig", "SocketsConfig", "TraceConfig", "UnitConfig",
+    "UnitPolicy", "VmConfig", "boot_kernel", "config_from", "config_warnings", "endpoint_named", "format_bdf",
+    "isolation_line", "load_config", "override_vm", "parse_bdf", "parse_config", "parse_size", "slots_of",
+    "unit_policy", "with_endpoint", "without_endpoint",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import isfinite
 
 from vdev.config.boot import check_boot
+from vdev.config.isolation import check_isolation
 from vdev.config.schema import (
     FREE_SLOTS,
     ROOT_PORT_SLOTS,
@@ -56,8 +57,8 @@ _IOMMU_OF_QEMU = re.compile(r"\b(?:virtio|intel|amd)-iommu\b", re.ASCII)
 def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
     for check in (
-        _check_vm, _check_sockets, _check_names, _check_units, _check_addresses, _check_reserved, _check_options,
-        _check_trace,
+        _check_vm, _check_sockets, _check_names, _check_units, check_isolation, _check_addresses, _check_reserved,
+        _check_options, _check_trace,
     ):  # fmt: skip
         check(config)
 

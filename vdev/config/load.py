@@ -84,6 +84,10 @@ def config_warnings(config: Config) -> list[str]:
         warnings.append(
             "vm.unsealed_ram: allow: a RAM file that shrinks while it is mapped kills this process (SIGBUS)"
         )
+    if config.vm.isolation == "off":
+        warnings.append(
+            "vm.isolation: off: every endpoint reaches all of guest memory until the guest's driver stops it"
+        )
     for unit in config.units:
         key = f"units[{unit.name}]"
         if parse_size(unit.granule) > GUEST_PAGE_SIZE:

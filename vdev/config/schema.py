@@ -17,6 +17,8 @@ ROOT_PORT_SLOTS = range(0x02, 0x10)
 FREE_SLOTS = range(0x10, 0x1F)
 KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
 Attach = Literal["vfio-user", "vhost-user"]
+Bypass = Literal["on", "off", "not-offered"]
+Isolation = Literal["required", "preferred", "off"]
 ATTACHMENTS: tuple[Attach, ...] = get_args(Attach)
 
 
@@ -48,7 +50,9 @@ class UnitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     granule: int | str = "4K"  # lowest set bit of page_size_mask; 1 is legal
     input_range: tuple[int, int] = (0, (1 << 39) - 1)  # inclusive
     domain_range: tuple[int, int] = (0, (1 << 32) - 1)  # inclusive
-    bypass: Literal["on", "off", "not-offered"] = "on"  # boot value of the bypass byte; not-offered hides BYPASS_CONFIG
+    # What is left out follows from vm.isolation: vdev/config/isolation.py.
+    bypass: Bypass | None = None  # boot value of the bypass byte; not-offered hides BYPASS_CONFIG
+    force_aperture: bool | None = None  # whether accesses that bypass end with the input range
     mmio: bool = True
     probe_size: int = 512
     reserved: tuple[Reserved, ...] = (Reserved(start=0xFEE00000, end=0xFEEFFFFF, kind="msi"),)
@@ -91,6 +95,7 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     firmware: str = "seabios"  # seabios | ovmf | the path of an image for QEMU's -bios
     boot_timeout: float = 180.0
     identity: Literal["peer", "unchecked"] = "peer"
+    isolation: Isolation = "preferred"  # docs/isolation.md
     unsealed_ram: Literal["refuse", "allow"] = "refuse"  # allow: RAM files that may shrink and so kill vdev (hugetlbfs)
     extra_args: tuple[str, ...] = ()
 

@@ -8,6 +8,8 @@ from vdev.control.iommu_units import Units, the_unit
 from vdev.control.server import Command
 from vdev.errors import ConfigError
 
+_BYPASS = ("units[].bypass", "on or off")
+
 
 def iommu_actions(units: Units) -> dict[str, Command]:
     """The table; `units` may change later."""
@@ -25,9 +27,14 @@ class IommuActions:
         """set-bypass: the driver is told of a change by a configuration interrupt."""
         found = the_unit(self._units, unit)
         engine = found.engine
-        if not engine.settings.bypass_offered:
-            problem = f"{engine.settings.name} does not offer BYPASS_CONFIG, so endpoints without a domain never bypass"
-            raise ConfigError("bypass", problem, "set units[].bypass to on or off in the configuration")
+        given = engine.settings
+        if not given.bypass_offered:
+            problem = f"{given.name} does not offer BYPASS_CONFIG, so endpoints without a domain never bypass"
+            key, value = ("vm.isolation", "preferred") if given.isolation == "required" else _BYPASS
+            raise ConfigError("bypass", problem, f"set {key} to {value} in the configuration")
+        if given.isolation == "off" and not bypass:
+            problem = "false contradicts vm.isolation: off, which isolates nothing"
+            raise ConfigError("bypass", problem, "set vm.isolation to preferred in the configuration")
         if engine.set_bypass(bypass):
             found.function.config_changed()
         return {}

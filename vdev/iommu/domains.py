@@ -120,6 +120,8 @@ class DomainTable:
         endpoint = self.endpoint(endpoint_id)
         if not self._settings.domain_start <= domain_id < self._settings.domain_stop:
             raise RequestError(wire.S_RANGE, f"domain {domain_id} is outside the domain range")
+        if bypass and not self._settings.bypass_offered:
+            raise RequestError(wire.S_INVAL, "bypass domains are not offered")
         domain = self.domains.get(domain_id)
         if domain is None:
             self._check_room_for_domain(endpoint)

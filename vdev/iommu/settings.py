@@ -12,6 +12,7 @@ ADDRESS_SPACE = 1 << 64
 DOMAIN_SPACE = 1 << 32
 RESV_PROPERTY_NBYTES = 24
 PROBE_SIZE_MAX = 1 << 16
+Isolation = Literal["required", "preferred", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class EndpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class UnitSettings:
-    """One virtio-iommu unit. `probe_size` 0 hides PROBE; `bypass_offered` False hides BYPASS_CONFIG."""
+    """One virtio-iommu unit. `probe_size` 0 hides PROBE; `bypass_offered` False hides BYPASS_CONFIG, and then nothing
+    bypasses in any way. `force_aperture`: what bypasses ends with the input range. `revalidate`: what was translated is
+    translated again before its bytes move. `isolation` is the policy these follow from, for queries and refusals."""
 
     name: str
     mode: Literal["compat", "strict"] = "compat"
@@ -73,6 +76,9 @@ class UnitSettings:
     domain_stop: int = DOMAIN_SPACE
     bypass_offered: bool = True
     boot_bypass: bool = True
+    force_aperture: bool = False
+    revalidate: bool = False
+    isolation: Isolation = "preferred"
     mmio: bool = True
     probe_size: int = 512
     limits: Limits = Limits()
@@ -103,3 +109,6 @@ class UnitSettings:
             raise ConfigError(key, f"domain range {self.domain_start}..{self.domain_stop} is empty or over 32 bits")
         if not 0 <= self.probe_size <= PROBE_SIZE_MAX:
             raise ConfigError(key, f"probe_size {self.probe_size} is not in 0..{PROBE_SIZE_MAX}")
+        loose = self.bypass_offered or not (self.force_aperture and self.revalidate)
+        if self.isolation == "required" and loose:
+            raise ConfigError(key, "isolation is required, and its settings let accesses pass the IOMMU by")
