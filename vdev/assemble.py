@@ -203,8 +203,10 @@ class Machine:
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
         endpoint = model(config.name, bay, options)
-        if self._has_slots and parse_bdf(config.bdf) >> 8:
-            endpoint.keep_msix_table()  # it can be unplugged
+        can_be_unplugged = self._has_slots and parse_bdf(config.bdf) >> 8
+        # A message is a write to wherever the vector table says, and QEMU would make it past the IOMMU.
+        if can_be_unplugged or self._vm.isolation == "required":
+            endpoint.keep_msix_table()
         return endpoint, doors[0]
 
 
