@@ -10,9 +10,10 @@ Numbers are hexadecimal, a command is one capital letter; docs/firmware-dma.md h
     NUMBER W X Y    store 4, 2 or 1 bytes of NUMBER there
     R S T           load 4, 2 or 1 bytes from there
     NUMBER O, I     4 bytes to or from the port
+    E               no more echo
     Z               halt with interrupts off, for ever
 
-All but @ and Z answer with eight digits and the end of the line: the number loaded or stored. What is typed is echoed;
+Loads and stores answer with eight digits and the end of the line: the number loaded or stored. What is typed is echoed;
 anything else is ignored.
 
 **It never touches memory but where it is told to**: no stack, no variables, interrupts off, and no segment descriptor
@@ -34,7 +35,7 @@ SECTOR_NBYTES = 512
 IMAGE_NBYTES = 1 << 20  # a BIOS reads no disk of less than a cylinder
 READY = b"bare metal"  # what it says when it takes commands
 
-# bytes | what they are. `rel8:x` is the distance to label x from the next instruction, `abs16:x`, `abs32:x` its address.
+# bytes | what they are. `rel8:x` is how far label x is from the next instruction, `abs16:x` and `abs32:x` where it is.
 LISTING = """
 start:
     fa                          | cli
@@ -48,6 +49,7 @@ start:
 flat:                           ; 32 bits, all of memory
     b8 10 00 00 00              | mov eax, 16
     8e d8                       | mov ds, ax
+    bc 01 00 00 00              | mov esp, 1
     66 ba fa 03                 | mov dx, 3fah
     b0 01                       | mov al, 1                 ; FIFO on
     ee                          | out dx, al
@@ -59,7 +61,7 @@ greet:
     bd abs32:greet              | mov ebp, greet
     84 e4                       | test ah, ah
     75 rel8:put                 | jnz put
-next:                           ; esi: address, edi: number
+next:                           ; esi: address, edi: number, esp: whether to echo (there is no stack)
     66 ba fd 03                 | mov dx, 3fdh
 hear:
     ec                          | in al, dx
@@ -70,6 +72,8 @@ hear:
     88 c3                       | mov bl, al
     88 c4                       | mov ah, al
     bd abs32:heard              | mov ebp, heard
+    85 e4                       | test esp, esp
+    74 rel8:heard               | jz heard
 put:                            ; send ah, go on at ebp
     66 ba fd 03                 | mov dx, 3fdh
 put_wait:
@@ -83,6 +87,8 @@ put_wait:
 heard:
     80 fb 40                    | cmp bl, '@'
     74 rel8:address             | je address
+    80 fb 45                    | cmp bl, 'E'
+    74 rel8:quiet               | je quiet
     80 fb 49                    | cmp bl, 'I'
     74 rel8:port_in             | je port_in
     80 fb 4f                    | cmp bl, 'O'
@@ -103,22 +109,25 @@ heard:
     74 rel8:halt                | je halt
     0f b6 c3                    | movzx eax, bl
     2c 30                       | sub al, '0'
-    72 rel8:next                | jb next
+    0f 82 rel32:next            | jb next
     3c 0a                       | cmp al, 10
     72 rel8:digit               | jb digit
     2c 27                       | sub al, 39                ; 'a' is 10
     3c 0a                       | cmp al, 10
-    72 rel8:next                | jb next
+    0f 82 rel32:next            | jb next
     3c 10                       | cmp al, 16
-    73 rel8:next                | jae next
+    0f 83 rel32:next            | jae next
 digit:
     c1 e7 04                    | shl edi, 4
     09 c7                       | or edi, eax
-    eb rel8:next                | jmp next
+    e9 rel32:next               | jmp next
 address:
     89 fe                       | mov esi, edi
     31 ff                       | xor edi, edi
-    eb rel8:next                | jmp next
+    e9 rel32:next               | jmp next
+quiet:
+    31 e4                       | xor esp, esp
+    e9 rel32:next               | jmp next
 halt:
     f4                          | hlt
     eb rel8:halt                | jmp halt

@@ -1,171 +1,131 @@
 """DMA from before any driver exists: under `isolation: required` no byte of RAM changes, under `preferred` it lands.
 
-A boot sector (guest_tests/bare_metal.py) is all the software there is after SeaBIOS. Its processor finds the
-accelerator, stores rings in RAM, and starts the engine. The hashes are of every page of RAM: one set is taken with the
-VM stopped and all rings in place, the other when the engine has come to its end, which the processor has read in the
-engine's registers, and stands in HLT. In between it makes register accesses alone; the program has no stack. That the
-hashes can differ is what `preferred` shows: by the very same steps exactly the pages named change.
+All software there is, after SeaBIOS, is a boot sector (guest_tests/bare_metal.py). It finds the accelerator, stores
+rings in RAM and starts the engine; `tests/support/firmware_scene.py` says when RAM is hashed. That the hashes can
+differ is what `preferred` shows: by the same steps exactly the pages named change.
 
-Blocked, the engine gets no further than its first access, the fetch of a descriptor, and that is all that can be tried
-without a driver: there is no memory it may read a descriptor from. So the program then becomes a driver, maps a ring
-and nothing else, and tries the other accesses one by one.
+Blocked, the engine gets no further than its first access, the fetch of a descriptor. More cannot be tried without a
+driver: there is no memory the engine may read a descriptor from. So the program then becomes a driver itself, maps a
+ring and little else, and tries the other accesses one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
-from guest_tests.bare_metal import boot_disk
-from guest_tests.boot import Control, newest_records
-from guest_tests.payload.direct import READ, WRITE, RequestRefused, Viommu
-from guest_tests.payload.direct.memory import DmaPool
-from guest_tests.payload.direct.virtio import DeviceStatus
-from guest_tests.payload.direct.wire import ATTACH_BYPASS, BYPASS_OFFSET, Feature
-from qmp_bridge.plan import Options
-from qmp_bridge.up import RunningVm, bring_up
-from tests.qtest.machine import Ram
-from tests.support.bare_machine import BareMachine
-from tests.support.firmware_dma import ELSEWHERE, FAR, HIGH, LOW, PAGE, PROGRAMS, SECRET, Attacker, Outcome, differing
-from vdev.config import Config, EndpointConfig, Isolation, UnitConfig, VmConfig
-from vdev.config.schema import ATTACHMENTS, Attach
+from guest_tests.payload.direct import Status
+from tests.support.firmware_dma import (
+    ELSEWHERE,
+    FAR,
+    HIGH,
+    INTERRUPT,
+    LOW,
+    OPERANDS,
+    PROGRAMS,
+    SECRET,
+    STOLEN,
+    Outcome,
+)
+from tests.support.firmware_scene import Attempt, Fault, Story, tell
+from vdev.config import ATTACHMENTS
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
-MEMORY = 128 << 20
-UNIT, ENDPOINT = "00:10.0", "01:00.0"
-POOL = 0x0500_0000  # where the driver's rings are; nothing else is there
-DOMAIN = 1
-HALTED = re.compile(r"\bHLT=1\b")
-T = TypeVar("T")
-Fault = tuple[str, int, int]  # reason, access, IOVA
+READ, WRITE = 1, 2
+ALL_PAGES = HIGH.pages | LOW.pages
+BLOCKED = Attempt(
+    outcomes=[Outcome.no_ring(program) for program in PROGRAMS],
+    changed=set(),
+    faults=[("no-domain", READ, program.ring) for program in PROGRAMS],
+)
+LANDED = Attempt(outcomes=[Outcome.done(len(program.operations)) for program in PROGRAMS], changed=ALL_PAGES, faults=[])
+OPERAND_FAULTS: list[Fault] = [
+    ("not-mapped", WRITE, FAR),
+    ("not-mapped", READ, SECRET),
+    ("not-mapped", WRITE, STOLEN),
+    ("not-mapped", READ, SECRET),
+    ("not-mapped", READ, SECRET),
+]
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What became of one go at all programs."""
-
-    outcomes: list[Outcome]
-    changed: set[int]  # addresses of pages
-    faults: list[Fault]
+@pytest.fixture(scope="module", params=ATTACHMENTS)
+def required(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return asyncio.run(tell("required", request.param, tmp_path_factory.mktemp("firmware")))
 
 
-@dataclass
-class Story:
-    """One VM's life: what was seen of it."""
-
-    at_start: dict[str, Any]  # the unit before the guest did anything to it
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    halted: bool = False
-    offered: bool = False  # BYPASS_CONFIG
-    bypass: list[bool] = field(default_factory=list)  # the byte after each attempt to write it
-    mapped: list[str] = field(default_factory=list)  # completions, in words
-    bypass_domain: str = "OK"
-    log: str = ""
-    trace: list[str] = field(default_factory=list)
+@pytest.fixture(scope="module", params=ATTACHMENTS)
+def preferred(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return asyncio.run(tell("preferred", request.param, tmp_path_factory.mktemp("firmware")))
 
 
-class Scene:
-    """A running VM: the bare machine in it, its RAM, its backend."""
-
-    def __init__(self, vm: RunningVm, machine: BareMachine, control: Control, ram: Ram) -> None:
-        self.vm, self.machine, self.control, self.ram = vm, machine, control, ram
-        self.pool = DmaPool(ram)
-        self._stamp = 0
-
-    async def do(self, job: Callable[..., T], *arguments: Any) -> T:
-        """`job` in a thread: the machine's accesses wait for their answers."""
-        return await asyncio.to_thread(job, *arguments)
-
-    async def digests(self) -> list[bytes]:
-        """Hashes of all pages, once QEMU has done all it was told of before, interrupts included."""
-        for _ in range(2):
-            await self.vm.qmp.execute("query-status")
-        return await self.do(self.ram.digests)
-
-    async def attempt(self, programs: Sequence[Program] = PROGRAMS, *, halt: bool = False) -> Attempt:
-        """Prepare, hash, run, hash."""
-        self._stamp += 1
-        attacker = Attacker(self.machine, ENDPOINT)
-        await self.do(attacker.prepare, programs, self._stamp)
-        await self.vm.qmp.execute("stop")
-        before = await self.digests()
-        await self.vm.qmp.execute("cont")
-        since = await self.next_event()
-        outcomes = [await self.do(attacker.run, program) for program in programs]
-        if halt:
-            await self.halt()
-        after = await self.digests()
-        return Attempt(outcomes, set(differing(before, after)), await self.faults(since))
-
-    async def halt(self) -> None:
-        """The processor stops. TimeoutError when it does not."""
-        await self.do(self.machine.halt)
-        async with asyncio.timeout(20):
-            while not HALTED.search(await self.vm.qmp.execute("human-monitor-command", {"command-line": "info registers"})):
-                await asyncio.sleep(0.01)
-
-    async def next_event(self) -> int:
-        """The number of the event to come."""
-        newest = await self.control.execute("query-events", limit=1)
-        return newest[0]["seq"] + 1 if newest else 0
-
-    async def faults(self, since: int) -> list[Fault]:
-        """Those from event `since` on."""
-        events = await self.control.execute("query-events", since=since, kinds=["FaultRaised"])
-        assert {event["endpoint"] for event in events} <= {0x100}
-        return [(event["reason"], event["access"], event["iova"]) for event in events]
-
-    async def reset(self) -> None:
-        """Reset the machine; the program runs anew."""
-        await self.vm.qmp.execute("set-action", {"reboot": "reset"})  # -no-reboot would end QEMU instead
-        await self.vm.qmp.execute("system_reset")
-        await self.do(self.machine.booted)
+def test_under_preferred_firmware_time_dma_lands_where_it_was_aimed_and_nowhere_else(preferred: Story) -> None:
+    assert preferred.firmware == LANDED
+    assert preferred.records_due == []
 
 
-@asynccontextmanager
-async def scene(isolation: Isolation, attach: Attach, directory: Path) -> AsyncIterator[Scene]:
-    """A VM whose bare machine takes commands."""
-    disk = directory / "stub.img"
-    disk.write_bytes(boot_disk())
-    config = Config(
-        vm=VmConfig(memory=MEMORY, isolation=isolation, disk=str(disk), disk_format="raw"),
-        units=(UnitConfig(name="iommu0", bdf=UNIT, attach=attach),),
-        endpoints=(EndpointConfig(name="accel0", bdf=ENDPOINT),),
+def test_under_required_no_byte_of_ram_changes_and_the_fault_is_logged(required: Story) -> None:
+    assert required.firmware == BLOCKED
+    assert required.records_due == [("domain", ["read"], program.ring) for program in PROGRAMS]
+    for program in PROGRAMS:
+        fault = f"FaultRaised unit=iommu0 endpoint=01:00.0 reason=no-domain access=1 iova={program.ring:#x}"
+        assert fault in required.log
+
+
+def test_the_trace_has_the_faults_too(required: Story) -> None:
+    first = [" ".join(line.split()[1:]) for line in required.trace[: len(PROGRAMS)]]
+
+    assert first == [f"iommu0 FAULT 01:00.0 (accel0) read {program.ring:#012x} no-domain" for program in PROGRAMS]
+
+
+def test_under_required_nothing_is_read_where_there_is_no_ram_either(required: Story) -> None:
+    assert required.elsewhere.outcomes == [Outcome.no_ring(program) for program in ELSEWHERE]
+    assert required.elsewhere.changed == set()
+    assert required.elsewhere.faults == [("no-domain", READ, program.ring) for program in ELSEWHERE]
+
+
+def test_under_required_neither_a_write_by_hand_nor_a_driver_who_takes_all_there_is_opens_it(required: Story) -> None:
+    assert required.bypass_bytes == [0, 0, 0]
+    assert not required.bypass_offered
+    assert required.bypass_domain == Status.INVAL
+    assert required.beside_a_driver == BLOCKED
+
+
+def test_under_preferred_the_byte_is_the_drivers_to_clear(preferred: Story) -> None:
+    assert preferred.bypass_bytes == [1, 1, 1]
+    assert preferred.bypass_offered
+    assert preferred.beside_a_driver == LANDED
+    assert preferred.left_alone is not None
+    assert (preferred.left_alone.outcomes, preferred.left_alone.faults) == (BLOCKED.outcomes, BLOCKED.faults)
+
+
+def test_of_a_domain_with_a_ring_every_other_access_is_refused_by_itself(required: Story) -> None:
+    assert required.operands == Attempt(
+        outcomes=[Outcome.done(len(OPERANDS.operations), faulted=len(OPERANDS.operations))],
+        changed={OPERANDS.completions},
+        faults=OPERAND_FAULTS,
     )
-    loop = asyncio.get_running_loop()
-
-    def type_in(data: bytes) -> None:
-        asyncio.run_coroutine_threadsafe(vm.console.write(data), loop).result(20)
-
-    machine = BareMachine(type_in)
-    async with bring_up(config, Options(payload=None, follow=machine.heard, trace="memory", timeout=120)) as vm:
-        async with Control.connected(vm.control_path) as control:
-            await asyncio.to_thread(machine.booted)
-            pid = (await control.execute("query-status"))["process"]["pid"]
-            yield Scene(vm, machine, control, Ram(pid, MEMORY, POOL))
+    assert required.completions == Attempt(
+        outcomes=[Outcome("COMPLETION_WRITE", OPERANDS.completions, 0, 0)],
+        changed=set(),
+        faults=[("not-mapped", WRITE, FAR), ("not-mapped", WRITE, OPERANDS.completions)],
+    )
 
 
-async def as_driver(scene: Scene, story: Story) -> None:
-    """The program becomes a driver of the IOMMU; it gives the endpoint its ring, then takes everything back."""
-    function = scene.machine.function
-    transport = await scene.do(lambda: VirtioPci(function(UNIT)))
-    await scene.do(transport.write_config, BYPASS_OFFSET, 1, 1)
-    await scene.do(transport.negotiate, transport.offered())
-    await scene.do(transport.write_config, BYPASS_OFFSET, 1, 1)
+def test_under_required_an_endpoint_whose_driver_left_is_blocked(required: Story) -> None:
+    assert required.left_alone == BLOCKED
 
-    viommu = await scene.do(lambda: Viommu.open(transport, scene.pool, nevents=0))
-    story.offered = bool(viommu.features & Feature.BYPASS_CONFIG)
-    try:
-        await scene.do(lambda: viommu.attach(domain=DOMAIN, endpoint=ENDPOINT_ID, flags=ATTACH_BYPASS))
-        await scene.do(lambda: viommu.detach(domain=DOMAIN, endpoint=ENDPOINT_ID))
-    except RequestRefused as refused:
-        story.bypass_domain = refused.answer.status.name
-    viommu.bypass
+
+def test_under_required_a_machine_that_was_reset_is_blocked_again_with_its_processor_halted(required: Story) -> None:
+    assert required.after_reset == BLOCKED
+
+
+def test_under_preferred_a_reset_brings_the_boot_value_of_bypass_back(preferred: Story) -> None:
+    assert preferred.after_reset == LANDED
+
+
+def test_under_preferred_an_interrupt_is_qemus_and_writes_where_the_vector_table_says(preferred: Story) -> None:
+    """It is no access of the IOMMU's: docs/firmware-dma.md."""
+    assert preferred.left_alone is not None
+    assert preferred.left_alone.changed == {INTERRUPT}

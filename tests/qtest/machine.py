@@ -44,7 +44,7 @@ class Ram:
         self._next = first_page
 
     def digests(self) -> list[bytes]:
-        """A hash of each page of all of it, as it is now. What nobody ever wrote to has no memory, and takes no time."""
+        """A hash of each page, as it is now. What nobody ever wrote to has no memory, and takes no time."""
         digests = [_ZEROS] * (self._nbytes // PAGE_NBYTES)
         stop = 0
         while (start := self._next_data(stop)) < self._nbytes:
@@ -80,7 +80,8 @@ class QtestMachine:
         self._next_bar = _BARS.start
         self.ask(out_command(0xCF8, _MCH_PCIEXBAR))
         self.ask(out_command(0xCFC, _ECAM | 1))
-        self.pool = DmaPool(Ram(pid))  # after the first reply: QEMU connects before it makes its RAM
+        self.ram = Ram(pid)  # after the first reply: QEMU connects before it makes its RAM
+        self.pool = DmaPool(self.ram)
 
     def ask(self, command: bytes) -> str:
         """The reply to one command. Raises QtestError, EOFError when QEMU ended, TimeoutError."""
@@ -104,6 +105,11 @@ class QtestMachine:
     def write(self, address: int, nbytes: int, value: int) -> None:
         """One write of memory, RAM or registers."""
         self.ask(write_command(address, nbytes, value))
+
+    def store(self, address: int, data: bytes) -> None:
+        """Put `data`, a multiple of eight bytes, into memory."""
+        for at in range(0, len(data), 8):
+            self.write(address + at, 8, int.from_bytes(data[at : at + 8], "little"))
 
     def config_address(self, endpoint: int) -> int:
         """Where the configuration space of a function is."""

@@ -46,6 +46,7 @@ class BareMachine:
         while READY + b"\r\n" not in self._rest:
             self._rest += self._next(BOOT_S)
         self._rest = b""
+        self._write(b"E")  # half of all that would be said
         self._ask([f"cf8@{_MCH_PCIEXBAR:x}O"])
         self._ecam = self._ask(["cfc@I"])[0] & _ECAM_BASE
 

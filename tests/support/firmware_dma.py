@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from guest_tests.payload.bar import Registers
 from guest_tests.payload.direct.function import CAP_MSIX, Function
-from tests.support.bare_machine import BareFunction, BareMachine
 from vdev.wire import pci
 from vdev.wire.accelerator import (
     COMPLETION_NBYTES,
@@ -25,10 +25,11 @@ from vdev.wire.accelerator import (
 )
 
 PAGE = 4096
-SECRET = 0x0200_0000  # never in a ring: read it, and the engine has read what it should not
-STOLEN = 0x0300_0000
-INTERRUPT = 0x0400_0000  # an MSI-X message is a write of four bytes, wherever the table says
-FAR = 0x0700_0000
+RAM_NBYTES = 0x0400_0000  # all of this is within
+SECRET = 0x0200_0000
+STOLEN = 0x0220_0000
+INTERRUPT = 0x0240_0000  # an MSI-X message is a write of four bytes, wherever the table says
+FAR = 0x03C0_0000
 RING_ENTRIES = 8
 _RUN_S = 20.0
 _MESSAGE = 0x5EC0_0000
@@ -48,7 +49,7 @@ class Program:
     @property
     def in_ram(self) -> bool:
         """Whether there is memory to store the ring in."""
-        return self.ring < FAR
+        return self.ring < RAM_NBYTES
 
     @property
     def pages(self) -> set[int]:
@@ -120,22 +121,27 @@ class Outcome:
         return cls("RING_FETCH", program.ring, 0, 0)
 
 
-class Attacker:
-    """The accelerator in a bare machine's hands."""
+class Memory(Protocol):
+    """Who stores in RAM: a processor, or a test in its place."""
 
-    def __init__(self, machine: BareMachine, bdf: str) -> None:
-        self.function: BareFunction = machine.function(bdf)
-        self._machine = machine
-        self._registers: Registers = self.function.bar(_REGISTERS_BAR)
-        self._table: Registers = self.function.bar(_TABLE_BAR)
+    def store(self, address: int, data: bytes) -> None: ...
+
+
+class Attacker:
+    """The accelerator in a program's hands."""
+
+    def __init__(self, function: Function, memory: Memory) -> None:
+        self._function, self._memory = function, memory
+        self._registers = function.bar(_REGISTERS_BAR)
+        self._table = function.bar(_TABLE_BAR)
 
     def prepare(self, programs: Sequence[Program], stamp: int) -> None:
         """Store secret and rings, and have interrupts write to RAM."""
-        self._machine.store(SECRET, bytes([stamp]) * 64)
+        self._memory.store(SECRET, bytes([stamp]) * 64)
         for program in (program for program in programs if program.in_ram):
-            self._machine.store(program.ring, program.descriptors(stamp))
-            self._machine.store(program.completions, bytes(COMPLETION_NBYTES * len(program.operations)))
-        interrupts_to_ram(self.function, self._table, _MESSAGE | stamp)
+            self._memory.store(program.ring, program.descriptors(stamp))
+            self._memory.store(program.completions, bytes(COMPLETION_NBYTES * len(program.operations)))
+        interrupts_to_ram(self._function, self._table, _MESSAGE | stamp)
 
     def run(self, program: Program) -> Outcome:
         """Start the engine and follow it to its end, by register accesses alone. TimeoutError if it has none."""

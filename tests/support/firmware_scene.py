@@ -8,7 +8,6 @@ accesses alone: the program has no stack and no variables, and no interrupt is o
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,13 +27,14 @@ from tests.support.bare_machine import BareMachine
 from tests.support.firmware_dma import ELSEWHERE, OPERANDS, PAGE, PROGRAMS, Attacker, Outcome, Program, differing
 from vdev.config import Attach as Attachment
 from vdev.config import Config, EndpointConfig, Isolation, UnitConfig, VmConfig, parse_bdf
+from vdev.trace.text import line
 
 MEMORY = 128 << 20
 UNIT_BDF, ENDPOINT_BDF = "00:10.0", "01:00.0"
 ENDPOINT = parse_bdf(ENDPOINT_BDF)
-RINGS = range(0x0500_0000, 0x0520_0000)  # the IOMMU's own, once it has a driver
+RINGS = range(0x0280_0000, 0x02A0_0000)  # the IOMMU's own, once it has a driver
 DOMAIN = 1
-_HALTED = re.compile(r"\bHLT=1\b")
+_REGISTERS = {"command-line": "info registers"}
 _WAIT_S = 20.0
 T = TypeVar("T")
 Fault = tuple[str, int, int]  # reason, access, IOVA
@@ -54,16 +54,22 @@ class Story:
     """What was seen of one VM, in the order of the fields."""
 
     firmware: Attempt
+    records_due: list[
+        tuple[str, list[str], int]
+    ]  # of the faults before: reason, flags, address, as the driver will see
     elsewhere: Attempt
-    bypass_bytes: list[int] = field(default_factory=list)  # at boot, after 1 was written unasked, after it was negotiated
+    bypass_bytes: list[int] = field(
+        default_factory=list
+    )  # at boot, after 1 was written unasked, after it was negotiated
     bypass_offered: bool = False
     bypass_domain: Status | int | None = None  # the answer to ATTACH with BYPASS
     beside_a_driver: Attempt | None = None  # which has not attached the endpoint
     operands: Attempt | None = None  # of a domain with ring and records
-    records: Attempt | None = None  # of a domain with the ring alone
+    completions: Attempt | None = None  # of a domain with the ring alone
+    left_alone: Attempt | None = None  # the driver detached it, and cleared the bypass byte where there is one
     after_reset: Attempt | None = None
     log: str = ""
-    trace: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)  # its faults
 
 
 class Scene:
@@ -82,7 +88,7 @@ class Scene:
     async def attempt(self, programs: Sequence[Program] = PROGRAMS, *, halt: bool = False) -> Attempt:
         """Prepare, hash, run, hash; `halt`: the processor stands in HLT for the second hash, and ever after."""
         self._stamp += 1
-        attacker = await self.do(Attacker, self.machine, ENDPOINT_BDF)
+        attacker = await self.do(lambda: Attacker(self.machine.function(ENDPOINT_BDF), self.machine))
         await self.do(attacker.prepare, programs, self._stamp)
         await self.vm.qmp.execute("stop")
         before = await self._digests()
@@ -93,6 +99,11 @@ class Scene:
             await self._halt()
         after = await self._digests()
         return Attempt(outcomes, set(differing(before, after)), await self._faults(since))
+
+    async def records_due(self) -> list[tuple[str, list[str], int]]:
+        """The fault records that wait for a driver's buffers: reason, flags, address."""
+        records = await self.control.execute("query-faults")
+        return [(record["reason"], record["flags"], record["address"]) for record in records]
 
     async def reset(self) -> None:
         """Reset the machine; the program runs anew."""
@@ -108,10 +119,9 @@ class Scene:
 
     async def _halt(self) -> None:
         await self.do(self.machine.halt)
-        registers = {"command-line": "info registers"}
         async with asyncio.timeout(_WAIT_S):
-            while not _HALTED.search(await self.vm.qmp.execute("human-monitor-command", registers)):
-                await asyncio.sleep(0.01)
+            while "HLT=1" not in str(await self.vm.qmp.execute("human-monitor-command", _REGISTERS)):
+                pass
 
     async def _next_event(self) -> int:
         newest = await self.control.execute("query-events", limit=1)
@@ -151,11 +161,13 @@ async def scene(isolation: Isolation, attach: Attachment, directory: Path) -> As
 async def tell(isolation: Isolation, attach: Attachment, directory: Path) -> Story:
     """A VM from its firmware to its firmware after a reset."""
     async with scene(isolation, attach, directory) as machine:
-        story = Story(firmware=await machine.attempt(), elsewhere=await machine.attempt(ELSEWHERE))
+        firmware, due = await machine.attempt(), await machine.records_due()
+        story = Story(firmware, due, elsewhere=await machine.attempt(ELSEWHERE))
         await _with_a_driver(machine, story)
         await machine.reset()
         story.after_reset = await machine.attempt(halt=True)
-        story.trace = [str(record) for record in await newest_records(machine.control, 10_000)]
+        records = await newest_records(machine.control, 10_000)
+        story.trace = [line(record) for record in records if record["kind"] == "fault"]
         story.log = (machine.vm.logs / "backend.log").read_text()
     return story
 
@@ -171,9 +183,9 @@ async def _with_a_driver(machine: Scene, story: Story) -> None:
     await machine.do(_map_ring, viommu)
     story.operands = await machine.attempt([OPERANDS])
     await machine.do(_unmap_records, viommu)
-    story.records = await machine.attempt([OPERANDS])
-    if story.bypass_offered:
-        await machine.do(_clear_bypass, viommu)
+    story.completions = await machine.attempt([OPERANDS])
+    await machine.do(_leave_alone, viommu)
+    story.left_alone = await machine.attempt()
 
 
 def _write_bypass(machine: BareMachine, seen: list[int]) -> VirtioPci:
@@ -195,7 +207,8 @@ def _set_bypass(viommu: Viommu) -> int:
     return viommu.transport.read_config(BYPASS_OFFSET, 1)
 
 
-def _clear_bypass(viommu: Viommu) -> None:
+def _leave_alone(viommu: Viommu) -> None:
+    viommu.detach(domain=DOMAIN, endpoint=ENDPOINT)
     viommu.bypass = False
 
 
