@@ -119,6 +119,7 @@ class App:
         """Who is connected, what the VM's identity rests on, what crashed."""
         return {
             "vm": self.config.vm.name,
+            "isolation": self.config.vm.isolation,
             **self.run_state.describe(),
             "crashed": self.crashed,
             "process": self.vm.describe(),

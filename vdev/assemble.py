@@ -17,6 +17,7 @@ from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
+from vdev.functions.message_door import MessageDoor
 from vdev.functions.stages import Stages
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.viommu import ViommuDevice, viommu_function
@@ -47,13 +48,16 @@ class Unit:
 
     def describe(self) -> dict[str, Any]:
         """State for queries: plain data."""
-        engine = self.engine.describe()
+        engine, given = self.engine.describe(), self.engine.settings
         spaces = {
             space["id"]: {"domain": space["domain"], "mappings": space["mappings"]} for space in engine["endpoints"]
         }
         return {
             "bdf": self.config.bdf,
             "attach": self.config.attach,
+            "isolation": given.isolation,
+            "force-aperture": given.force_aperture,
+            "revalidate": given.revalidate,
             **engine,
             "kicks": self.device.kicks,
             "dropped-faults": self.device.dropped_faults,
@@ -203,10 +207,11 @@ class Machine:
         options: dict[str, OptionValue] = dict(config.options)
         bay = Bay(open_door, self._wake, self._wake_at, self._ordering, open_entropy)
         endpoint = model(config.name, bay, options)
-        can_be_unplugged = self._has_slots and parse_bdf(config.bdf) >> 8
-        # A message is a write to wherever the vector table says, and QEMU would make it past the IOMMU.
-        if can_be_unplugged or self._vm.isolation == "required":
-            endpoint.keep_msix_table()
+        required = self._vm.isolation == "required"
+        if required or (self._has_slots and parse_bdf(config.bdf) >> 8):
+            endpoint.keep_msix_table()  # or else it could not be unplugged, or QEMU would write messages anywhere
+        if required:
+            endpoint.translate_message = MessageDoor(unit.engine, doors[0], unit.device.faults_pending)
         return endpoint, doors[0]
 
 

@@ -10,6 +10,8 @@ from vdev.control.server import Command
 from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError
 from vdev.hot_plug import Endpoints
+from vdev.iommu.engine import Engine
+from vdev.iommu.probe import probed_regions
 from vdev.iommu.settings import RESV_PROPERTY_NBYTES, ReservedRegion
 from vdev.qemu.machine import port_of
 
@@ -82,7 +84,7 @@ def describe(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
     """One endpoint as the schema's `Endpoint`."""
     unit, number = endpoints.unit_of(config), parse_bdf(config.bdf)
     facts = unit.engine.describe_endpoint(number)
-    regions: Sequence[ReservedRegion] = facts["reserved"]
+    regions = probed_regions(unit.engine.settings, facts["reserved"])
     properties: bytes = facts["probe"][: RESV_PROPERTY_NBYTES * len(regions)]  # the rest are zeros
     return {
         "endpoint": config.name,
@@ -94,7 +96,9 @@ def describe(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
         "plugged": endpoints.came_later(config.name),
         **({"domain": facts["domain"]} if facts["domain"] is not None else {}),
         "mappings": facts["mappings"],
-        "reserved": [_region(region) for region in regions],
+        "isolation": unit.engine.settings.isolation,
+        "path": _path(unit.engine, number),
+        "reserved": [_region(region) for region in _sorted(regions)],
         "probe": properties.hex(),
         "dma-refused": [{"name": name, "count": count} for name, count in unit.doors[config.name].refused.items()],
         "state": unit.endpoints[config.name].describe(),
@@ -123,8 +127,21 @@ def _groups(endpoints: Endpoints, behind: Iterable[EndpointConfig]) -> list[dict
 def _regions(endpoints: Endpoints, members: Iterable[EndpointConfig]) -> list[ReservedRegion]:
     regions: set[ReservedRegion] = set()
     for config in members:
-        regions.update(endpoints.unit_of(config).engine.describe_endpoint(parse_bdf(config.bdf))["reserved"])
+        engine = endpoints.unit_of(config).engine
+        regions.update(probed_regions(engine.settings, engine.describe_endpoint(parse_bdf(config.bdf))["reserved"]))
+    return _sorted(regions)
+
+
+def _sorted(regions: Iterable[ReservedRegion]) -> list[ReservedRegion]:
     return sorted(regions, key=lambda region: region.start)
+
+
+def _path(engine: Engine, number: int) -> str:
+    """The schema's `EndpointPath`: what becomes of an access now."""
+    domain = engine.table.endpoints[number].domain
+    if domain is not None and not domain.bypass:
+        return "translated"
+    return "untranslated" if domain is not None or engine.bypass else "blocked"
 
 
 def _region(region: ReservedRegion) -> dict[str, Any]:

@@ -9,12 +9,14 @@ import pytest
 from guest_tests import report
 from guest_tests.boot import mapping_counts
 from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
+from vdev.wire.viommu import F_BYPASS_CONFIG
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug"]
+EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated"]
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
+OUTSIDE_APERTURE = "0x0000008000000000 0xffffffffffffffff reserved"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,14 @@ def hot_plug() -> GuestRun:
 
 @pytest.fixture(scope="module")
 def two_attachments() -> GuestRun:
-    return boot_guest(CONFIGS / "two-attachments.yaml")
+    """Without isolation, to see a stock guest on both attachments under each policy: others are `preferred`."""
+    return boot_guest(CONFIGS / "two-attachments.yaml", changes={"isolation": "off"})
+
+
+@pytest.fixture(scope="module")
+def isolated() -> GuestRun:
+    """`isolation: required`, on both attachments."""
+    return boot_guest(CONFIGS / "isolated.yaml")
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -106,6 +115,21 @@ def test_every_unit_did_its_endpoints_work_and_keeps_no_mapping(example: GuestRu
         assert unit["counters"]["requests"]["MAP"] > 0
         assert unit["counters"]["refused"] == {}
         assert all(function["completed"] == 0 for function in unit["functions"].values()), "reset when given back"
+
+
+def test_without_isolation_every_endpoint_bypasses_until_linux_attaches_it(two_attachments: GuestRun) -> None:
+    for unit in two_attachments.run.iommu:
+        assert (unit["isolation"], unit["bypass"], unit["force-aperture"]) == ("off", True, False)
+
+
+def test_under_required_a_stock_guest_finds_no_way_around(isolated: GuestRun) -> None:
+    regions = isolated.data("own-group")["reserved"].values()
+
+    for unit in isolated.run.iommu:
+        assert (unit["isolation"], unit["bypass"], unit["force-aperture"]) == ("required", False, True)
+        assert not unit["features"]["offered"] & F_BYPASS_CONFIG
+        assert not any(domain["bypass"] for domain in unit["domains"])
+    assert all(OUTSIDE_APERTURE in of_one for of_one in regions)
 
 
 @pytest.mark.parametrize("name", ["two_units", "two_attachments"])

@@ -52,6 +52,8 @@ rarely = st.sampled_from([False] * 9 + [True])
 
 class EngineMachine(RuleBasedStateMachine):
     granule: ClassVar[int] = 1
+    force_aperture: ClassVar[bool] = False
+    required: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +63,8 @@ class EngineMachine(RuleBasedStateMachine):
             for endpoint, spans in RESERVED_UNITS.items()
         }
         self.model = Model(size, range(size, UNITS * size), range(0, 4), regions, MAX_DOMAINS, MAX_MAPPINGS)
+        self.model.force_aperture, self.model.required = self.force_aperture, self.required
+        self.model.bypass = not self.required
         limits = Limits(max_domains=MAX_DOMAINS, max_mappings=MAX_MAPPINGS)
         given_settings = UnitSettings(
             "u",
@@ -68,6 +72,10 @@ class EngineMachine(RuleBasedStateMachine):
             input_start=size,
             input_stop=UNITS * size,
             domain_stop=4,
+            bypass_offered=not self.required,
+            force_aperture=self.force_aperture,
+            revalidate=self.required,
+            isolation="required" if self.required else "preferred",
             limits=limits,
         )
         self.engine = Engine(
@@ -137,7 +145,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(value=st.integers(0, 3))
     def write_bypass(self, value: int) -> None:
         self.engine.write_bypass(value)
-        if value < 2:
+        if value < 2 and not self.required:
             self.model.bypass = bool(value)
 
     @rule(negotiated=st.booleans())
@@ -157,7 +165,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.model.negotiated = False
         if kind == "system":
             self.engine.system_reset()
-            self.model.bypass = True
+            self.model.bypass = not self.required
         else:
             self.engine.device_reset()
 
@@ -196,11 +204,24 @@ class EngineMachine(RuleBasedStateMachine):
 
 class SixteenByteMachine(EngineMachine):
     granule = 16
+    force_aperture = True
+
+
+class RequiredMachine(EngineMachine):
+    """`isolation: required`: no request, write, reset or snapshot makes anything bypass."""
+
+    granule = 16
+    force_aperture = required = True
+
+    @invariant()
+    def nothing_bypasses(self) -> None:
+        assert not self.engine.bypass
+        assert not any(domain["bypass"] for domain in self.engine.snapshot()["domains"])
 
 
 @pytest.mark.soak(count=EXAMPLES * STEPS, seed="random")
 @pytest.mark.timeout(3600 if SOAK else 120)
-@pytest.mark.parametrize("machine", [EngineMachine, SixteenByteMachine])
+@pytest.mark.parametrize("machine", [EngineMachine, SixteenByteMachine, RequiredMachine])
 def test_the_engine_agrees_with_the_brute_force_model(machine: type[EngineMachine]) -> None:
     run_state_machine_as_test(
         machine,

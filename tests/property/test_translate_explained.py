@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -63,12 +63,13 @@ class Function:
 class Rig:
     """A unit with one endpoint, its door, and everything that an access could leave a mark on."""
 
-    def __init__(self, *, hole: tuple[int, int] | None, bypass: bool) -> None:
+    def __init__(self, *, hole: tuple[int, int] | None, bypass: bool, force_aperture: bool = False) -> None:
         reserved: list[ReservedRegion] = [MSI]
         if hole is not None:
             reserved.append(ReservedRegion(hole[0] * GRANULE, (hole[0] + hole[1]) * GRANULE))
         self.events: list[Any] = []
         unit = UnitSettings("u", page_size_mask=TOP - GRANULE, input_start=INPUT_START, input_stop=INPUT_STOP)
+        unit = replace(unit, force_aperture=force_aperture)
         self.engine = Engine(unit, [EndpointSettings(ENDPOINT, "ep", tuple(reserved))], self.events.append)
         self.engine.set_features(-1)
         self.engine.set_bypass(bypass)
@@ -115,13 +116,14 @@ class Case:
     ram: list[tuple[int, bool, bool, bool, bool]]
     hole: tuple[int, int] | None
     bypass: bool
+    force_aperture: bool
     gate: str
     iova: int
     nbytes: int
     access: int
 
     def rig(self) -> Rig:
-        rig = Rig(hole=self.hole, bypass=self.bypass)
+        rig = Rig(hole=self.hole, bypass=self.bypass, force_aperture=self.force_aperture)
         rig.add_ram(self.ram)
         if self.attachment != "none":
             attach(rig.engine, 1, ENDPOINT, ATTACH_F_BYPASS if self.attachment == "bypass" else 0)
@@ -142,6 +144,7 @@ cases = st.builds(
     ram=rams,
     hole=holes,
     bypass=st.booleans(),
+    force_aperture=st.booleans(),
     gate=st.sampled_from(["open"] * 8 + ["bus", "frozen"]),
     iova=iovas,
     nbytes=st.one_of(st.integers(1, 20), st.integers(1, 120)),

@@ -28,6 +28,8 @@ class Model:
     max_mappings: int
     negotiated: bool = True  # BYPASS_CONFIG and MMIO
     bypass: bool = True
+    force_aperture: bool = False
+    required: bool = False  # isolation: BYPASS_CONFIG is not offered
     serial: int = 0
     domains: dict[int, ModelDomain] = field(default_factory=dict)
     where: dict[int, int] = field(default_factory=dict)  # endpoint: domain
@@ -43,7 +45,7 @@ class Model:
         return sum(len({serial for _, _, serial in self.domains[number].bytes.values()}) for number in chosen)
 
     def attach(self, domain: int, endpoint: int, flags: int, reserved: bool) -> int:
-        if reserved or flags > 1 or (flags and not self.negotiated):
+        if reserved or flags > 1 or (flags and (self.required or not self.negotiated)):
             return INVAL
         if endpoint not in self.reserved:
             return NOENT
@@ -127,7 +129,8 @@ class Model:
             if address in region:
                 return address if is_msi and access == WRITE else ("fault", FAULT_MAPPING)
         if place is None or self.domains[place].bypass:
-            return address
+            outside = self.force_aperture and address not in self.input_range
+            return ("fault", FAULT_MAPPING) if outside else address
         entry = self.domains[place].bytes.get(address)
         if entry is None or access & ~entry[1]:
             return ("fault", FAULT_MAPPING)

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import isfinite
 
 from vdev.config.boot import check_boot
-from vdev.config.isolation import check_isolation
+from vdev.config.isolation import check_isolation, regions_outside, unit_policy
 from vdev.config.schema import (
     FREE_SLOTS,
     ROOT_PORT_SLOTS,
@@ -234,10 +234,13 @@ def _check_reserved(config: Config) -> None:
         if unit is not item:
             regions += [(region, f"{unit_key}.reserved[{index}]") for index, region in enumerate(unit.reserved)]
         _check_regions(regions, f"{key}.reserved")
-        needed = RESV_MEM_NBYTES * len(regions)
+        told = unit.probe_size and unit_policy(config.vm, unit).force_aperture
+        outside = regions_outside(unit, [region for region, _ in regions]) if told else 0
+        needed = RESV_MEM_NBYTES * (len(regions) + outside)
+        ends = f" and the {outside} that force_aperture adds" if outside else ""
         _require(
             needed <= unit.probe_size, f"{unit_key}.probe_size",
-            f"{unit.probe_size} cannot hold the {len(regions)} reserved region(s) of {key}",
+            f"{unit.probe_size} cannot hold the {len(regions)} reserved region(s) of {key}{ends}",
             f"give at least {needed} ({RESV_MEM_NBYTES} bytes a region); 512 is usual",
         )  # fmt: skip
 

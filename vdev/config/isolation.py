@@ -11,9 +11,10 @@ Under `preferred` every key may be given. `required` takes nothing looser, `off`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vdev.config.schema import Bypass, Config, Isolation, UnitConfig, VmConfig
+from vdev.config.schema import Bypass, Config, Isolation, Reserved, UnitConfig, VmConfig
 from vdev.errors import ConfigError
 
 
@@ -63,6 +64,19 @@ def check_isolation(config: Config) -> None:
                 problem = f"{shown} contradicts {_WHY[isolation]}"
                 cure = f"leave {key} out, or set vm.isolation to preferred"
                 raise ConfigError(f"units[{unit.name}].{key}", problem, cure)
+
+
+def regions_outside(unit: UnitConfig, reserved: Sequence[Reserved]) -> int:
+    """How many regions PROBE tells of for what lies outside the input range, around those `reserved` already."""
+    first, last = unit.input_range
+    count = 0
+    for low, high in ((0, first - 1), (last + 1, (1 << 64) - 1)):
+        for region in sorted(reserved, key=lambda region: region.start):
+            if low <= region.end and region.start <= high:
+                count += low < region.start
+                low = region.end + 1
+        count += low <= high
+    return count
 
 
 def isolation_line(config: Config) -> str:

@@ -92,7 +92,11 @@ class Accelerator(PciFunction):
     def freeze(self, frozen: bool) -> None:
         """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
         self._door.frozen = frozen
-        if not frozen and self._engine.has_work:
+        if not self._engine.has_work:
+            return
+        if frozen:
+            self._door.count_untried("frozen")
+        else:
             self._wake(self)
 
     def describe(self) -> dict[str, int | bool]:
@@ -123,8 +127,11 @@ class Accelerator(PciFunction):
         elif bar == REGISTER_BAR:
             if self.trace is not None:
                 self.trace(_register_written(self.name, offset, data))
+            had_work = self._engine.has_work
             self._engine.write(offset, data)
             if self._engine.has_work:
+                if self._door.frozen and not had_work:
+                    self._door.count_untried("frozen")
                 self._wake(self)
 
     def _error_raised(self, code: ErrorCode, iova: int) -> None:
@@ -144,6 +151,8 @@ class Accelerator(PciFunction):
     def on_bus_master(self, enabled: bool) -> None:
         """Without bus mastering the engine halts; the driver enables it again."""
         if not enabled:
+            if self._engine.has_work:
+                self._door.count_untried("bus-master-off")
             self._engine.stop(ErrorCode.BUS_MASTER_OFF)
 
     def on_quiesce(self) -> None:

@@ -42,9 +42,11 @@ class Endpoint(Function, Worker, Protocol):
     was_device_reset: Callable[[], None]  # set by the machine: called after those that QEMU asked for
     was_sized: Callable[[], None]  # set by the machine: called when the guest asks for the size of a BAR
     trace: Trace | None  # set while somebody traces
+    translate_message: Callable[[int], int | None]  # set by the machine: where an MSI-X message leads; None: refused
 
     def keep_msix_table(self) -> None:
-        """Keep the MSI-X table itself, so that QEMU can unplug the function. Before QEMU connects."""
+        """Keep the MSI-X table itself: QEMU can unplug the function then, and sends no message of it. Before QEMU
+        connects."""
 
     def quiesce(self) -> None:
         """Stop all DMA because the IOMMU is about to be reset; nothing lands after this returns."""

@@ -105,6 +105,11 @@ class DmaDoor:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
         return views
 
+    def count_untried(self, reason: str) -> None:
+        """The endpoint has an access to make and knows that it would be refused for `reason`: it is not tried, and
+        counts all the same."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
     def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
         if not self.function.dma_enabled:
             raise DmaError("bus-master-off", iova, passing=True)

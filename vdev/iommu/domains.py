@@ -72,6 +72,8 @@ class DomainTable:
         self._misaligned = settings.granule - 1
         self._input_start = settings.input_start
         self._input_stop = settings.input_stop
+        # What bypasses reaches this; mappings lie in the input range anyway.
+        self._aperture = (self._input_start, self._input_stop) if settings.force_aperture else (0, ADDRESS_SPACE)
         self.bypass = False
         self.nmappings = 0
         # Removed and not freed yet. Bounded: a block takes hundreds of MAPs to make, and every slice of them sweeps.
@@ -250,6 +252,7 @@ class DomainTable:
                 if region is not None:
                     limit = min(stop, region.start)
                 if mappings is None:
+                    limit = min(limit, self._aperture_end(cursor))
                     pieces.append((cursor, limit - cursor))
                 else:
                     hit = self._permitted(mappings, cursor, access)
@@ -257,6 +260,13 @@ class DomainTable:
                     pieces.append((hit[2] + cursor - hit[0], limit - cursor))
             cursor = limit
         return pieces
+
+    def _aperture_end(self, iova: int) -> int:
+        """Where an access that bypasses at `iova` leaves what bypassing accesses may reach."""
+        start, stop = self._aperture
+        if not start <= iova < stop:
+            raise TranslationFault(wire.FAULT_R_MAPPING, "outside-input-range", iova)
+        return stop
 
     def _permitted(self, mappings: IntervalMap, iova: int, access: int) -> Interval:
         """The mapping of `iova`, if there is one that allows `access`."""

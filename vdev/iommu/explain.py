@@ -136,8 +136,7 @@ class _Walk:
     def _outside_regions(self, cursor: int, limit: int) -> int:
         """Take one mapping; where the piece ends."""
         if self.mappings is None:
-            self.told.pieces.append((cursor, cursor, limit - cursor))
-            return limit
+            return self._untranslated(cursor, limit)
         hit = self.mappings.find(cursor)
         if hit is None:
             self._not_mapped(cursor)
@@ -148,13 +147,30 @@ class _Walk:
             self.told.pieces.append((cursor, hit[2] + cursor - hit[0], limit - cursor))
         return limit
 
+    def _untranslated(self, cursor: int, limit: int) -> int:
+        """With force_aperture what bypasses ends where the input range does; where the piece ends."""
+        given = self.settings
+        if not given.force_aperture:
+            self.told.pieces.append((cursor, cursor, limit - cursor))
+            return limit
+        if not given.input_start <= cursor < given.input_stop:
+            text = f"{self._outside(cursor)}, and force_aperture holds accesses that bypass to it"
+            self.told.refuse("aperture", text, wire.FAULT_R_MAPPING, "outside-input-range", cursor)
+            return limit
+        self.told.add("aperture", f"{cursor:#x} is inside the input range")
+        limit = min(limit, given.input_stop)
+        self.told.pieces.append((cursor, cursor, limit - cursor))
+        return limit
+
+    def _outside(self, iova: int) -> str:
+        return f"{iova:#x} is outside the input range {self.settings.input_start:#x}..{self.settings.input_stop - 1:#x}"
+
     def _not_mapped(self, iova: int) -> None:
         given = self.settings
         if given.input_start <= iova < given.input_stop:
             text, word = f"no mapping contains {iova:#x}", "not-mapped"
         else:
-            text = f"{iova:#x} is outside the input range {given.input_start:#x}..{given.input_stop - 1:#x}"
-            word = "outside-input-range"
+            text, word = self._outside(iova), "outside-input-range"
         self.told.refuse("mapping", text, wire.FAULT_R_MAPPING, word, iova)
 
     def _permission(self, hit: Interval, iova: int) -> None:

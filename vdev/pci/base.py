@@ -39,6 +39,11 @@ def _ignore_message(vector: int, address: int, data: int) -> None:
     """Likewise."""
 
 
+def _untranslated(address: int) -> int:
+    """Messages go where the driver says."""
+    return address
+
+
 def _ignore_reset() -> None:
     """Nobody else keeps state about the function."""
 
@@ -70,6 +75,7 @@ class PciFunction:
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.raise_message: Callable[[int, int, int], None] = _ignore_message  # vector, address, data
         self.msix_table: MsixTable | None = None  # None: QEMU has it
+        self.translate_message: Callable[[int], int | None] = _untranslated  # of a table of ours; None: refused
         self.was_reset: Callable[[], None] = _ignore_reset
         self.was_device_reset: Callable[[], None] = _ignore_reset
         self.was_sized: Callable[[], None] = _ignore_reset
@@ -216,7 +222,10 @@ class PciFunction:
         if message is None:
             self._pending.set(vector)
             return
-        self.raise_message(vector, *message)
+        address = self.translate_message(message[0])
+        if address is None:
+            return  # lost, as any write that the IOMMU refuses
+        self.raise_message(vector, address, message[1])
         if self.trace is not None:
             self.trace(InterruptRaised(self.name, vector))
 

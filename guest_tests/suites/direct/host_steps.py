@@ -52,6 +52,22 @@ async def mappings_during_pause(vm: HostSide, unit: str) -> list[int]:
     return [*counts, await _mappings(vm, unit)]
 
 
+async def refusals_during_stop(vm: HostSide, endpoint: str) -> list[dict[str, int]]:
+    """What an endpoint's accesses were refused for, by reason: before, in and after a stop of the whole machine."""
+    counts = [await _refusals(vm, endpoint)]
+    await vm.qmp("stop")
+    try:
+        counts.append(await _refusals(vm, endpoint))
+    finally:
+        await vm.qmp("cont")
+    return [*counts, await _refusals(vm, endpoint)]
+
+
+async def _refusals(vm: HostSide, endpoint: str) -> dict[str, int]:
+    (found,) = await vm.control("query-endpoints", endpoint=endpoint)
+    return {count["name"]: count["count"] for count in found["dma-refused"]}
+
+
 async def _mappings(vm: HostSide, unit: str) -> int:
     (found,) = [described for described in await vm.control("query-iommu") if described["unit"] == unit]
     mappings = found["mappings"]
