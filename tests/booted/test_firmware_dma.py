@@ -12,12 +12,14 @@ ring and little else, and tries the other accesses one by one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from guest_tests.payload.direct import Status
 from tests.support.firmware_dma import (
     ELSEWHERE,
+    ERROR_INTERRUPT,
     FAR,
     HIGH,
     INTERRUPT,
@@ -27,6 +29,7 @@ from tests.support.firmware_dma import (
     SECRET,
     STOLEN,
     Outcome,
+    Program,
 )
 from tests.support.firmware_scene import Attempt, Fault, Story, tell
 from vdev.config import ATTACHMENTS
@@ -34,13 +37,13 @@ from vdev.config import ATTACHMENTS
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 READ, WRITE = 1, 2
-ALL_PAGES = HIGH.pages | LOW.pages
-BLOCKED = Attempt(
-    outcomes=[Outcome.no_ring(program) for program in PROGRAMS],
-    changed=set(),
-    faults=[("no-domain", READ, program.ring) for program in PROGRAMS],
+NO_RING = [Outcome.no_ring(program) for program in PROGRAMS]
+RING_FAULTS: list[Fault] = [("no-domain", READ, program.ring) for program in PROGRAMS]
+LANDED = Attempt(
+    outcomes=[Outcome.done(len(program.operations)) for program in PROGRAMS],
+    changed=HIGH.pages | LOW.pages,
+    faults=[],
 )
-LANDED = Attempt(outcomes=[Outcome.done(len(program.operations)) for program in PROGRAMS], changed=ALL_PAGES, faults=[])
 OPERAND_FAULTS: list[Fault] = [
     ("not-mapped", WRITE, FAR),
     ("not-mapped", READ, SECRET),
@@ -48,6 +51,16 @@ OPERAND_FAULTS: list[Fault] = [
     ("not-mapped", READ, SECRET),
     ("not-mapped", READ, SECRET),
 ]
+
+
+def blocked(programs: Sequence[Program] = PROGRAMS) -> Attempt:
+    """Not a byte: neither the ring is read, nor the interrupt written that tells of it."""
+    faults = [
+        fault
+        for program in programs
+        for fault in (("no-domain", READ, program.ring), ("no-domain", WRITE, ERROR_INTERRUPT))
+    ]
+    return Attempt(outcomes=[Outcome.no_ring(program) for program in programs], changed=set(), faults=faults)
 
 
 @pytest.fixture(scope="module", params=ATTACHMENTS)
@@ -66,30 +79,39 @@ def test_under_preferred_firmware_time_dma_lands_where_it_was_aimed_and_nowhere_
 
 
 def test_under_required_no_byte_of_ram_changes_and_the_fault_is_logged(required: Story) -> None:
-    assert required.firmware == BLOCKED
-    assert required.records_due == [("domain", ["read"], program.ring) for program in PROGRAMS]
-    for program in PROGRAMS:
-        fault = f"FaultRaised unit=iommu0 endpoint=01:00.0 reason=no-domain access=1 iova={program.ring:#x}"
-        assert fault in required.log
+    assert required.firmware == blocked()
+    for reason, access, iova in required.firmware.faults:
+        assert (
+            f"FaultRaised unit=iommu0 endpoint=01:00.0 reason={reason} access={access} iova={iova:#x}" in required.log
+        )
+
+
+def test_a_driver_to_come_has_the_fault_records(required: Story) -> None:
+    flags = {READ: ["read"], WRITE: ["write"]}
+
+    assert required.records_due == [("domain", flags[access], iova) for _, access, iova in required.firmware.faults]
 
 
 def test_the_trace_has_the_faults_too(required: Story) -> None:
-    first = [" ".join(line.split()[1:]) for line in required.trace[: len(PROGRAMS)]]
+    words = {READ: "read", WRITE: "write"}
+    faults = required.firmware.faults
 
-    assert first == [f"iommu0 FAULT 01:00.0 (accel0) read {program.ring:#012x} no-domain" for program in PROGRAMS]
+    shown = [" ".join(line.split()[1:]) for line in required.trace[: len(faults)]]
+
+    assert shown == [
+        f"iommu0 FAULT 01:00.0 (accel0) {words[access]} {iova:#012x} {why}" for why, access, iova in faults
+    ]
 
 
 def test_under_required_nothing_is_read_where_there_is_no_ram_either(required: Story) -> None:
-    assert required.elsewhere.outcomes == [Outcome.no_ring(program) for program in ELSEWHERE]
-    assert required.elsewhere.changed == set()
-    assert required.elsewhere.faults == [("no-domain", READ, program.ring) for program in ELSEWHERE]
+    assert required.elsewhere == blocked(ELSEWHERE)
 
 
 def test_under_required_neither_a_write_by_hand_nor_a_driver_who_takes_all_there_is_opens_it(required: Story) -> None:
     assert required.bypass_bytes == [0, 0, 0]
     assert not required.bypass_offered
     assert required.bypass_domain == Status.INVAL
-    assert required.beside_a_driver == BLOCKED
+    assert required.beside_a_driver == blocked()
 
 
 def test_under_preferred_the_byte_is_the_drivers_to_clear(preferred: Story) -> None:
@@ -97,28 +119,28 @@ def test_under_preferred_the_byte_is_the_drivers_to_clear(preferred: Story) -> N
     assert preferred.bypass_offered
     assert preferred.beside_a_driver == LANDED
     assert preferred.left_alone is not None
-    assert (preferred.left_alone.outcomes, preferred.left_alone.faults) == (BLOCKED.outcomes, BLOCKED.faults)
+    assert (preferred.left_alone.outcomes, preferred.left_alone.faults) == (NO_RING, RING_FAULTS)
 
 
 def test_of_a_domain_with_a_ring_every_other_access_is_refused_by_itself(required: Story) -> None:
     assert required.operands == Attempt(
         outcomes=[Outcome.done(len(OPERANDS.operations), faulted=len(OPERANDS.operations))],
         changed={OPERANDS.completions},
-        faults=OPERAND_FAULTS,
+        faults=[found for fault in OPERAND_FAULTS for found in (fault, ("not-mapped", WRITE, INTERRUPT))],
     )
     assert required.completions == Attempt(
         outcomes=[Outcome("COMPLETION_WRITE", OPERANDS.completions, 0, 0)],
         changed=set(),
-        faults=[("not-mapped", WRITE, FAR), ("not-mapped", WRITE, OPERANDS.completions)],
+        faults=[("not-mapped", WRITE, iova) for iova in (FAR, OPERANDS.completions, ERROR_INTERRUPT)],
     )
 
 
 def test_under_required_an_endpoint_whose_driver_left_is_blocked(required: Story) -> None:
-    assert required.left_alone == BLOCKED
+    assert required.left_alone == blocked()
 
 
 def test_under_required_a_machine_that_was_reset_is_blocked_again_with_its_processor_halted(required: Story) -> None:
-    assert required.after_reset == BLOCKED
+    assert required.after_reset == blocked()
 
 
 def test_under_preferred_a_reset_brings_the_boot_value_of_bypass_back(preferred: Story) -> None:
@@ -126,6 +148,6 @@ def test_under_preferred_a_reset_brings_the_boot_value_of_bypass_back(preferred:
 
 
 def test_under_preferred_an_interrupt_is_qemus_and_writes_where_the_vector_table_says(preferred: Story) -> None:
-    """It is no access of the IOMMU's: docs/firmware-dma.md."""
+    """So it is no access the IOMMU is asked about (docs/isolation.md)."""
     assert preferred.left_alone is not None
     assert preferred.left_alone.changed == {INTERRUPT}

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from tests.qtest.machine import qtest_machine
-from tests.support.firmware_dma import INTERRUPT, PROGRAMS, Attacker, Outcome, differing
+from tests.support.firmware_dma import ERROR_INTERRUPT, INTERRUPT, PROGRAMS, Attacker, Outcome, differing
 from tests.support.serve_process import ServeProcess, serving
-from vdev.config import Isolation
+from vdev.config import EndpointConfig, Isolation, UnitConfig
 from vdev.qemu.machine import vfio_user_function
 
 ENDPOINT = "00:11.0"
@@ -19,7 +19,7 @@ ENDPOINT = "00:11.0"
 
 def _devices(served: ServeProcess) -> list[str]:
     config = served.config
-    functions = (*config.units, *config.endpoints)
+    functions: list[UnitConfig | EndpointConfig] = [*config.units, *config.endpoints]
     return [word for item in functions for word in ("-device", vfio_user_function(item, str(served.directory)))]
 
 
@@ -49,7 +49,7 @@ def test_under_required_not_a_byte_changes(tmp_path: Path) -> None:
 
     assert outcomes == [Outcome.no_ring(program) for program in PROGRAMS]
     assert changed == set()
-    assert faults == [("no-domain", program.ring) for program in PROGRAMS]
+    assert faults == [("no-domain", iova) for program in PROGRAMS for iova in (program.ring, ERROR_INTERRUPT)]
 
 
 def test_under_preferred_it_lands(tmp_path: Path) -> None:

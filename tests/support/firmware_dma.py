@@ -28,7 +28,8 @@ PAGE = 4096
 RAM_NBYTES = 0x0400_0000  # all of this is within
 SECRET = 0x0200_0000
 STOLEN = 0x0220_0000
-INTERRUPT = 0x0240_0000  # an MSI-X message is a write of four bytes, wherever the table says
+INTERRUPT = 0x0240_0000  # an MSI-X message is a write of four bytes, wherever the table says: of completions here,
+ERROR_INTERRUPT = INTERRUPT + 64  # and of errors here
 FAR = 0x03C0_0000
 RING_ENTRIES = 8
 _RUN_S = 20.0
@@ -152,7 +153,7 @@ def interrupts_to_ram(function: Function, table: Registers, data: int) -> None:
     """Both vectors of the accelerator become writes of `data` and a number to memory."""
     for vector in (0, 1):
         entry = vector * pci.MSIX_TABLE_ENTRY_NBYTES
-        table.write64(entry, INTERRUPT + 64 * vector)
+        table.write64(entry, (INTERRUPT, ERROR_INTERRUPT)[vector])
         table.write32(entry + 8, data + (vector << 16))
         table.write32(entry + pci.MSIX_VECTOR_CONTROL, 0)
     control = function.capability(CAP_MSIX).offset + pci.MSIX_CONTROL

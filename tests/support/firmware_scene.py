@@ -57,14 +57,14 @@ class Story:
     records_due: list[
         tuple[str, list[str], int]
     ]  # of the faults before: reason, flags, address, as the driver will see
-    elsewhere: Attempt
+    elsewhere: Attempt | None = None  # under `required`
     bypass_bytes: list[int] = field(
         default_factory=list
     )  # at boot, after 1 was written unasked, after it was negotiated
     bypass_offered: bool = False
     bypass_domain: Status | int | None = None  # the answer to ATTACH with BYPASS
     beside_a_driver: Attempt | None = None  # which has not attached the endpoint
-    operands: Attempt | None = None  # of a domain with ring and records
+    operands: Attempt | None = None  # under `required`: of a domain with ring and records
     completions: Attempt | None = None  # of a domain with the ring alone
     left_alone: Attempt | None = None  # the driver detached it, and cleared the bypass byte where there is one
     after_reset: Attempt | None = None
@@ -161,8 +161,9 @@ async def scene(isolation: Isolation, attach: Attachment, directory: Path) -> As
 async def tell(isolation: Isolation, attach: Attachment, directory: Path) -> Story:
     """A VM from its firmware to its firmware after a reset."""
     async with scene(isolation, attach, directory) as machine:
-        firmware, due = await machine.attempt(), await machine.records_due()
-        story = Story(firmware, due, elsewhere=await machine.attempt(ELSEWHERE))
+        story = Story(await machine.attempt(), await machine.records_due())
+        if isolation == "required":
+            story.elsewhere = await machine.attempt(ELSEWHERE)
         await _with_a_driver(machine, story)
         await machine.reset()
         story.after_reset = await machine.attempt(halt=True)
@@ -181,9 +182,10 @@ async def _with_a_driver(machine: Scene, story: Story) -> None:
     story.bypass_domain = await machine.do(_attach_with_bypass, viommu)
     story.beside_a_driver = await machine.attempt()
     await machine.do(_map_ring, viommu)
-    story.operands = await machine.attempt([OPERANDS])
-    await machine.do(_unmap_records, viommu)
-    story.completions = await machine.attempt([OPERANDS])
+    if not story.bypass_offered:
+        story.operands = await machine.attempt([OPERANDS])
+        await machine.do(_unmap_records, viommu)
+        story.completions = await machine.attempt([OPERANDS])
     await machine.do(_leave_alone, viommu)
     story.left_alone = await machine.attempt()
 
