@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from guest_tests.payload.bar import Registers
 from guest_tests.payload.direct.function import Function
@@ -16,10 +16,17 @@ _IO, _64_BIT = 1, 4  # in a BAR's low bits
 _FLAGS = 0xF
 
 
+class Accesses(Protocol):
+    """Loads and stores at physical addresses, 1, 2, 4 or 8 bytes wide."""
+
+    def read(self, address: int, nbytes: int) -> int: ...
+    def write(self, address: int, nbytes: int, value: int) -> None: ...
+
+
 class QtestBar:
     """Registers at a physical address: each call is one access of its width."""
 
-    def __init__(self, machine: QtestMachine, address: int) -> None:
+    def __init__(self, machine: Accesses, address: int) -> None:
         self._machine, self._address = machine, address
 
     def read8(self, offset: int) -> int:

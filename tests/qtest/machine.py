@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import mmap
 import os
 import socket
@@ -10,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from guest_tests.payload.direct.memory import HUGE_NBYTES, DmaPool
+from guest_tests.payload.direct.memory import HUGE_NBYTES, PAGE_NBYTES, DmaPool
 from tests.qtest.function import QtestFunction
 from tests.qtest.protocol import Lines, QtestError, out_command, read_command, write_command
 from vdev.parts.qemu import Qemu, find_qemu
@@ -21,26 +23,43 @@ REPLY_S = 20.0
 _ECAM = 0xB0000000
 _MCH_PCIEXBAR = 0x80000060  # of the host bridge, as port 0xcf8 wants it
 _BARS = range(0xC0000000, 0xFE000000)  # where this machine has neither RAM nor chipset
+_ZEROS = hashlib.sha256(bytes(PAGE_NBYTES)).digest()
 _FIRST_PAGE = 4 << 20  # of RAM for DMA; below it the PC has its holes
 
 
 class Ram:
     """The guest's RAM, a memfd of QEMU's, mapped here too: huge pages of it for DMA."""
 
-    def __init__(self, pid: int) -> None:
-        """Find it among the files of process `pid`. Raises FileNotFoundError."""
+    def __init__(self, pid: int, nbytes: int = RAM_MIB << 20, first_page: int = _FIRST_PAGE) -> None:
+        """Find it among the files of process `pid`; pages go from `first_page` on. Raises FileNotFoundError."""
         files = Path(f"/proc/{pid}/fd")
         for file in files.iterdir():
             if "memory-backend-memfd" in os.readlink(file):
-                fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+                self._fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
                 break
         else:
             raise FileNotFoundError("QEMU has no memfd")
+        self._map = mmap.mmap(self._fd, nbytes)
+        self._nbytes = nbytes
+        self._next = first_page
+
+    def digests(self) -> list[bytes]:
+        """A hash of each page, as it is now. What nobody ever wrote to has no memory, and takes no time."""
+        digests = [_ZEROS] * (self._nbytes // PAGE_NBYTES)
+        stop = 0
+        while (start := self._next_data(stop)) < self._nbytes:
+            stop = os.lseek(self._fd, start, os.SEEK_HOLE)
+            for at in range(start, stop, PAGE_NBYTES):
+                digests[at // PAGE_NBYTES] = hashlib.sha256(os.pread(self._fd, PAGE_NBYTES, at)).digest()
+        return digests
+
+    def _next_data(self, start: int) -> int:
         try:
-            self._map = mmap.mmap(fd, RAM_MIB << 20)
-        finally:
-            os.close(fd)
-        self._next = _FIRST_PAGE
+            return os.lseek(self._fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return self._nbytes
 
     def take(self) -> tuple[int, memoryview]:
         """2 MiB that nobody has yet."""
@@ -48,7 +67,8 @@ class Ram:
         return gpa, memoryview(self._map)[gpa : gpa + HUGE_NBYTES]
 
     def close(self) -> None:
-        """Nothing to give back: it goes with the process."""
+        """The file; the mapping goes with the process."""
+        os.close(self._fd)
 
 
 class QtestMachine:
@@ -60,7 +80,8 @@ class QtestMachine:
         self._next_bar = _BARS.start
         self.ask(out_command(0xCF8, _MCH_PCIEXBAR))
         self.ask(out_command(0xCFC, _ECAM | 1))
-        self.pool = DmaPool(Ram(pid))  # after the first reply: QEMU connects before it makes its RAM
+        self.ram = Ram(pid)  # after the first reply: QEMU connects before it makes its RAM
+        self.pool = DmaPool(self.ram)
 
     def ask(self, command: bytes) -> str:
         """The reply to one command. Raises QtestError, EOFError when QEMU ended, TimeoutError."""
@@ -84,6 +105,11 @@ class QtestMachine:
     def write(self, address: int, nbytes: int, value: int) -> None:
         """One write of memory, RAM or registers."""
         self.ask(write_command(address, nbytes, value))
+
+    def store(self, address: int, data: bytes) -> None:
+        """Put `data`, a multiple of eight bytes, into memory."""
+        for at in range(0, len(data), 8):
+            self.write(address + at, 8, int.from_bytes(data[at : at + 8], "little"))
 
     def config_address(self, endpoint: int) -> int:
         """Where the configuration space of a function is."""
