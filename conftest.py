@@ -15,12 +15,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent
 pytest_plugins = ["tests.conformance.session"]
 SOAK_FILE = ROOT / "docs" / "soak.json"
 _reports: list[pytest.TestReport] = []
+if hypothesis.settings.get_current_profile_name() == "default":  # not within `make mutate`, which has its own
+    # A machine busy with something else is no failure: no test here judges by the clock.
+    slow_is_fine = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=slow_is_fine)
+    hypothesis.settings.load_profile("project")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -150,7 +150,7 @@ def test_the_payload_imports_only_the_standard_library_and_its_siblings() -> Non
     allowed = {
         *("__future__", "base64", "bisect", "collections", "contextlib", "ctypes", "dataclasses", "enum"),
         *("faulthandler", "fcntl", "functools", "hashlib", "importlib", "json", "mmap", "os", "pathlib", "platform"),
-        *("select", "signal", "struct", "sys", "time", "traceback", "types", "typing", "warnings", "zlib"),
+        *("random", "select", "signal", "struct", "sys", "time", "traceback", "types", "typing", "warnings", "zlib"),
     }
     payload = Path(guest_tests.payload.__path__[0])
     found = set()
