@@ -22,6 +22,7 @@ from tests.support.flight import (
     status,
 )
 from tests.support.virtio_pci import RAM_GPA, RAM_NBYTES
+from vdev.control.iommu_queries import IommuQueries
 from vdev.iommu.events import ReplyHeld
 from vdev.wire import viommu as wire
 from vdev.wire.accelerator import Access, CompletionStatus, Op
@@ -211,6 +212,22 @@ def test_it_is_told_how_long_an_answer_was_held(scene: FlightScene) -> None:
     assert (told.type_name, told.fields["virt_start"], told.naccesses) == ("UNMAP", BUFFER, 1)
     assert LATENCY_NS <= told.held_ns < 2 * LATENCY_NS
     assert scene.device.held_replies == 1
+
+
+def test_queries_tell_what_is_in_flight_and_what_is_held(scene: FlightScene) -> None:
+    queries = IommuQueries(scene.machine.units)
+    scene.post(scene.unmap(BUFFER), scene.unmap(BUFFER))
+
+    function = scene.unit.describe()["functions"]["accel0"]
+    (requests,) = queries.requests()
+    (unit,) = queries.units()
+    scene.land()
+
+    assert function["in-flight"] == 1
+    assert requests == {"unit": "iommu0", "waiting": 0, "held": 2}
+    assert unit["counters"]["held-replies"] == 2
+    assert queries.requests() == [{"unit": "iommu0", "waiting": 0, "held": 0}]
+    assert scene.unit.describe()["functions"]["accel0"]["in-flight"] == 0
 
 
 # --- who waits for longer gives back what is in flight
