@@ -24,7 +24,7 @@ shell: setup ## boot a stock guest and stay at its shell
 	@$(RUN) -m guest_tests.shell
 
 test: parts ## all tests at their reduced count (what CI runs)
-	@$(RUN) -m pytest
+	@$(RUN) -m tests.lanes
 
 soak: parts ## all tests at the full count the issues name
 	@VDEV_TIER=soak $(RUN) -m pytest --timeout=0

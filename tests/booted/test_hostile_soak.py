@@ -30,7 +30,7 @@ from vdev.config import Config, EndpointConfig, UnitConfig, load_config, parse_b
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
 SOAK = os.environ.get("VDEV_TIER") == "soak"
-SECONDS = 600 if SOAK else 15
+SECONDS = 600 if SOAK else 8
 SEED = 20261121
 HANDS = 2  # acts under way at a time
 MORE_ROUNDS = 2  # after the last act

@@ -55,10 +55,8 @@ time.sleep(600)
 """,
 )
 NEWEST = "cloud-backports"
-MACHINES = [
-    *((attach, DEFAULT_KERNEL) for attach in ATTACHMENTS),
-    *((attach, NEWEST) for attach in ATTACHMENTS if attach == "vfio-user" or os.environ.get("VDEV_TIER") == "soak"),
-]
+KERNELS = [DEFAULT_KERNEL, NEWEST] if os.environ.get("VDEV_TIER") == "soak" else [DEFAULT_KERNEL]
+MACHINES = [(attach, kernel) for kernel in KERNELS for attach in ATTACHMENTS]
 
 
 async def boot_once(messages: Any) -> tuple[str, dict[str, bool]]:

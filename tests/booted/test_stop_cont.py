@@ -35,7 +35,7 @@ from vdev.config.schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
-ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 10
+ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 5
 MEMORY = "256M"  # all of it is hashed twice a round
 PROGRESS_S = 60.0
 CONTROL_TRIES = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ EXECUTED = re.compile(r"stat::number_of_executed_units: (\d+)")
 TAIL_NBYTES = 20_000
 FINDING_PREFIXES = ("crash-", "timeout-", "oom-", "leak-")  # a slow-unit is slow, not wrong
 STOP_SECONDS = 20
+INTERRUPTED = (72, -signal.SIGTERM)  # libFuzzer's own status, and that of a process that mutates without it
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class Run:
         self.target = target
         self._log = log
         self._findings = findings
+        self._asked_to_end = False
         # Its own, so that no other run's findings are taken for this one's.
         self._left = log.with_suffix(".left")
         self._left.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,8 @@ class Run:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         state = self.state()
         state.status = self._process.returncode
+        if self._asked_to_end and state.status in INTERRUPTED:
+            state.status = 0  # on a busy machine a run may take longer to begin than it was given
         state.cpu_seconds = usage.ru_utime + usage.ru_stime
         state.peak_rss_mb = usage.ru_maxrss >> 10
         state.findings = self._keep_findings()
@@ -77,6 +82,7 @@ class Run:
     def stop(self) -> None:
         """Ask it to end, as Ctrl-C does; `poll` tells when it has."""
         if self._process.returncode is None:
+            self._asked_to_end = True
             self._process.terminate()
 
     def kill(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,20 @@ def test_a_finding_is_kept_with_what_the_process_said(tmp_path: Path) -> None:
     assert state.findings[0].read_bytes() == b"input"
     assert (tmp_path / "findings" / "crash-1234.txt").read_text()
     assert state.cpu_seconds > 0
+
+
+@pytest.mark.parametrize(("end", "status"), [(Run.stop, 0), (Run.kill, -signal.SIGKILL)], ids=["asked", "killed"])
+def test_a_run_that_is_late_and_ends_when_asked_has_not_failed(
+    tmp_path: Path, end: Callable[[Run], None], status: int
+) -> None:
+    run = Run("requests", ["-max_total_time=600", str(tmp_path)], tmp_path / "log.txt", tmp_path / "findings")
+
+    end(run)
+    while (state := run.poll()) is None:
+        time.sleep(0.05)
+
+    assert state.status == status
+    assert state.findings == []
 
 
 def test_an_input_that_raises_is_in_its_file_before_the_engine_hears_of_it(tmp_path: Path) -> None:

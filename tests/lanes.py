@@ -1,0 +1,90 @@
+"""`make test`: all tests in two lanes side by side, `python -m tests.lanes [PYTEST'S ARGUMENTS]`.
+
+One lane boots guests: it waits for them most of the time, and they keep one core busy. The other lane is everything
+else, on the other core. The first is shown as it goes, the second as one block when it has ended. With one core, all
+tests are one lane. By hand `pytest`, with whatever arguments, is as good.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+ROOT = Path(__file__).parents[1]
+BOOTING = ("tests/booted", "guest_tests")
+POLL_S = 0.5
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status of the first lane that failed, or 0."""
+    pytest = [sys.executable, "-m", "pytest", *arguments]
+    if len(os.sched_getaffinity(0)) < 2:
+        return subprocess.run(pytest, cwd=ROOT, check=False).returncode
+    booting, others = (pytest + selection for selection in selections(ROOT))
+    color = ["--color=yes"] if sys.stdout.isatty() else []
+    # Each keeps its own list of failures: `pytest --lf` by hand begins with those of the first lane.
+    return run(booting, [*others, *color, "-o", "cache_dir=.pytest_cache/others"])
+
+
+def selections(root: Path) -> tuple[list[str], list[str]]:
+    """Arguments for pytest: what boots guests, and what does not. No path is named, so each is a session in full."""
+    others = [
+        f"tests/{path.name}"
+        for path in sorted((root / "tests").iterdir())
+        if f"tests/{path.name}" not in BOOTING and (path.is_dir() or path.name.startswith("test_"))
+    ]
+    return [f"--ignore={path}" for path in others], ["-o", "testpaths=tests", f"--ignore={BOOTING[0]}"]
+
+
+def run(shown: Sequence[str], kept: Sequence[str]) -> int:
+    """Run both commands; what `kept` says is shown when it has ended. SIGINT and SIGTERM end both, in order."""
+    with tempfile.TemporaryFile() as said:
+        first = subprocess.Popen(shown, cwd=ROOT)
+        second = subprocess.Popen(kept, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        lanes = (first, second)
+
+        def end(signum: int, frame: FrameType | None) -> None:
+            for lane in lanes:
+                if lane.poll() is None:
+                    lane.send_signal(signum)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            _follow(first, second, said)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return first.returncode or second.returncode
+
+
+def _follow(first: subprocess.Popen[bytes], second: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+    """Until both have ended. The second's words are shown once, its last line again where the first ended later."""
+    last = ""
+    while first.poll() is None or second.poll() is None:
+        try:
+            (second if second.poll() is None else first).wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+        if second.poll() is not None and not last:
+            last = _show(said)
+    last = last or _show(said)
+    print(f"\nBeside it, the tests that boot nothing: {last}", flush=True)
+
+
+def _show(said: IO[bytes]) -> str:
+    """Print what the second lane said; its last line."""
+    said.seek(0)
+    text = said.read().decode(errors="replace").strip()
+    print(f"\n\nThe tests that boot nothing have ended:\n{text}\n", flush=True)
+    return text.rpartition("\n")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
