@@ -150,6 +150,7 @@ class App:
     def _worker_crashed(self, worker: Worker, error: Exception) -> None:
         # A bug of ours. The others go on; whoever waits for this one sees it in query-status and in the log.
         self.crashed.append(f"{worker.name}: {error!r}")
+        self.machine.give_up(worker)
 
     async def run(self, announce: Callable[[str], None]) -> None:
         """Listen, announce the sockets, serve until `stopping` is set."""

@@ -60,6 +60,7 @@ class Unit:
             "revalidate": given.revalidate,
             **engine,
             "kicks": self.device.kicks,
+            "held-replies": self.device.held_replies,
             "dropped-faults": self.device.dropped_faults,
             "ring-errors": self.device.ring_errors,
             "functions": {
@@ -67,6 +68,7 @@ class Unit:
                     "endpoint": self.doors[name].endpoint_id,
                     **spaces[self.doors[name].endpoint_id],
                     "refused": dict(self.doors[name].refused),
+                    "in-flight": self.doors[name].nflights,
                     **endpoint.describe(),
                 }
                 for name, endpoint in self.endpoints.items()
@@ -141,6 +143,13 @@ class Machine:
         del unit.doors[name]
         unit.endpoints.pop(name).retire()
         self._wake(unit.device)  # to sweep up
+
+    def give_up(self, worker: Worker) -> None:
+        """A worker crashed, a bug of ours: nothing it has in flight lands, and nobody waits for it."""
+        for unit in self.units.values():
+            for name, endpoint in unit.endpoints.items():
+                if endpoint is worker:
+                    unit.engine.in_flight.cancel(unit.doors[name].endpoint_id)
 
     def attachments(self) -> dict[tuple[str, int], tuple[int, ...]]:
         """The endpoints in each domain: (unit, domain) -> endpoint ids."""

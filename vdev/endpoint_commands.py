@@ -101,6 +101,7 @@ def describe(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
         "reserved": [_region(region) for region in _sorted(regions)],
         "probe": properties.hex(),
         "dma-refused": [{"name": name, "count": count} for name, count in unit.doors[config.name].refused.items()],
+        "in-flight": unit.doors[config.name].nflights,
         "state": unit.endpoints[config.name].describe(),
     }
 

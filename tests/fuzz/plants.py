@@ -223,9 +223,9 @@ _PLANTS = (
         "half-restored",
         target="snapshot",
         path="vdev/iommu/engine.py",
-        old="        records = load_faults(faults, ",
-        new="        self._table.bypass = bypass\n        records = load_faults(faults, ",
-        what="a state that is refused for its faults or domains has changed the bypass byte",
+        old="        state = load_unit(saved, ",
+        new="        self._table.bypass = bool(saved.get('bypass'))\n        state = load_unit(saved, ",
+        what="a state that is refused has changed the bypass byte",
         in_ci=True,
     ),
     Plant(

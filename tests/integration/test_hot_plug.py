@@ -108,6 +108,7 @@ async def test_an_added_endpoint_listens_and_is_shown_everywhere(tmp_path: Path)
         }  # fmt: skip
         assert path.is_socket()
         (shown,) = machine.ask("query-endpoints", endpoint="new")
+        assert shown["in-flight"] == 0
         assert shown["reserved"] == [
             {"start": 0, "end": 4095, "kind": "reserved"},
             {"start": 0xFEE00000, "end": 0xFEEFFFFF, "kind": "msi"},

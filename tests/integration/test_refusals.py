@@ -24,6 +24,7 @@ from vdev.memory import Region
 from vdev.qapi.check import check_return
 from vdev.qapi.model import Enum
 from vdev.qapi.schema import schema
+from vdev.trace.filter import DMA_REASONS
 from vdev.wire import pci, viommu
 from vdev.wire.accelerator import Control, Register
 
@@ -221,14 +222,14 @@ def _raised_words() -> Iterator[str]:
                     yield from (str(each.value) for each in ast.walk(argument) if isinstance(each, ast.Constant))
 
 
-def test_every_reason_that_is_raised_is_a_word_of_the_schema() -> None:
+def test_reasons_that_are_raised_are_the_words_of_the_schema_and_of_the_traces_filter() -> None:
     reasons = schema().types["RefusalReason"]
     assert isinstance(reasons, Enum)
 
     raised = set(_raised_words())
 
     assert raised >= PROVOKED.keys()
-    assert raised <= {value.name for value in reasons.values}
+    assert raised == {value.name for value in reasons.values} == set(DMA_REASONS)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from vdev.wire.vfio_user import Command, DmaLayout
 
 every_fd_is_closed = vfio_scene.every_fd_is_closed
 
+DOORBELL = 0xFEE0_0000
+
 both_layouts = pytest.mark.parametrize("layout", list(DmaLayout), ids=lambda layout: layout.name)
 
 
@@ -129,6 +131,27 @@ async def test_a_reset_fails_what_is_under_way_and_sends_nothing_more_for_it(tmp
         assert dma.in_flight == MAX_IN_FLIGHT  # those QEMU has already
         assert len(client.dma.seen) == 1  # the probe; what was waiting for its turn was never sent
         assert await dma.read(0, 4) == bytes(4)
+
+
+@pytest.mark.parametrize("where", ["remembered", "behind-the-probe"])
+async def test_an_interrupt_that_was_voided_is_not_sent(tmp_path: Path, where: str) -> None:
+    async with served(tmp_path) as scene:
+        client = await scene.negotiated()
+        connection = scene.server.connection
+        assert connection is not None
+        if where == "remembered":
+            connection.hold_interrupts(True)
+        client.dma.mute = where != "remembered"
+        scene.function.raise_message(0, DOORBELL, 1)
+        await until(lambda: connection.dma.in_flight == client.dma.mute)
+
+        scene.function.void_messages()
+        client.dma.mute = False
+        connection.hold_interrupts(False)
+        scene.function.raise_message(1, DOORBELL + 4, 2)
+        await until(lambda: (Command.DMA_WRITE, DOORBELL + 4, 4) in client.dma.seen)
+
+        assert [address for _, address, nbytes in client.dma.seen if nbytes] == [DOORBELL + 4]
 
 
 async def test_the_end_of_the_connection_fails_what_is_under_way(tmp_path: Path) -> None:

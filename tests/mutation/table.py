@@ -54,9 +54,11 @@ DEVICE_TESTS = (
     "tests/unit/test_vhost_*.py",
     "tests/integration/test_direct_driver.py",
     "tests/integration/test_direct_accel.py",
+    "tests/integration/test_in_flight*.py",
     "tests/property/test_engine_model.py",
     "tests/property/test_translate_explained.py",
     "tests/property/test_queue_model.py",
+    "tests/property/test_in_flight_model.py",
 )
 
 

@@ -25,9 +25,10 @@ class Case:
     dst: int
     nbytes: int
     arg: int
+    latency_ns: int
 
     def build(self, seed: bytes) -> Rig:
-        rig = Rig(ram_nbytes=2 * PAGES * PAGE)
+        rig = Rig(ram_nbytes=2 * PAGES * PAGE, latency_ns=self.latency_ns)
         for index in range(2 * PAGES):
             base = A if index < PAGES else B
             if self.access[index]:
@@ -61,6 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
         dst=draw(st.integers(0, room)),
         nbytes=nbytes,
         arg=draw(st.integers(0, (1 << 64) - 1)),
+        latency_ns=draw(st.sampled_from([0, 1])),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vdev.endpoints.accelerator_engine import Engine
 from vdev.errors import DmaError, TranslationFault
+from vdev.iommu.in_flight import Flight
 from vdev.wire.accelerator import (
     COMPLETION_NBYTES,
     DESCRIPTOR_NBYTES,
@@ -33,6 +34,8 @@ class PagedDoor:
         self.accesses = 0
         self.slice_nbytes = 1 << 20
         self.frozen = False
+        self.flights: list[Flight] = []
+        self._landings: dict[int, list[memoryview]] = {}
 
     def map(self, iova: int, offset: int | None, nbytes: int, access: int = READ | WRITE) -> None:
         for at in range(0, nbytes, PAGE):
@@ -51,6 +54,23 @@ class PagedDoor:
         for view in self.views(iova, len(data), write=True):
             view[:] = data[at : at + len(view)]
             at += len(view)
+
+    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+        self.views(iova, nbytes, write=write)
+        flight = Flight(0, 0, iova, iova + nbytes, WRITE if write else READ, [])
+        self.flights.append(flight)
+        self._landings[id(flight)] = self.views(iova, nbytes, write=write)
+        return flight
+
+    def land(self, flight: Flight) -> list[memoryview]:
+        """The memory as it was translated."""
+        assert not flight.over
+        return self._landings[id(flight)]
+
+    def end(self, flight: Flight) -> None:
+        flight.over = True
+        if flight in self.flights:
+            self.flights.remove(flight)
 
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
         self.accesses += 1
@@ -92,11 +112,12 @@ def descriptor(op: int = Op.COPY, **fields: int | bytes) -> Descriptor:
 class Rig:
     """Engine, IOMMU and driver in one; ring and completions are mapped, everything else is the test's business."""
 
-    def __init__(self, ram_nbytes: int = 1 << 20, devmem_nbytes: int = 4 * PAGE) -> None:
+    def __init__(self, ram_nbytes: int = 1 << 20, devmem_nbytes: int = 4 * PAGE, latency_ns: int = 0) -> None:
         self.door = PagedDoor(ram_nbytes + 2 * PAGE)
         self.host = Host()
         self.devmem = bytearray(devmem_nbytes)
-        self.engine = Engine(self.host, self.door, memoryview(self.devmem), lambda: None)
+        self.engine = Engine(self.host, self.door, memoryview(self.devmem), lambda: None, latency_ns)
+        self.now_ns = 0
         self.ram = memoryview(self.door.ram)[2 * PAGE :]
         self.tail = 0
         self.door.map(RING, 0, PAGE, READ)
@@ -135,11 +156,17 @@ class Rig:
             self.tail = (self.tail + 1) % RING_SIZE
         self.write32(Register.RING_TAIL, self.tail)
 
+    def slice(self) -> None:
+        """One slice, at the time the one in flight lands."""
+        if self.engine.lands_ns is not None:
+            self.now_ns = self.engine.lands_ns
+        self.engine.run(self.now_ns)
+
     def run(self) -> int:
         """Run slices until there is no work; their number."""
         slices = 0
         while self.engine.has_work:
-            self.engine.run()
+            self.slice()
             slices += 1
         return slices
 

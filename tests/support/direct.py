@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from guest_tests.payload.bar import Registers
 from guest_tests.payload.direct.accel import Accel
@@ -26,6 +27,7 @@ from vdev.wire import pci
 
 RAM_GPA = 0x4000_0000
 LATER_NS = 10_000_000  # long after any poll window
+SLOW_NS = 1_000  # the machine is at rest after a millisecond
 MAX_SLICES = 10_000
 ONE_OF_EACH = Config(units=(UnitConfig(name="iommu0"),), endpoints=(EndpointConfig(name="accel0"),))
 _TABLE_NBYTES = 0x800
@@ -67,15 +69,28 @@ class SimRam:
 
 
 class SimMachine:
-    """One VM's functions, a pool of memory they reach, and no time-outs: whatever happens has happened on return."""
+    """One VM's functions, a pool of memory they reach, and no time-outs: whatever happens has happened on return.
 
-    def __init__(self, config: Config = ONE_OF_EACH, emit: Callable[[Event], None] = lambda event: None) -> None:
+    Time passes by `slice_ns` with every slice, and by `pass_ns`: what is to happen later than the machine comes to rest
+    waits for that. To have DMA in flight, take a `slice_ns` that is small beside its latency.
+    """
+
+    def __init__(
+        self,
+        config: Config = ONE_OF_EACH,
+        emit: Callable[[Event], None] = lambda event: None,
+        *,
+        slice_ns: int = LATER_NS,
+    ) -> None:
         self._woken: set[int] = set()
         self._workers: dict[int, Worker] = {}
-        self._now_ns = 0
-        self.vdev = Machine(
-            config, emit=emit, wake=self._wake, wake_at=lambda worker, when: None, ordering=NoOrdering()
-        )
+        self._timers: dict[int, int] = {}
+        self._slice_ns = slice_ns
+        self.now_ns = 0
+        self.vdev = Machine(config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering())
+        for unit in self.vdev.units.values():
+            for worker in unit.endpoints.values():
+                worker.was_reset = partial(self._forget_timer, worker)
         bdfs = {unit.name: f"0000:{unit.bdf}" for unit in config.units}
         bdfs |= {endpoint.name: f"0000:{endpoint.bdf}" for endpoint in config.endpoints}
         self.functions = {
@@ -88,13 +103,32 @@ class SimMachine:
     def run(self) -> None:
         """Run every woken worker until it waits."""
         for _ in range(MAX_SLICES):
+            self._wake_due()
             if not self._woken:
                 return
             for key in sorted(self._woken):
-                self._now_ns += LATER_NS
-                if self._workers[key].run_slice(self._now_ns) is Progress.IDLE:
-                    self._woken.discard(key)
+                self.now_ns += self._slice_ns
+                self._woken.discard(key)
+                if self._workers[key].run_slice(self.now_ns) is not Progress.IDLE:
+                    self._woken.add(key)
         raise AssertionError("the workers do not come to rest")
+
+    def pass_ns(self, duration_ns: int) -> None:
+        """So much time passes, and what is due by then happens."""
+        self.now_ns += duration_ns
+        self.run()
+
+    def _wake_due(self) -> None:
+        for key in [key for key, when_ns in self._timers.items() if when_ns <= self.now_ns]:
+            del self._timers[key]
+            self._woken.add(key)
+
+    def _forget_timer(self, worker: Worker) -> None:
+        self._timers.pop(id(worker), None)
+
+    def _wake_at(self, worker: Worker, when_ns: int) -> None:
+        self._workers[id(worker)] = worker
+        self._timers[id(worker)] = when_ns
 
     def _wake(self, worker: Worker) -> None:
         self._workers[id(worker)] = worker
@@ -200,9 +234,11 @@ class SimBar:
 class DirectRig:
     """A machine of one unit and one accelerator; the unit is opened."""
 
-    def __init__(self, unit: UnitConfig | None = None, **options: int | bool | None) -> None:
-        config = Config(units=(unit or UnitConfig(name="iommu0"),), endpoints=ONE_OF_EACH.endpoints)
-        self.machine = SimMachine(config)
+    def __init__(self, unit: UnitConfig | None = None, *, latency_us: int = 0, **options: int | bool | None) -> None:
+        """With a latency time passes slowly: DMA stays in flight until `machine.pass_ns`."""
+        accel = EndpointConfig(name="accel0", options={"latency": latency_us} if latency_us else {})
+        config = Config(units=(unit or UnitConfig(name="iommu0"),), endpoints=(accel,))
+        self.machine = SimMachine(config, slice_ns=SLOW_NS if latency_us else LATER_NS)
         self.function = self.machine.functions["iommu0"]
         self.viommu = Viommu.open(self.function, self.machine.pool, **options)  # type: ignore[arg-type]
 

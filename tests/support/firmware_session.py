@@ -36,7 +36,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def type_in(machine: BareMachine) -> list[list[int]]:
-    """Type all of it; the answers, row by row. A person is slower than the engine, so the doorbell's row waits for it."""
+    """Type all of it; the answers, row by row. The row of the doorbell waits: a person is slower than the engine."""
     answers = []
     for row in session():
         answers.append(machine.type_in(row.typed))

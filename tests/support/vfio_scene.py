@@ -33,6 +33,7 @@ class FakeFunction:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = lambda vector: None
         self.raise_message: Callable[[int, int, int], None] = lambda vector, address, data: None
+        self.void_messages: Callable[[], None] = lambda: None
         self.config = bytearray(range(256)) * 16
         self.registers = {bar.index: bytearray(bar.nbytes) for bar in bars}
         self.calls: list[str] = []

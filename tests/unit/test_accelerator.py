@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -14,6 +14,8 @@ from vdev.endpoints.table import MODELS
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
+from vdev.iommu.in_flight import Flight, InFlight
+from vdev.iommu.settings import UnitSettings
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.wire import pci
@@ -40,8 +42,15 @@ class Identity:
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, int, int]] = []
+        self.in_flight = InFlight()
+        self.settings = UnitSettings("unit")
 
     granule = 4096
+
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+        flight = Flight(endpoint, 1, iova, iova + nbytes, access, self.translate(endpoint, iova, nbytes, access))
+        self.in_flight.begin(flight)
+        return flight
 
     def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]:
         if iova + nbytes > 1 << 31:
@@ -55,12 +64,16 @@ class Identity:
 class Bench:
     """An accelerator in a slot: RAM connected, bus master on, the ring set up."""
 
-    def __init__(self, options: Mapping[str, int | str | bool] | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, int | str | bool] | None = None,
+        wake_at: Callable[[Worker, int], object] = lambda worker, when_ns: None,
+    ) -> None:
         self.iommu = Identity()
         self.woken: list[Worker] = []
         self.vectors: list[int] = []
         self.ram = bytearray(RAM_NBYTES)
-        self.function = Accelerator("accel0", bay(self._open_door, self.woken.append), options or {})
+        self.function = Accelerator("accel0", bay(self._open_door, self.woken.append, wake_at), options or {})
         self.function.memory.add(Region(0, RAM_NBYTES, memoryview(self.ram)))
         self.function.raise_vector = self.vectors.append
         self.command(pci.Command.MEMORY | pci.Command.BUS_MASTER)
@@ -105,7 +118,7 @@ class Bench:
 
 
 def test_the_table_knows_the_accelerator_and_its_options() -> None:
-    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "pri"}
+    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "latency", "pri"}
 
 
 def test_it_announces_itself_with_its_identity_and_bars() -> None:

@@ -328,7 +328,7 @@ def half_done_copy() -> Rig:
     """A long copy of which one slice has been done."""
     rig = rig_with_buffers(LONG)
     rig.put(descriptor(Op.COPY, tag=3, flags=Flag.IRQ, src=A, dst=B, nbytes=LONG))
-    rig.engine.run()
+    rig.engine.run(0)
     return rig
 
 
@@ -336,7 +336,7 @@ def test_reset_in_the_middle_of_a_copy_lets_nothing_land_afterwards() -> None:
     rig = half_done_copy()
     rig.write32(Register.CONTROL, Control.RESET)
     before, accesses = bytes(rig.door.ram), rig.door.accesses
-    rig.engine.run()
+    rig.engine.run(0)
     assert rig.run() == 0
     assert rig.door.ram == before
     assert rig.door.accesses == accesses
@@ -349,7 +349,7 @@ def test_losing_dma_in_the_middle_of_a_copy_halts_without_another_access(code: E
     rig = half_done_copy()
     accesses = rig.door.accesses
     rig.engine.stop(code)
-    rig.engine.run()
+    rig.engine.run(0)
     assert rig.door.accesses == accesses
     assert rig.read32(Register.STATUS) == Status.HALTED
     assert rig.read32(Register.ERROR) == code

@@ -17,7 +17,7 @@ from vdev.control.event_log import HISTORY_NEVENTS, LOGGED_PER_SECOND, EventLog,
 from vdev.control.messages import MAX_LINE_NBYTES
 from vdev.control.server import Command, ControlServer
 from vdev.errors import VdevError
-from vdev.iommu.events import FaultRaised, RequestHandled
+from vdev.iommu.events import FaultRaised, ReplyHeld, RequestHandled
 from vdev.wire import viommu as wire
 
 
@@ -142,6 +142,17 @@ def test_a_request_is_plain_data_with_its_fields() -> None:
 
     assert (plain["event"], plain["endpoint"], plain["domain"]) == ("RequestHandled", 0x100, 2)
     assert plain["fields"] == {"domain": 2, "endpoint": 0x100}
+
+
+def test_an_answer_that_was_held_reads_as_a_line_and_is_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    events = EventLog(lambda: 0.0)
+    with caplog.at_level("INFO", "vdev.event"):
+        events.emit(ReplyHeld("iommu0", "DETACH", {"domain": 2, "endpoint": 0x100}, 1_500_000, 2))
+
+    (kept,) = events.query()
+    assert kept["text"] == ("iommu0 DETACH domain=2 endpoint=01:00.0 answered after 1.500 ms, for 2 accesses in flight")
+    assert json.loads(json.dumps(kept))["held_ns"] == 1_500_000
+    assert caplog.records == []
 
 
 def test_a_storm_of_events_is_kept_but_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from vdev.errors import DmaError, TranslationFault
+from vdev.events import DmaDone
 from vdev.functions.dma import MAX_PIECES, READ, WRITE, DmaDoor
 from vdev.iommu.engine import Engine
+from vdev.iommu.in_flight import Flight
 from vdev.iommu.settings import EndpointSettings, UnitSettings
 from vdev.memory import Region, RegionTable
 from vdev.wire import viommu as wire
@@ -29,8 +31,8 @@ class FakeFunction:
 class Rig:
     """An engine with one attached endpoint, two RAM regions of two pages each side by side, and the door."""
 
-    def __init__(self) -> None:
-        self.engine = Engine(UnitSettings("unit"), [EndpointSettings(ENDPOINT, "ep")])
+    def __init__(self, settings: UnitSettings | None = None) -> None:
+        self.engine = Engine(settings or UnitSettings("unit"), [EndpointSettings(ENDPOINT, "ep")])
         self.function = FakeFunction()
         self.low = memoryview(bytearray(2 * PAGE))
         self.high = memoryview(bytearray(2 * PAGE))
@@ -43,7 +45,10 @@ class Rig:
     def map(self, iova: int, gpa: int, npages: int, flags: int = wire.MAP_F_READ | wire.MAP_F_WRITE) -> None:
         self._ask(wire.Map(wire.T_MAP, bytes(3), 1, iova, iova + npages * PAGE - 1, gpa, flags))
 
-    def _ask(self, request: wire.Attach | wire.Map) -> None:
+    def unmap(self, iova: int, npages: int) -> None:
+        self._ask(wire.Unmap(wire.T_UNMAP, bytes(3), 1, iova, iova + npages * PAGE - 1, bytes(4)))
+
+    def _ask(self, request: wire.Attach | wire.Map | wire.Unmap) -> None:
         assert self.engine.handle(request.pack(), 4) == wire.TAILS[wire.S_OK]
 
     def _after_fault(self) -> None:
@@ -175,3 +180,133 @@ def test_ram_that_is_read_only_is_read_and_not_written(rig: Rig) -> None:
 
     assert caught.value.reason == "unsupported-request"
     assert rig.door.read(0x1000, 1) == b"\0"
+
+
+# --- accesses in two phases
+
+
+def test_an_access_in_two_phases_lands_where_it_was_translated_to(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA + PAGE, 2)
+    flight = rig.door.begin(0x1FFC, 8, write=True)
+    rig.unmap(0x1000, 2)
+
+    views = rig.door.land(flight)
+    nflights = rig.door.nflights
+    rig.door.end(flight)
+
+    assert [len(view) for view in views] == [4, 4]
+    views[1][:] = b"abcd"
+    assert bytes(rig.high[:4]) == b"abcd"
+    assert (nflights, rig.door.nflights) == (1, 0)
+
+
+@pytest.mark.parametrize(("iova", "reason"), [(0x9000, "not-mapped"), (0x2000, "unsupported-request")])
+def test_an_access_that_is_refused_at_its_beginning_is_not_in_flight(rig: Rig, iova: int, reason: str) -> None:
+    rig.map(0x2000, RAM_GPA + 9 * PAGE, 1)
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.begin(iova, 8, write=True)
+
+    assert caught.value.reason == reason
+    assert rig.door.nflights == 0
+    assert rig.door.refused == {reason: 1}
+    assert (len(rig.engine.pending_faults), rig.faults) == ((1, 1) if reason == "not-mapped" else (0, 0))
+
+
+def test_no_access_begins_while_a_gate_is_closed(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    rig.door.frozen = True
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.begin(0x1000, 8, write=True)
+
+    assert caught.value.reason == "frozen"
+    assert rig.door.nflights == 0
+
+
+def test_a_landing_meets_the_gates_again(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    flight = rig.door.begin(0x1000, 8, write=True)
+
+    refused = []
+    for gate, closed in ((rig.function, "dma_enabled"), (rig.door, "frozen")):
+        before = getattr(gate, closed)
+        setattr(gate, closed, not before)
+        with pytest.raises(DmaError) as caught:
+            rig.door.land(flight)
+        setattr(gate, closed, before)
+        refused.append(caught.value.reason)
+
+    assert refused == ["bus-master-off", "frozen"]
+    assert len(rig.door.land(flight)) == 1
+
+
+def test_a_landing_meets_ram_as_it_is_then(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    flight = rig.door.begin(0x1000, 8, write=True)
+    rig.function.memory.remove(RAM_GPA, 2 * PAGE)
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.land(flight)
+
+    assert (caught.value.reason, caught.value.passing) == ("unsupported-request", True)
+
+
+def test_what_is_over_lands_nowhere(rig: Rig) -> None:
+    rig.map(0x1000, RAM_GPA, 1)
+    flight = rig.door.begin(0x1000, 8, write=True)
+    rig.engine.in_flight.cancel(ENDPOINT)
+
+    with pytest.raises(DmaError) as caught:
+        rig.door.land(flight)
+
+    assert caught.value.reason == "cancelled"
+    assert not rig.engine.pending_faults
+
+
+def test_a_trace_is_told_of_the_landing_and_not_of_the_beginning(rig: Rig) -> None:
+    told: list[object] = []
+    rig.door.trace = told.append
+    rig.map(0x1000, RAM_GPA, 1)
+
+    flight = rig.door.begin(0x1000, 8, write=True)
+    early = list(told)
+    rig.door.land(flight)
+
+    assert early == []
+    assert told == [DmaDone(ENDPOINT, 0x1000, 8, True, 1)]
+
+
+def revalidating() -> tuple[Rig, Flight]:
+    """A page that may be read, and a read of it in flight, in a unit that asks twice."""
+    rig = Rig(UnitSettings("unit", revalidate=True))
+    rig.map(0x1000, RAM_GPA, 1, wire.MAP_F_READ)
+    return rig, rig.door.begin(0x1000, 8, write=False)
+
+
+def test_a_unit_that_revalidates_lets_land_what_is_still_so() -> None:
+    rig, flight = revalidating()
+
+    assert len(rig.door.land(flight)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpa", "reason"),
+    [
+        (wire.MAP_F_READ, RAM_GPA + PAGE, "translation-changed"),
+        (wire.MAP_F_WRITE, RAM_GPA, "no-read"),
+        (0, None, "not-mapped"),
+    ],
+)
+def test_a_unit_that_revalidates_refuses_what_has_changed(flags: int, gpa: int | None, reason: str) -> None:
+    rig, flight = revalidating()
+    rig.unmap(0x1000, 1)
+    if gpa is not None:
+        rig.map(0x1000, gpa, 1, flags)
+
+    with pytest.raises(TranslationFault) as caught:
+        rig.door.land(flight)
+
+    assert caught.value.reason == reason
+    record = wire.Fault.parse(rig.engine.pending_faults[0])
+    assert (record.reason, record.address) == (wire.FAULT_R_MAPPING, 0x1000)

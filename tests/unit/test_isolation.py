@@ -93,6 +93,24 @@ def test_the_policy_is_told_at_start_and_off_is_warned_of(isolation: str) -> Non
     assert bool(warned) == (isolation == "off")
 
 
+@pytest.mark.parametrize(
+    ("isolation", "arguments", "warned"),
+    [
+        ("required", "[-device, virtio-rng-pci]", True),
+        ("required", "[-rtc, base=utc]", False),
+        ("preferred", "[-device, virtio-rng-pci]", False),
+    ],
+)
+def test_devices_of_qemus_own_are_warned_of_where_isolation_is_required(
+    isolation: str, arguments: str, warned: bool
+) -> None:
+    text = f"vm: {{isolation: {isolation}, extra_args: {arguments}}}\nunits: [{{name: iommu0}}]"
+
+    warnings = config_warnings(parse_config(text, "x.yaml"))
+
+    assert [line.partition(":")[0] for line in warnings] == ["vm.extra_args"] * warned
+
+
 @pytest.mark.parametrize("loose", [{"bypass_offered": True}, {"force_aperture": False}, {"revalidate": False}])
 def test_a_required_unit_with_loose_settings_cannot_be_built(loose: dict[str, bool]) -> None:
     with pytest.raises(ConfigError, match="isolation is required"):

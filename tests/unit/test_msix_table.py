@@ -156,3 +156,26 @@ def test_a_write_past_the_tables_end_is_cut() -> None:
 
     assert table.read(24, 16) == bytes(16)
     assert table.message(1) == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["bus-master-off", "flr", "reset", "stopped", "gone"])
+def test_what_takes_the_bus_away_voids_messages_that_are_not_on_their_way(how: str) -> None:
+    own = Own()
+    voided: list[str] = []
+    own.void_messages = lambda: voided.append(how)
+    flr = standard(own, pci.CapId.PCIE) + pci.DEVCTL
+
+    put(own, pci.COMMAND, 2, pci.Command.MEMORY | pci.Command.BUS_MASTER)
+    before = list(voided)
+    {
+        "bus-master-off": lambda: put(own, pci.COMMAND, 2, pci.Command.MEMORY),
+        "flr": lambda: put(own, flr, 2, pci.DEVCTL_FLR),
+        "reset": own.reset,
+        "stopped": own.stop_dma,
+        "gone": own.disconnected,
+    }[how]()
+    own.signal(0)
+
+    assert before == []
+    assert voided == [how]
+    assert own.sent == []

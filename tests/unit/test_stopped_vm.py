@@ -29,7 +29,7 @@ def rig() -> Rig:
     rig.map(B, LONG, LONG)
     rig.start()
     rig.put(descriptor(Op.COPY, tag=3, flags=Flag.IRQ, src=A, dst=B, nbytes=LONG))
-    rig.engine.run()
+    rig.engine.run(0)
     rig.door.frozen = True
     return rig
 

@@ -17,6 +17,7 @@ from vdev.iommu.events import (
     EndpointRemoved,
     EndpointStage,
     FaultsDropped,
+    ReplyHeld,
     RequestHandled,
     UnitReset,
 )
@@ -71,6 +72,15 @@ LINES: list[tuple[object, str]] = [
         RequestHandled("iommu0", "0x2a", None, None, "unknown type", (20, 4)),
         "iommu0    0x2a     readable_nbytes=20 writable_nbytes=4                          "
         "UNWRITTEN     12.3 us  unknown type",
+    ),
+    (
+        ReplyHeld("iommu0", "UNMAP", {"domain": 1, "virt_start": 0x1000_0000, "virt_end": 0x1000_0FFF}, 9_812_345, 2),
+        "iommu0    UNMAP    domain 1 0x0010000000..0x0010000fff    4K  "
+        "answered now, held 9812.3 us for 2 accesses in flight",
+    ),
+    (
+        ReplyHeld("iommu0", "DETACH", {"domain": 1, "endpoint": ENDPOINT}, 4_000, 1),
+        "iommu0    DETACH   01:00.0 (accel0) from domain 1  answered now, held 4.0 us for 1 access in flight",
     ),
     (
         FAULT,

@@ -88,6 +88,10 @@ def config_warnings(config: Config) -> list[str]:
         warnings.append(
             "vm.isolation: off: every endpoint reaches all of guest memory until the guest's driver stops it"
         )
+    if config.vm.isolation == "required" and any(word.lstrip("-") == "device" for word in config.vm.extra_args):
+        warnings.append(
+            "vm.extra_args: devices of QEMU's own are behind no unit: isolation: required is not about them"
+        )
     for unit in config.units:
         key = f"units[{unit.name}]"
         if parse_size(unit.granule) > GUEST_PAGE_SIZE:

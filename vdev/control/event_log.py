@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from vdev.iommu.events import RequestHandled
+from vdev.iommu.events import ReplyHeld, RequestHandled
 from vdev.wire.viommu import S_OK, STATUS_NAMES
 
 log = logging.getLogger("vdev.event")
 
 ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags")
 
+QUIET = frozenset({"RequestHandled", "ReplyHeld"})  # not for the log: what a driver does all the time
 HISTORY_NEVENTS = 4096  # bounds the memory a busy guest can make us keep
 LOGGED_PER_SECOND = 50  # bounds what a guest that provokes faults can write to the log's disk
 
@@ -26,7 +27,7 @@ class EventLog:
     one append.
     """
 
-    def __init__(self, clock: Callable[[], float], quiet: frozenset[str] = frozenset({"RequestHandled"})) -> None:
+    def __init__(self, clock: Callable[[], float], quiet: frozenset[str] = QUIET) -> None:
         self._clock = clock
         self._quiet = quiet
         self._history: deque[tuple[int, float, object]] = deque(maxlen=HISTORY_NEVENTS)
@@ -85,6 +86,9 @@ def describe(event: object) -> str:
         answer = "unwritten" if event.status is None else STATUS_NAMES[event.status]
         why = f" ({event.problem})" if event.problem else ""
         return " ".join([event.unit, event.type_name, *_words(event.fields), "->", answer + why])
+    if isinstance(event, ReplyHeld):
+        late = f"answered after {event.held_ns / 1e6:.3f} ms, for {event.naccesses} accesses in flight"
+        return " ".join([event.unit, event.type_name, *_words(event.fields), late])
     plain = as_plain(event)
     return " ".join([str(plain.pop("event")), *_words(plain)])
 

@@ -200,6 +200,7 @@ def _unit_reply(unit: Unit) -> Reply:
             "faults": _counts(counters["faults"]),
             "faults-dropped": counters["faults_dropped"] + device.dropped_faults,
             "kicks": device.kicks,
+            "held-replies": device.held_replies,
             "ring-errors": device.ring_errors,
         },
     }

@@ -31,6 +31,8 @@ VECTORS = 2
 DEVMEM_DEFAULT = 1 << 20
 DEVMEM_MIN = 1 << 12
 DEVMEM_MAX = 1 << 26  # a function reset clears it in one go: some milliseconds at this size
+LATENCY_MAX_US = 1_000_000  # bounds how long an answer of the IOMMU waits for an access in flight
+NS_PER_US = 1000
 ZEROS = memoryview(bytes(1 << 16))  # cleared piece by piece: to allocate the whole would take longer than to copy
 
 
@@ -42,6 +44,7 @@ class Accelerator(PciFunction):
         "devmem": "size of the device memory in BAR2, a power of two in 4K..64M (default 1M)",
         "pasid_bits": "width of the PASID capability, 1..20; 0 leaves the capability out (default 20)",
         "ats": "whether there is an ATS capability (default true)",
+        "latency": "microseconds from the translation of a slice of an operation to its bytes, 0..1000000 (default 0)",
         "pri": "whether there is a PRI capability; needs ats (default: as ats)",
     }
 
@@ -50,6 +53,7 @@ class Accelerator(PciFunction):
         read = Options(name, options, self.option_help)
         devmem_nbytes = read.power_of_two_nbytes("devmem", DEVMEM_DEFAULT, DEVMEM_MIN, DEVMEM_MAX)
         self._pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
+        latency_us = read.integer("latency", 0, 0, LATENCY_MAX_US)
         super().__init__(
             name,
             Identity(VENDOR_ID, DEVICE_ID, CLASS_CODE, subsystem_vendor=VENDOR_ID, subsystem=DEVICE_ID),
@@ -62,9 +66,9 @@ class Accelerator(PciFunction):
             extended=_extended_capabilities(read, self._pasid_bits),
         )
         self._devmem = memoryview(bytearray(devmem_nbytes))
-        self._wake = bay.wake
+        self._wake, self._wake_at = bay.wake, bay.wake_at
         self._door = bay.open_door(self)
-        self._engine = Engine(self, self._door, self._devmem, bay.ordering.release)
+        self._engine = Engine(self, self._door, self._devmem, bay.ordering.release, latency_us * NS_PER_US)
         self._engine.on_error = self._error_raised
 
     @property
@@ -86,12 +90,17 @@ class Accelerator(PciFunction):
             self._engine.stop(ErrorCode.BUS_MASTER_OFF)
         if self._door.frozen:
             return Progress.IDLE
-        self._engine.run()
+        self._engine.run(now_ns)
+        if self._engine.lands_ns is not None:
+            self._wake_at(self, self._engine.lands_ns)
+            return Progress.IDLE
         return Progress.BUSY if self._engine.has_work else Progress.IDLE
 
     def freeze(self, frozen: bool) -> None:
         """Hold all DMA where it is (QMP `stop`), or let it go on; the guest notices nothing."""
         self._door.frozen = frozen
+        if frozen:
+            self._engine.give_back()  # nobody knows for how long, and somebody may wait for it
         if not self._engine.has_work:
             return
         if frozen:

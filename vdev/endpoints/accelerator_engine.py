@@ -1,7 +1,8 @@
 """The accelerator's engine: the descriptor ring, the completions and the rules of CONTROL (docs/accelerator.md).
 
-Synchronous throughout: no DMA is ever outstanding between two calls, so whatever stops the engine has stopped its
-DMA when it returns.
+Without a latency no DMA is ever outstanding between two calls. With one, a slice of an operation is translated in one
+call and its bytes move in a later one (`accelerator_ops`); whatever stops the engine drops it at once. Either way the
+DMA has stopped when a call that stops it returns. The ring's own DMA is never outstanding.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vdev.wire.accelerator import (
     Descriptor,
     ErrorCode,
     Flag,
+    Op,
     Register,
 )
 
@@ -51,13 +53,20 @@ class Host(Protocol):
 class Engine:
     """Registers and ring of one accelerator. Never raises on anything a guest does."""
 
-    def __init__(self, host: Host, door: Door, devmem: memoryview, release: Callable[[], None]) -> None:
-        """`release` orders a completion's body before its status byte (a no-op where stores stay in order)."""
+    def __init__(
+        self, host: Host, door: Door, devmem: memoryview, release: Callable[[], None], latency_ns: int = 0
+    ) -> None:
+        """`release` orders a completion's body before its status byte (a no-op where stores stay in order).
+
+        `latency_ns`: how long after its translation a slice of an operation moves its bytes.
+        """
+        self.lands_ns: int | None = None  # when the slice in flight does; None: there is none
         self.registers = Registers(len(devmem))
         self._host = host
         self._door = door
         self._devmem = devmem
         self._release = release
+        self._latency_ns = latency_ns
         self._operation: Operation | None = None
         self._aborted: Operation | None = None  # its completion could not be written while DMA was held
         self.on_error: Callable[[ErrorCode, int], None] | None = None
@@ -82,7 +91,8 @@ class Engine:
 
     def reset(self) -> None:
         """Power-on state, now; the operation under way is forgotten and nothing of it lands any more."""
-        self._operation = self._aborted = None
+        self._aborted = None
+        self._drop_operation()
         self.registers.reset()
 
     def stop(self, code: ErrorCode) -> None:
@@ -91,8 +101,17 @@ class Engine:
         if self.registers.running:
             self._halt(code, 0, interrupt=False)
 
-    def run(self) -> None:
-        """One slice of work: SLICE_NBYTES of a long operation, or several short ones."""
+    def give_back(self) -> None:
+        """What is in flight must wait for longer than its latency: it is translated anew when the engine goes on."""
+        self.lands_ns = None
+        if self._operation is not None:
+            self._operation.give_back()
+
+    def run(self, now_ns: int) -> None:
+        """One slice of work: SLICE_NBYTES of a long operation, or several short ones.
+
+        With a latency it ends when a slice is in flight: there is nothing to do before `lands_ns`.
+        """
         if self._aborted is not None:
             aborted, self._aborted = self._aborted, None
             self._complete(aborted.descriptor, CompletionStatus.ABORTED, aborted.done)
@@ -105,7 +124,9 @@ class Engine:
                 budget -= DESCRIPTOR_COST_NBYTES
                 continue
             before = operation.done
-            self._step(operation, max(budget // weight, 1))
+            self._step(operation, max(budget // weight, 1), now_ns)
+            if self.lands_ns is not None:
+                return
             budget -= max((operation.done - before) * weight, DESCRIPTOR_COST_NBYTES)
 
     def _write_control(self, value: int) -> None:
@@ -132,7 +153,7 @@ class Engine:
 
     def _disable(self) -> None:
         """ENABLE was cleared: an operation under way ends here, with a completion that says so."""
-        operation, self._operation = self._operation, None
+        operation = self._drop_operation()
         if operation is not None and self._door.frozen:
             self._aborted = operation  # the completion is written in the first slice that may
         elif operation is not None:
@@ -164,9 +185,18 @@ class Engine:
         self._operation = Operation(descriptor, self._door, self._devmem)
         return self._operation
 
-    def _step(self, operation: Operation, budget: int) -> None:
+    def _drop_operation(self) -> Operation | None:
+        """The operation under way, of which nothing moves any more."""
+        self.give_back()
+        operation, self._operation = self._operation, None
+        return operation
+
+    def _step(self, operation: Operation, budget: int, now_ns: int) -> None:
         try:
-            ended = operation.run(budget)
+            if self._latency_ns and operation.descriptor.op != Op.NOP:
+                ended = self._fly(operation, budget, now_ns)
+            else:
+                ended = operation.run(budget)
         except DmaError as error:
             faulted = isinstance(error, TranslationFault)
             status = CompletionStatus.TRANSLATION_FAULT if faulted else CompletionStatus.UNSUPPORTED_REQUEST
@@ -174,6 +204,19 @@ class Engine:
             return
         if ended:
             self._complete(operation.descriptor, operation.status, operation.result)
+
+    def _fly(self, operation: Operation, budget: int, now_ns: int) -> bool:
+        """Land the slice in flight if it is time, else see to it that one is. Returns and raises as `Operation.run`."""
+        lands_ns, self.lands_ns = self.lands_ns, None
+        if operation.is_cancelled:
+            operation.give_back()
+        elif lands_ns is not None and now_ns >= lands_ns:
+            return operation.land()
+        if not operation.begun:
+            operation.begin(budget)
+            lands_ns = now_ns + self._latency_ns
+        self.lands_ns = lands_ns
+        return False
 
     def _complete(
         self,
@@ -184,7 +227,7 @@ class Engine:
     ) -> None:
         """Write the completion of the descriptor at RING_HEAD and move on; a refused write halts the engine."""
         registers = self.registers
-        self._operation = None
+        self._drop_operation()
         iova, access = refused
         record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, 0, result, iova, access, 0)
         slot = registers.completion_base + registers.ring_head * COMPLETION_NBYTES
@@ -203,7 +246,7 @@ class Engine:
 
     def _halt(self, code: ErrorCode, iova: int, *, interrupt: bool = True) -> None:
         """RING_HEAD stays at the entry that could not be served, for the driver to look at."""
-        self._operation = None
+        self._drop_operation()
         self.registers.running, self.registers.halted = False, True
         self._error(code, iova, interrupt=interrupt)
 

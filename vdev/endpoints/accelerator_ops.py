@@ -2,6 +2,9 @@
 
 Every slice asks the door again, so a mapping that went away between two slices stops the operation there.
 All views of guest memory die with the slice they were taken for.
+
+A slice is done by one call (`run`) or in two phases: `begin` translates both operands, which are in flight from then
+on, `land` moves their bytes later. Either way both operands are of one translation.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
+from vdev.errors import DmaError
+from vdev.iommu.in_flight import Flight
 from vdev.wire.accelerator import (
     FLAGS_DEFINED,
     MAX_OPERATION_NBYTES,
@@ -35,6 +40,12 @@ class Door(Protocol):
     def write(self, iova: int, data: bytes) -> None: ...
 
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]: ...
+
+    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight: ...
+
+    def land(self, flight: Flight) -> list[memoryview]: ...
+
+    def end(self, flight: Flight) -> None: ...
 
 
 def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_stop: int) -> CompletionStatus:
@@ -67,10 +78,23 @@ class Operation:
     """A checked descriptor being executed.
 
     `done` counts the bytes finished, `access` is what the last attempted DMA wanted (for the completion of a
-    fault), `status` and `result` are valid once `run` has returned True.
+    fault), `status` and `result` are valid once `run` or `land` has returned True. `begun` counts the bytes of the
+    slice that is in flight, 0 for none.
     """
 
-    __slots__ = ("_crc", "_devmem", "_door", "_fill", "access", "descriptor", "done", "result", "status")
+    __slots__ = (
+        "_crc",
+        "_devmem",
+        "_door",
+        "_fill",
+        "_flights",
+        "access",
+        "begun",
+        "descriptor",
+        "done",
+        "result",
+        "status",
+    )
 
     _STEPS: ClassVar[dict[int, Callable[[Operation, int], None]]]
 
@@ -80,6 +104,8 @@ class Operation:
         self.access = Access.NONE
         self.status = CompletionStatus.OK
         self.result = 0
+        self.begun = 0
+        self._flights: dict[int, Flight] = {}  # of the slice begun, by the flag that would make it device memory
         self._door = door
         self._devmem = devmem
         self._crc = 0
@@ -93,7 +119,49 @@ class Operation:
         """
         if self.descriptor.op == Op.NOP:
             return True
+        return self._move(min(budget, self.descriptor.nbytes - self.done))
+
+    def begin(self, budget: int) -> None:
+        """Translate a slice of at most `budget` > 0 bytes. DmaError as from `run`, and then nothing is in flight."""
         nbytes = min(budget, self.descriptor.nbytes - self.done)
+        reads_source, uses_target = _USES[self.descriptor.op]
+        try:
+            if reads_source:
+                self._take_off(self.descriptor.src, Flag.SRC_DEVMEM, nbytes, Access.READ)
+            if uses_target:
+                write = self.descriptor.op in _WRITES
+                self._take_off(self.descriptor.dst, Flag.DST_DEVMEM, nbytes, Access.WRITE if write else Access.READ)
+        except DmaError:
+            self.give_back()
+            raise
+        self.begun = nbytes
+
+    def land(self) -> bool:
+        """Move the bytes of the slice that was begun. Returns and raises as `run`; nothing is in flight afterwards."""
+        try:
+            return self._move(self.begun)
+        finally:
+            self.give_back()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the slice that was begun may not land: it has to be given back, and begun again."""
+        return any(flight.over for flight in self._flights.values())
+
+    def give_back(self) -> None:
+        """Nothing is in flight any more: no byte of the slice that was begun moves."""
+        self.begun = 0
+        for flight in self._flights.values():
+            self._door.end(flight)
+        self._flights.clear()
+
+    def _take_off(self, base: int, devmem_flag: int, nbytes: int, access: Access) -> None:
+        self.access = access
+        if not self.descriptor.flags & devmem_flag:
+            write = access == Access.WRITE
+            self._flights[devmem_flag] = self._door.begin(base + self.done, nbytes, write=write)
+
+    def _move(self, nbytes: int) -> bool:
         self._STEPS[self.descriptor.op](self, nbytes)
         if self.status != CompletionStatus.OK:
             return True
@@ -115,6 +183,8 @@ class Operation:
         start = base + self.done
         if self.descriptor.flags & devmem_flag:
             return [self._devmem[start : start + nbytes]]
+        if self._flights:
+            return self._door.land(self._flights[devmem_flag])
         return self._door.views(start, nbytes, write=write)
 
     def _copy(self, nbytes: int) -> None:
@@ -163,6 +233,8 @@ _USES: dict[int, tuple[bool, bool]] = {  # op -> (reads its source, uses its des
     Op.COMPARE: (True, True),
     Op.CHECKSUM: (True, False),
 }
+
+_WRITES = (Op.COPY, Op.FILL)
 
 
 def paired(targets: Sequence[memoryview], sources: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:

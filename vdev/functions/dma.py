@@ -5,9 +5,16 @@ Every refusal is a DmaError with a stable `reason` and nothing touched:
     bus-master-off       the function may not reach the bus (bus master, stopped, removed)
     frozen               all DMA of this endpoint is held: the VM is stopped, or the unit's rings are suspended
     unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
+    cancelled            an access in flight that is over
     anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
 
 Views are good until the endpoint's slice ends: guest memory and mappings change between slices.
+
+An access is one call (`views`, `read`, `write`) or has two phases. One call needs no tracking: nothing else happens
+before its slice ends, so no request is answered and no register written while it is under way. An access whose bytes
+move in a later slice is translated by `begin` and in flight from then on (`iommu.in_flight`); `land` gives its memory
+through the gates and RAM as they are then, not through the mappings again: those may be gone, which is what their UNMAP
+waits for. Only where the unit is told to `revalidate` are they asked a second time.
 """
 
 from __future__ import annotations
@@ -17,7 +24,10 @@ from typing import Protocol
 
 from vdev.errors import DmaError, MemoryAccessError, TranslationFault
 from vdev.events import DmaDone, Trace
+from vdev.iommu.in_flight import Flight, InFlight
+from vdev.iommu.settings import UnitSettings
 from vdev.memory import RegionTable
+from vdev.wire.viommu import FAULT_R_MAPPING
 
 READ = 1
 WRITE = 2
@@ -28,9 +38,14 @@ MAX_PIECES = 256  # mappings under one slice: they cost a microsecond or two eac
 class Translator(Protocol):
     """What the door needs of `iommu.engine.Engine`."""
 
+    in_flight: InFlight
+    settings: UnitSettings
+
     @property
     def granule(self) -> int:
         """Bytes of the smallest mapping."""
+
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight: ...
 
     def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]: ...
 
@@ -94,12 +109,7 @@ class DmaDoor:
         try:
             views = self._views(iova, nbytes, access)
         except DmaError as error:
-            self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
-            if self.trace is not None:
-                self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, 0, error.reason))
-            if isinstance(error, TranslationFault):
-                self._engine.fault(self.endpoint_id, error, access)
-                self._after_fault()
+            self._refuse(error, iova, nbytes, access)
             raise
         if self.trace is not None and not quiet:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
@@ -110,14 +120,79 @@ class DmaDoor:
         counts all the same."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
+    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+        """Translate an access to [iova, iova+nbytes), `nbytes` > 0 and as for `views`; it is in flight until `end`.
+
+        Whoever begins one sees to it that it ends soon: at a time it knows, or with the function's next gate or reset.
+        """
+        access = WRITE if write else READ
+        try:
+            self._check_gates(iova)
+            flight = self._engine.begin(self.endpoint_id, iova, nbytes, access)
+            try:
+                self._memory(flight.pieces, iova, access)
+            except DmaError:
+                self._engine.in_flight.end(flight)
+                raise
+        except DmaError as error:
+            self._refuse(error, iova, nbytes, access)
+            raise
+        return flight
+
+    def land(self, flight: Flight) -> list[memoryview]:
+        """The memory of an access in flight, to be moved in this slice, before `end`. DmaError as the module says.
+
+        A flight that is over lands nowhere: `cancelled`, for endpoints that did not look.
+        """
+        iova, nbytes, access = flight.start, flight.stop - flight.start, flight.access
+        try:
+            self._check_gates(iova)
+            if flight.over:
+                raise DmaError("cancelled", iova, passing=True)
+            engine = self._engine
+            if engine.settings.revalidate and (
+                engine.translate(flight.endpoint, iova, nbytes, access) != flight.pieces
+            ):
+                raise TranslationFault(FAULT_R_MAPPING, "translation-changed", iova)
+            views = self._memory(flight.pieces, iova, access)
+        except DmaError as error:
+            self._refuse(error, iova, nbytes, access)
+            raise
+        if self.trace is not None:
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, len(views)))
+        return views
+
+    def end(self, flight: Flight) -> None:
+        """Its bytes have moved, or will not: whoever waits for it goes on. Again is no change."""
+        self._engine.in_flight.end(flight)
+
+    @property
+    def nflights(self) -> int:
+        """How many accesses are in flight."""
+        return len(self._engine.in_flight.of(self.endpoint_id))
+
+    def _refuse(self, error: DmaError, iova: int, nbytes: int, access: int) -> None:
+        """Count, trace and report a refusal, which the caller raises."""
+        self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
+        if self.trace is not None:
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, 0, error.reason))
+        if isinstance(error, TranslationFault):
+            self._engine.fault(self.endpoint_id, error, access)
+            self._after_fault()
+
+    def _check_gates(self, iova: int) -> None:
         if not self.function.dma_enabled:
             raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
             raise DmaError("frozen", iova, passing=True)
+
+    def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
+        self._check_gates(iova)
         if nbytes <= 0:
             return []
-        pieces = self._engine.translate(self.endpoint_id, iova, nbytes, access)
+        return self._memory(self._engine.translate(self.endpoint_id, iova, nbytes, access), iova, access)
+
+    def _memory(self, pieces: list[tuple[int, int]], iova: int, access: int) -> list[memoryview]:
         views: list[memoryview] = []
         slices, write = self.function.memory.slices, access == WRITE
         try:

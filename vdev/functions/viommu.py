@@ -2,6 +2,9 @@
 
 Requests are served as `virtio_device.QueueDevice` has it, faults go out beside them into buffers of the event queue.
 
+The answer to a request that affects accesses in flight is held until they are over (`iommu.in_flight`); those behind it
+are answered meanwhile. A chain that is held is not the driver's, so no more are held than the ring has descriptors.
+
 A reset first quiesces: bypass must not come back while an endpoint still runs on old IOVAs.
 """
 
@@ -15,6 +18,7 @@ from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_device import BATCH_SEGMENTS, RING_FEATURES, QueueDevice
 from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
 from vdev.iommu.engine import Engine
+from vdev.iommu.in_flight import Wait
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
 from vdev.virtio.queue import Chain, Queue, RingError, RingOutOfReach
@@ -30,6 +34,15 @@ class Reply:
     ring: Queue
     chain: Chain
     answer: bytes  # for offset 0 of the writable part; its length is the used length
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A reply whose accesses in flight are not over."""
+
+    reply: Reply
+    wait: Wait
+    since_ns: int
 
 
 Hold = Callable[[Reply], bool]
@@ -59,10 +72,14 @@ class ViommuDevice(QueueDevice):
         super().__init__(engine.settings.name, offered_features=features, wake=wake, window=window)
         self.dropped_faults = 0  # buffers too small for them
         self.oversized_requests = 0
+        self.held_replies = 0  # how many ever waited for accesses in flight
         self._engine = engine
         self.handle: Callable[[bytes | memoryview, int], bytes] = engine.handle  # a trace puts a timed one in its place
         self._quiesce = quiesce
         self._hold = hold
+        self._held: list[_Held] = []
+        self._now_ns = 0
+        engine.in_flight.ended = self._flight_ended
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
 
     # VirtioDevice
@@ -108,6 +125,9 @@ class ViommuDevice(QueueDevice):
 
     def run_slice(self, now_ns: int) -> Progress:
         """A batch of requests and of faults, a part of the sweeping up; IDLE leaves notifications enabled."""
+        self._now_ns = now_ns
+        if self._held:
+            self._held = [held for held in self._held if not self._release(held)]
         unfinished = self._engine.sweep()
         progress = super().run_slice(now_ns)
         return Progress.BUSY if unfinished and progress is Progress.IDLE else progress
@@ -125,17 +145,37 @@ class ViommuDevice(QueueDevice):
         """Requests that wait in the ring (None while it is out of reach), and those whose answer is held back."""
         ring = self.queue(wire.REQUEST_QUEUE)
         if ring is None:
-            return None, 0
+            return None, len(self._held)
         try:
             return ring.waiting(), ring.in_flight
         except RingError:
             return None, ring.in_flight
 
     def take(self, ring: Queue, chain: Chain, index: int) -> bool:
-        """Answer a request; the answer waits where `hold` wants it to."""
+        """Answer a request; the answer waits for accesses in flight, and where `hold` wants it to."""
         answer = self._answer(chain)
-        if self._hold is None or not self._hold(Reply(ring, chain, answer)):
+        wait = self._engine.wait
+        if wait is not None:
+            self._engine.wait = None
+            self.held_replies += 1
+            self._held.append(_Held(Reply(ring, chain, answer), wait, self._now_ns))
+        elif self._hold is None or not self._hold(Reply(ring, chain, answer)):
             ring.push(chain, chain.write(answer))
+        return True
+
+    def _flight_ended(self) -> None:
+        """Replies are given in slices only, see `complete`."""
+        if self._held:
+            self._wake(self)
+
+    def _release(self, held: _Held) -> bool:
+        """Whether `held` waits no longer; one whose ring is out of reach is tried again when that has changed."""
+        if not held.wait.is_over:
+            return False
+        kept = self._hold is not None and self._hold(held.reply)
+        if not kept and not self.complete(held.reply):
+            return False
+        self._engine.answered_late(held.wait, self._now_ns - held.since_ns)
         return True
 
     def _answer(self, chain: Chain) -> bytes:
@@ -191,6 +231,7 @@ class ViommuDevice(QueueDevice):
         return bool(pending)
 
     def _stop(self) -> None:
+        self._held.clear()  # their rings go
         self._quiesce()
         self.suspend()
 

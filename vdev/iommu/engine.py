@@ -31,11 +31,14 @@ Choices where the specification is silent or says MAY ("D" numbers: the project'
     MAP over a cap                                       NOMEM (INVAL if it overlaps a mapping as well)
     UNMAP with reserved bytes set (D39)                  INVAL, nothing removed
     UNMAP ends off the granule or outside input_range    fine, as long as no mapping is split
+    UNMAP, DETACH, ATTACH with accesses in flight        done at once, answered once those are over (in_flight.py);
+                                                         requests behind them are answered meanwhile
     MAP, UNMAP without MAP_UNMAP accepted                served: the device offers it
     access to a RESERVED region, or a read of an MSI
       region, bypassing or not                           MAPPING fault
     write to the MSI region                              passes untranslated, unless unattached without bypass (DOMAIN)
-    bypassing access outside input_range                 identity: the range limits what can be mapped
+    bypassing access outside input_range                 identity: the range limits what can be mapped; with
+                                                         force_aperture a MAPPING fault
     write of `bypass` other than 0 or 1 (D8)             ignored
 """
 
@@ -43,7 +46,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from vdev.errors import RequestError, TranslationFault
@@ -55,30 +57,22 @@ from vdev.iommu.events import (
     Event,
     FaultRaised,
     FaultsDropped,
+    ReplyHeld,
     RequestHandled,
     ResetKind,
     UnitReset,
+    request_fields,
 )
 from vdev.iommu.fault_queue import FaultQueue, fault_record
+from vdev.iommu.in_flight import Flight, InFlight, Wait
+from vdev.iommu.kinds import Kind, answer_unfit
 from vdev.iommu.probe import probe_reply
 from vdev.iommu.settings import EndpointSettings, UnitSettings
-from vdev.iommu.snapshot import VERSION, SnapshotError, describe_table, dump_domains, load_domains, load_faults
+from vdev.iommu.snapshot import UnitState, describe_table, dump_unit, load_unit
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
 MAP_PERMISSIONS = wire.MAP_F_READ | wire.MAP_F_WRITE
-
-
-@dataclass(slots=True)
-class _Kind:
-    """One request type this unit serves."""
-
-    name: str
-    record: type[Record]
-    nbytes: int  # of the device-readable part
-    properties_nbytes: int  # before the tail in the device-writable part
-    handler: Callable[[Engine, Any], bytes]
-    handled: int = 0
 
 
 class Engine:
@@ -93,6 +87,8 @@ class Engine:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
         self.settings = settings
         self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
+        self.in_flight = InFlight()
+        self.wait: Wait | None = None  # set by a request whose answer must wait; whoever answers takes it
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
@@ -104,7 +100,7 @@ class Engine:
         self._map_flags = self._attach_flags = 0
         self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
         self._kinds = {
-            number: _Kind(
+            number: Kind(
                 wire.REQUEST_NAMES[number],
                 record,
                 record.layout.size,
@@ -177,6 +173,8 @@ class Engine:
                 self._emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
             self._emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
         self.reached(request.endpoint, "attached")
+        if self.in_flight.by_endpoint:
+            self.wait = self.in_flight.wait_of_move(request)
         return b""
 
     def _detach(self, request: wire.Detach) -> bytes:
@@ -184,6 +182,8 @@ class Engine:
         left = self._table.detach(request.domain, request.endpoint)
         if self._emit is not None:
             self._emit(EndpointDetached(self.settings.name, request.endpoint, left))
+        if self.in_flight.by_endpoint:
+            self.wait = self.in_flight.wait_of_move(request)
         return b""
 
     def _map(self, request: wire.Map) -> bytes:
@@ -198,6 +198,8 @@ class Engine:
         if request.reserved != bytes(4):
             raise RequestError(wire.S_INVAL, "reserved bytes are not zero")
         self._table.unmap(request.domain, request.virt_start, request.virt_end + 1)
+        if self.in_flight.by_endpoint:
+            self.wait = self.in_flight.wait_of_unmap(request)
         return b""
 
     def _probe(self, request: wire.Probe) -> bytes:
@@ -206,23 +208,17 @@ class Engine:
         self.reached(request.endpoint, "probed")
         return self._properties[request.endpoint]
 
-    def _answer_unfit(self, kind: _Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
-        """The reply to a request that cannot be parsed, see the table above."""
-        short = len(readable) < (wire.HEAD_NBYTES if kind is None else kind.nbytes)
-        strict = self.settings.mode == "strict"
-        status: int | None
-        # D15: too short; D11, D47: unknown type or PROBE not offered
-        if writable_nbytes < wire.TAIL_NBYTES or (strict and (short or kind is None)):
-            status, reply = None, b""
-        else:
-            # D51: otherwise the writable part is smaller than probe_size
-            status = wire.S_INVAL if short or kind is not None else wire.S_UNSUPP
-            place = min(kind.properties_nbytes if kind is not None else 0, writable_nbytes - wire.TAIL_NBYTES)
-            reply = bytes(place) + wire.TAILS[status]
+    def answered_late(self, wait: Wait, held_ns: int) -> None:
+        """The answer of `wait` is in the ring, after it was held for so long."""
+        if self._emit is not None:
+            fields = request_fields(wait.request)
+            self._emit(ReplyHeld(self.settings.name, wait.type_name, fields, held_ns, len(wait.flights)))
+
+    def _answer_unfit(self, kind: Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
+        status, reply, problem = answer_unfit(kind, readable, writable_nbytes, self.settings.mode)
         self._refused[status] = self._refused.get(status, 0) + 1
         if self._emit is not None:
             name = kind.name if kind is not None else f"{readable[0]:#04x}" if len(readable) else "EMPTY"
-            problem = "too short" if short or kind is not None else "unknown type"
             sizes = (len(readable), writable_nbytes)
             self._emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
         return reply
@@ -243,6 +239,7 @@ class Engine:
             if self._emit is not None:
                 self._emit(EndpointDetached(self.settings.name, endpoint, left))  # while it still has its name
         self._table.remove(endpoint)
+        self.in_flight.cancel(endpoint)
         del self._properties[endpoint]
 
     def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
@@ -257,6 +254,13 @@ class Engine:
         No side effects. The number of pieces is bounded by `nbytes` / granule: callers slice long accesses.
         """
         return self._table.translate(endpoint, iova, nbytes, access)
+
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+        """As `translate`, of an access whose bytes move later: it is in flight until `in_flight.end`."""
+        pieces = self._table.translate(endpoint, iova, nbytes, access)
+        flight = Flight(endpoint, self._table.endpoints[endpoint].domain_id, iova, iova + nbytes, access, pieces)
+        self.in_flight.begin(flight)
+        return flight
 
     def fault(self, endpoint: int, error: TranslationFault, access: int) -> None:
         """Report a refused access: count, emit, queue the record for the guest."""
@@ -297,6 +301,8 @@ class Engine:
     def set_bypass(self, bypass: bool) -> bool:
         """Whether unattached endpoints bypass from now on; whether that is a change. True only if it is offered."""
         changed, self._table.bypass = self._table.bypass != bypass, bypass
+        if not bypass:
+            self.in_flight.cancel_bypassing()
         if changed and self._emit is not None:
             self._emit(BypassChanged(self.settings.name, bypass))
         return changed
@@ -318,6 +324,7 @@ class Engine:
         self.set_features(accepted)
 
     def _reset(self, kind: ResetKind) -> None:
+        self.in_flight.cancel_all()
         self._table.clear()
         self._faults.replace(())
         self.set_features(0)
@@ -353,31 +360,19 @@ class Engine:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """All state a driver can tell apart, as versioned plain data."""
-        return {
-            "version": VERSION,
-            "bypass": self._table.bypass,
-            "features": self._accepted,
-            "domains": dump_domains(self._table),
-            "pending_faults": [record.hex() for record in self._faults.pending],
-        }
+        """All state a driver can tell apart, as versioned plain data. What is in flight is no state: see `restore`."""
+        return dump_unit(UnitState(self._table, self._accepted, list(self._faults.pending)))
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Become what `saved` says; SnapshotError, with nothing changed, if it does not fit. No events."""
-        if saved.get("version") != VERSION:
-            raise SnapshotError(f"version {saved.get('version')!r}, this is {VERSION}")
-        try:
-            bypass, features = bool(saved["bypass"]), int(saved["features"])
-            domains, faults = saved["domains"], saved["pending_faults"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise SnapshotError(f"damaged: {error!r}") from error
-        if features & ~self.offered_features or (bypass and not self.settings.bypass_offered):
-            raise SnapshotError("holds features this unit does not offer")
-        records = load_faults(faults, self.settings.limits.max_pending_faults)
-        self._table = load_domains(domains, self.settings, self._table.endpoint_settings())
-        self._table.bypass = bypass
-        self._faults.replace(records)
-        self.set_features(features)
+        """Become what `saved` says; SnapshotError, with nothing changed, if it does not fit. No events.
+
+        Nothing that was in flight lands any more.
+        """
+        state = load_unit(saved, self.settings, self._table.endpoint_settings())
+        self.in_flight.cancel_all()
+        self._table = state.table
+        self._faults.replace(state.pending_faults)
+        self.set_features(state.features)
 
 
 def _nobody(*_: Any) -> None:

@@ -11,6 +11,12 @@ Fields = dict[str, int]
 ResetKind = Literal["device", "system", "host"]
 
 
+def request_fields(request: Record) -> Fields:
+    """What a request says, by name; its type and reserved bytes are left out."""
+    names = [name for name in request.__slots__ if name != "type" and "reserved" not in name]
+    return {name: getattr(request, name) for name in names}
+
+
 @dataclass(slots=True)
 class RequestHandled:
     """One request was answered. `status` is the tail's, or None when the chain went back unwritten (used length 0).
@@ -40,8 +46,18 @@ class RequestHandled:
         """What it said, reserved bytes left out; its sizes when it could not be parsed."""
         if self.request is None:
             return dict(zip(("readable_nbytes", "writable_nbytes"), self.nbytes or (), strict=False))
-        names = [name for name in self.request.__slots__ if name != "type" and "reserved" not in name]
-        return {name: getattr(self.request, name) for name in names}
+        return request_fields(self.request)
+
+
+@dataclass(slots=True)
+class ReplyHeld:
+    """The answer to a request that was handled before is given now: it waited for accesses in flight."""
+
+    unit: str
+    type_name: str
+    fields: Fields  # what the request said
+    held_ns: int
+    naccesses: int
 
 
 @dataclass(slots=True)
@@ -128,6 +144,7 @@ class EndpointStage:
 
 Event = (
     RequestHandled
+    | ReplyHeld
     | FaultRaised
     | FaultsDropped
     | EndpointAttached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from vdev.errors import ConfigError, RequestError, VdevError
@@ -45,6 +46,43 @@ def dump_domains(table: DomainTable) -> list[dict[str, Any]]:
         }
         for _, domain in sorted(table.domains.items())
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What `dump_unit` writes down: the table with its `bypass`, the accepted features, fault records oldest first."""
+
+    table: DomainTable
+    features: int
+    pending_faults: list[bytes]
+
+
+def dump_unit(state: UnitState) -> dict[str, Any]:
+    """As versioned plain data."""
+    return {
+        "version": VERSION,
+        "bypass": state.table.bypass,
+        "features": state.features,
+        "domains": dump_domains(state.table),
+        "pending_faults": [record.hex() for record in state.pending_faults],
+    }
+
+
+def load_unit(saved: dict[str, Any], settings: UnitSettings, endpoints: Iterable[EndpointSettings]) -> UnitState:
+    """The reverse, for a unit with these settings and endpoints; SnapshotError if it does not fit."""
+    if saved.get("version") != VERSION:
+        raise SnapshotError(f"version {saved.get('version')!r}, this is {VERSION}")
+    try:
+        bypass, features = bool(saved["bypass"]), int(saved["features"])
+        domains, faults = saved["domains"], saved["pending_faults"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapshotError(f"damaged: {error!r}") from error
+    if features & ~settings.offered_features or (bypass and not settings.bypass_offered):
+        raise SnapshotError("holds features this unit does not offer")
+    records = load_faults(faults, settings.limits.max_pending_faults)
+    table = load_domains(domains, settings, endpoints)
+    table.bypass = bypass
+    return UnitState(table, features, records)
 
 
 def load_domains(

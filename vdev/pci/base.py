@@ -74,6 +74,7 @@ class PciFunction:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = _ignore_vector
         self.raise_message: Callable[[int, int, int], None] = _ignore_message  # vector, address, data
+        self.void_messages: Callable[[], None] = _ignore_reset
         self.msix_table: MsixTable | None = None  # None: QEMU has it
         self.translate_message: Callable[[int], int | None] = _untranslated  # of a table of ours; None: refused
         self.was_reset: Callable[[], None] = _ignore_reset
@@ -286,6 +287,8 @@ class PciFunction:
         enabled = self.dma_enabled
         if enabled != self._was_bus_master:
             self._was_bus_master = enabled
+            if not enabled:
+                self.void_messages()  # also those of before a function-level reset
             self.on_bus_master(enabled)
 
     def _bar_written(self, address_bits: int, before: int, after: int) -> None:

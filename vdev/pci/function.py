@@ -34,6 +34,9 @@ class Function(Protocol):
     raise_vector: Callable[[int], None]  # set by the transport; a no-op until then
     raise_message: Callable[[int, int, int], None]  # likewise: vector, address, data, where MSI-X is not QEMU's
 
+    # likewise: a message that is not on its way yet is void (bus master off, function-level reset)
+    void_messages: Callable[[], None]
+
     def config_read(self, offset: int, nbytes: int) -> bytes: ...
 
     def config_write(self, offset: int, data: bytes) -> None: ...

@@ -14,12 +14,13 @@ OTHER_TYPES = (
     "FAULT", "DROPPED", "DMA", "REG", "RESET", "RINGS", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING",
     "ADDED", "REMOVED", "STAGE", "BYPASS",
 )  # fmt: skip
-GROUPS = ("REQUEST", "EVENT")  # every request, those of unknown type too; events this version has no words for
+# every request, those of unknown type too; answers that were held; events this version has no words for
+GROUPS = ("REQUEST", "HELD", "EVENT")
 TYPES = (*REQUEST_TYPES, *OTHER_TYPES, *GROUPS)
 REQUEST_STATUSES = ("OK", "IOERR", "UNSUPP", "DEVERR", "INVAL", "RANGE", "NOENT", "FAULT", "NOMEM", "UNWRITTEN")
 DMA_REASONS = (
     "bus-master-off", "frozen", "unsupported-request", "unknown-endpoint", "no-domain", "outside-address-space",
-    "reserved", "not-mapped", "outside-input-range", "no-write", "no-read",
+    "reserved", "not-mapped", "outside-input-range", "no-write", "no-read", "translation-changed", "cancelled",
 )  # fmt: skip
 STATUSES = (*REQUEST_STATUSES, *DMA_REASONS)
 ALWAYS_SHOWN = ("header", "trace", "lost", "note")  # kinds without which the rest would mislead

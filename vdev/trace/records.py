@@ -18,6 +18,7 @@ from vdev.iommu.events import (
     EndpointStage,
     FaultRaised,
     FaultsDropped,
+    ReplyHeld,
     RequestHandled,
     UnitReset,
 )
@@ -157,7 +158,7 @@ class Decoder:
         return known.unit if known else None
 
 
-def _request(names: Decoder, event: RequestHandled) -> Record:
+def _request_fields(names: Decoder, event: RequestHandled | ReplyHeld) -> Record:
     shown: Record = {}
     for name, value in event.fields.items():
         if name in ADDRESSES:
@@ -166,6 +167,11 @@ def _request(names: Decoder, event: RequestHandled) -> Record:
             shown[name] = value
     if "flags" in shown:
         shown["flags"] = _request_flags(event.type_name, shown["flags"])
+    return shown
+
+
+def _request(names: Decoder, event: RequestHandled) -> Record:
+    shown = _request_fields(names, event)
     if event.problem:
         shown["problem"] = event.problem
     status = "UNWRITTEN" if event.status is None else STATUS_NAMES[event.status]
@@ -173,6 +179,13 @@ def _request(names: Decoder, event: RequestHandled) -> Record:
     return {
         "kind": "request", "type": event.type_name, "unit": event.unit, **endpoint, "status": status, "fields": shown,
     }  # fmt: skip
+
+
+def _held(names: Decoder, event: ReplyHeld) -> Record:
+    endpoint = names.endpoint(event.fields["endpoint"]) if "endpoint" in event.fields else {}
+    late = {"held_us": round(event.held_ns / 1e3, 1), "accesses": event.naccesses}
+    shown = {**_request_fields(names, event), **late}
+    return {"kind": "held", "type": event.type_name, "unit": event.unit, **endpoint, "fields": shown}
 
 
 def _request_flags(type_name: str, flags: int) -> str:
@@ -286,6 +299,7 @@ def _any(names: Decoder, event: object) -> Record:
 
 _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     RequestHandled: _request,
+    ReplyHeld: _held,
     FaultRaised: _fault,
     FaultsDropped: _dropped,
     UnitReset: _unit_reset,

@@ -33,7 +33,7 @@ def header_lines(header: Record) -> list[str]:
 def line(record: Record, *, colour: bool = False) -> str:
     """One record as one line, without a newline."""
     what = _WHAT.get(record["kind"], _any)(record)
-    who = record.get("unit", "") if record["kind"] in ("request", "fault") else record.get("function", "")
+    who = record.get("unit", "") if record["kind"] in ("request", "held", "fault") else record.get("function", "")
     who = who or record.get("unit", "") or "-"
     time = f"{record['t']:12.6f}"
     body = f"{who:<{WHO_WIDTH}}  {record['type']:<{TYPE_WIDTH}}  "
@@ -97,6 +97,12 @@ def _request(record: Record) -> str:
         case "PROBE" if "endpoint" in record:
             return _endpoint(record)
     return _any(record)
+
+
+def _held(record: Record) -> str:
+    fields = record["fields"]
+    accesses = "1 access" if fields["accesses"] == 1 else f"{fields['accesses']} accesses"
+    return f"{_request(record)}  answered now, held {fields['held_us']:.1f} us for {accesses} in flight"
 
 
 def _letters(flags: str) -> str:
@@ -182,6 +188,7 @@ def _any(record: Record) -> str:
 
 _WHAT: dict[str, Callable[[Record], str]] = {
     "request": _request,
+    "held": _held,
     "fault": _fault,
     "dma": _dma,
     "register": _register,

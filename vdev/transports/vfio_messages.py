@@ -42,7 +42,11 @@ class MsixMessages:
         self._changed.set()
 
     def reset(self) -> None:
-        """The function was reset: what was not sent is void."""
+        """The function was reset, or may not reach the bus any more: what was not sent is void.
+
+        The one that is under way cannot be called back. It is an interrupt, never memory, and QEMU refuses it once bus
+        mastering is off.
+        """
         self._due.clear()
 
     async def run(self) -> None:

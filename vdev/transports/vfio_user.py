@@ -68,10 +68,12 @@ class VfioUserConnection(Connection[wire.Header]):
         cleanup.callback(self.vectors.disable)
         cleanup.callback(setattr, self._function, "raise_vector", _drop_interrupt)
         cleanup.callback(setattr, self._function, "raise_message", _drop_message)
+        cleanup.callback(setattr, self._function, "void_messages", _nothing_to_void)
         cleanup.callback(self._stream.close)
         cleanup.callback(self.dma.close)
         self._function.raise_vector = self.vectors.fire
         self._function.raise_message = self.messages.fire
+        self._function.void_messages = self._reset_dma
         cleanup.callback(asyncio.get_running_loop().create_task(self.messages.run()).cancel)
         self._stream.start()
 
@@ -133,3 +135,7 @@ def _drop_interrupt(vector: int) -> None:
 
 def _drop_message(vector: int, address: int, data: int) -> None:
     """`raise_message` of a function nobody is connected to."""
+
+
+def _nothing_to_void() -> None:
+    """`void_messages` likewise."""

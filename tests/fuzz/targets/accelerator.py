@@ -2,7 +2,8 @@
 
 The function with its real door and IOMMU engine, 16 KiB of RAM. Input: one byte chooses granule and options, then
 moves (`_MOVES`). Besides that nothing raises: the engine comes to rest, its registers keep to their ranges, it stores
-only where a mapping of its domain lets it write, and nothing at all while it is halted, frozen or off the bus.
+only where a mapping of its domain lets it write, or did when what is in flight was translated, and nothing at all while
+it is halted, frozen or off the bus.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from tests.fuzz.reader import WORD, Reader
 from tests.support.bay import bay
 from vdev.endpoints.accelerator import Accelerator
-from vdev.functions.base import Progress
+from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.settings import EndpointSettings, Limits, ReservedRegion, UnitSettings
@@ -52,8 +53,10 @@ class Scene:
         self.engine.set_features(-1)
         self.ram = memoryview(bytearray(RAM_NBYTES))
         self.now_ns = self.runs = 0
-        options: dict[str, int | str | bool] = {"devmem": PAGE, "pasid_bits": 0 if kind & 4 else 20}
-        self.function = Accelerator("accel", bay(self._door), options)
+        self.due_ns = 0
+        latency = 5 if kind & 16 else 0
+        options: dict[str, int | str | bool] = {"devmem": PAGE, "pasid_bits": 0 if kind & 4 else 20, "latency": latency}
+        self.function = Accelerator("accel", bay(self._door, wake_at=self._wake_at), options)
         self.function.memory.add(Region(RAM_GPA, RAM_NBYTES, self.ram))
         self.function.raise_vector = self._interrupted
         self.door: DmaDoor
@@ -62,6 +65,9 @@ class Scene:
     def _door(self, function: PciFunction) -> DmaDoor:
         self.door = DmaDoor(self.engine, ENDPOINT, function)
         return self.door
+
+    def _wake_at(self, worker: Worker, when_ns: int) -> None:
+        self.due_ns = when_ns
 
     def _interrupted(self, vector: int) -> None:
         assert 0 <= vector < self.function.msix_vectors
@@ -168,6 +174,7 @@ class Scene:
         )[choice]()
         if choice in (0, 2, 3, 4, 5, 6):
             before = bytes(self.ram)
+            assert not self.engine.in_flight.by_endpoint, "an access in flight after it was stopped"
             self._slices(2)
             assert self.ram == before, "a store after it was stopped"
 
@@ -176,7 +183,7 @@ class Scene:
         self.runs += 1
         nslices = given.byte()
         before, writable = bytes(self.ram), self._writable()
-        done = self._slices(nslices % 4 + 1 if nslices & 0x80 else MAX_SLICES)
+        done = self._slices(nslices % 4 + 1, rest=False) if nslices & 0x80 else self._slices(MAX_SLICES)
         assert done or nslices & 0x80, "the engine does not come to rest"
         expected = bytearray(before)
         for start, stop in writable:
@@ -184,11 +191,14 @@ class Scene:
         assert expected == self.ram, "a store that no mapping allows"
         self._check_registers()
 
-    def _slices(self, most: int) -> bool:
+    def _slices(self, most: int, *, rest: bool = True) -> bool:
+        """Whether it is at rest; with `rest` time passes until what is in flight has landed."""
         for _ in range(most):
             self.now_ns += 1000
             if self.function.run_slice(self.now_ns) is Progress.IDLE:
-                return True
+                if not rest or not self.engine.in_flight.by_endpoint:
+                    return True
+                self.now_ns = max(self.now_ns, self.due_ns)
         return False
 
     # what is checked
@@ -197,6 +207,11 @@ class Scene:
         """The places in RAM the function may write now, from the engine's state as a query shows it."""
         if not self.function.dma_enabled or self.door.frozen:
             return []
+        flights = self.engine.in_flight.of(ENDPOINT)
+        in_flight = [(gpa, gpa + n) for one in flights if one.access & 2 for gpa, n in one.pieces]
+        return self._mapped() + [(max(start - RAM_GPA, 0), max(stop - RAM_GPA, 0)) for start, stop in in_flight]
+
+    def _mapped(self) -> list[tuple[int, int]]:
         saved = self.engine.snapshot()
         domain = next((domain for domain in saved["domains"] if ENDPOINT in domain["endpoints"]), None)
         if domain is None or domain["bypass"]:
@@ -256,7 +271,7 @@ def seeds() -> Iterator[bytes]:
 
     bell, rest, slices = bytes([2]), b"\0\0", b"\0\x80"
     disabled = bytes([9, 0, 5, REGISTERS.index(acc.Register.CONTROL), 0, 0, 0, 0, 0, 9, 1])  # while frozen, then thawed
-    for kind in (0, 1, 2, 4, 8):
+    for kind in (0, 1, 2, 4, 8, 16, 18):
         yield bytes([kind]) + b"".join(entry(op, op) for op in range(5)) + bell + b"\5" + rest
         yield bytes([kind]) + entry(0, 1, 5, dst=0) + entry(1, 1, 3, src=0) + bell + b"\2" + rest
         yield bytes([kind]) + entry(0, 2, 0, dst=0x1800, size=6) + bell + b"\1" + slices + b"\4\x02" + rest

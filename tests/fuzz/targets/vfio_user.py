@@ -44,6 +44,7 @@ class Function:
         self.memory = RegionTable()
         self.raise_vector: Callable[[int], None] = lambda vector: None
         self.raise_message: Callable[[int, int, int], None] = lambda vector, address, data: None
+        self.void_messages: Callable[[], None] = lambda: None
         self._spaces = {wire.REGION_CONFIG: CONFIG_NBYTES} | {bar.index: bar.nbytes for bar in BARS}
 
     def config_read(self, offset: int, nbytes: int) -> bytes:
