@@ -32,6 +32,7 @@ from tests.support.firmware_dma import (
     Program,
 )
 from tests.support.firmware_scene import Attempt, Fault, Story, tell
+from tests.support.firmware_session import RING, session
 from vdev.config import ATTACHMENTS
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -51,6 +52,10 @@ OPERAND_FAULTS: list[Fault] = [
     ("not-mapped", READ, SECRET),
     ("not-mapped", READ, SECRET),
 ]
+
+
+SESSION_ANSWERS = 6  # rows of the page's session that say what is answered
+BY_HAND: Fault = ("no-domain", READ, RING)
 
 
 def blocked(programs: Sequence[Program] = PROGRAMS) -> Attempt:
@@ -73,6 +78,24 @@ def preferred(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return asyncio.run(tell("preferred", request.param, tmp_path_factory.mktemp("firmware")))
 
 
+def test_the_session_of_the_page_goes_as_it_says_under_preferred(preferred: Story) -> None:
+    expected = [(row.typed, row.preferred) for row in session() if row.preferred]
+
+    found = [(row.typed, answers) for row, answers in zip(session(), preferred.by_hand, strict=True) if row.preferred]
+
+    assert found == expected
+    assert len(expected) == SESSION_ANSWERS
+
+
+def test_the_session_of_the_page_goes_as_it_says_under_required(required: Story) -> None:
+    expected = [(row.typed, row.required) for row in session() if row.required]
+
+    found = [(row.typed, answers) for row, answers in zip(session(), required.by_hand, strict=True) if row.required]
+
+    assert found == expected
+    assert len(expected) == SESSION_ANSWERS
+
+
 def test_under_preferred_firmware_time_dma_lands_where_it_was_aimed_and_nowhere_else(preferred: Story) -> None:
     assert preferred.firmware == LANDED
     assert preferred.records_due == []
@@ -89,12 +112,13 @@ def test_under_required_no_byte_of_ram_changes_and_the_fault_is_logged(required:
 def test_a_driver_to_come_has_the_fault_records(required: Story) -> None:
     flags = {READ: ["read"], WRITE: ["write"]}
 
-    assert required.records_due == [("domain", flags[access], iova) for _, access, iova in required.firmware.faults]
+    faults = [BY_HAND, *required.firmware.faults]
+    assert required.records_due == [("domain", flags[access], iova) for _, access, iova in faults]
 
 
 def test_the_trace_has_the_faults_too(required: Story) -> None:
     words = {READ: "read", WRITE: "write"}
-    faults = required.firmware.faults
+    faults = [BY_HAND, *required.firmware.faults]
 
     shown = [" ".join(line.split()[1:]) for line in required.trace[: len(faults)]]
 

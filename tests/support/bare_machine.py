@@ -69,6 +69,10 @@ class BareMachine:
         words = struct.unpack(f"<{len(data) // 4}I", data)
         self._ask(f"{address + 4 * at:x}@{word:x}W" for at, word in enumerate(words))
 
+    def type_in(self, text: str) -> list[int]:
+        """Commands as a person types them, with blanks between: their answers, one each."""
+        return self._ask(text.split())
+
     def halt(self) -> None:
         """The processor stops for good, with interrupts off. Nobody says that it has."""
         self._write(b"Z")

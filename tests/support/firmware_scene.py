@@ -25,6 +25,7 @@ from qmp_bridge.up import RunningVm, bring_up
 from tests.qtest.machine import Ram
 from tests.support.bare_machine import BareMachine
 from tests.support.firmware_dma import ELSEWHERE, OPERANDS, PAGE, PROGRAMS, Attacker, Outcome, Program, differing
+from tests.support.firmware_session import type_in
 from vdev.config import Attach as Attachment
 from vdev.config import Config, EndpointConfig, Isolation, UnitConfig, VmConfig, parse_bdf
 from vdev.trace.text import line
@@ -53,6 +54,7 @@ class Attempt:
 class Story:
     """What was seen of one VM, in the order of the fields."""
 
+    by_hand: list[list[int]]  # the answers to the session of docs/firmware-dma.md
     firmware: Attempt
     records_due: list[
         tuple[str, list[str], int]
@@ -141,7 +143,12 @@ async def scene(isolation: Isolation, attach: Attachment, directory: Path) -> As
     config = Config(
         vm=VmConfig(memory=MEMORY, isolation=isolation, disk=str(disk), disk_format="raw"),
         units=(UnitConfig(name="iommu0", bdf=UNIT_BDF, attach=attach),),
-        endpoints=(EndpointConfig(name="accel0", bdf=ENDPOINT_BDF),),
+        endpoints=(
+            EndpointConfig(name="accel0", bdf=ENDPOINT_BDF),
+            EndpointConfig(
+                name="rng0", model="rng", bdf="02:00.0"
+            ),  # as in configs/first-light.yaml: the BIOS places alike
+        ),
     )
     loop = asyncio.get_running_loop()
 
@@ -161,7 +168,8 @@ async def scene(isolation: Isolation, attach: Attachment, directory: Path) -> As
 async def tell(isolation: Isolation, attach: Attachment, directory: Path) -> Story:
     """A VM from its firmware to its firmware after a reset."""
     async with scene(isolation, attach, directory) as machine:
-        story = Story(await machine.attempt(), await machine.records_due())
+        by_hand = await machine.do(type_in, machine.machine)
+        story = Story(by_hand, await machine.attempt(), await machine.records_due())
         if isolation == "required":
             story.elsewhere = await machine.attempt(ELSEWHERE)
         await _with_a_driver(machine, story)
