@@ -23,13 +23,13 @@ GRANULE, LATENCY_NS = 16, 2_000_000  # of machine.yaml
 SLACK_NS = 500_000
 SLICE_NBYTES = 256 * GRANULE
 COUNTS: dict[str, dict[str, int]] = {
-    "normal": {"unmap": 80},
+    "normal": {"unmap": 60},
     "soak": {
         "unmap": 10_000,
         **dict.fromkeys(("detach", "reattach", "function-reset", "bus-master-off", "unit-reset"), 2_500),
     },
 }
-OTHERS = {"normal": 10, "soak": 500}
+OTHERS = {"normal": 6, "soak": 500}
 PLAYED = [name for name, race in RACES.items() if not race.needs_freeze]
 TARGET, ELSEWHERE, PAGE = 0x1000_0000, 0x2000_0000, 4096
 NTRIES = 5
