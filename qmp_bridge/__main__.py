@@ -179,7 +179,6 @@ def main(argv: list[str] | None = None) -> int:
             return asyncio.run(_until_signal(_attach(arguments)))
         config = apply_vm_options(load_config(arguments.config), arguments)
         options = _options(arguments, config)
-        _say(f"qmp-bridge: {isolation_line(config)}")
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")
         with _signals_raise():
@@ -188,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             directory = runtime_base() / f"{PREFIX}RUN"
             print(make_plan(config, parts, options, directory).shown(), end="")
             return 0
+        _say(f"qmp-bridge: {isolation_line(config)}")
         return asyncio.run(_until_signal(_up(config, replace(options, parts=parts))))
     except _Stopped as stopped:
         _say(f"stopped by {signal.Signals(stopped.number).name}")

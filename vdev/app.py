@@ -154,12 +154,12 @@ class App:
 
     async def run(self, announce: Callable[[str], None]) -> None:
         """Listen, announce the sockets, serve until `stopping` is set."""
-        log.info("%s", isolation_line(self.config))
         for warning in config_warnings(self.config):
             log.warning("%s", warning)
         if self.config.trace is not None:
             self.trace.start(options_of(self.config.trace))
         self.endpoints.listen()  # before the group: from inside it a ConfigError would come out wrapped
+        log.info("%s", isolation_line(self.config))
         write_beside(self._viot, viot_table(self.config), self.access)  # for whoever starts QEMU, once we are ready
         self._viot_written = True
         async with asyncio.TaskGroup() as group:

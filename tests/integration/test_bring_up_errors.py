@@ -291,6 +291,13 @@ def test_the_exit_status_is_the_guests_verdict(
     assert "Traceback" not in said, said
 
 
+@pytest.mark.parametrize("isolation", ["required", "preferred", "off"])
+def test_the_policy_is_told_at_each_start(isolation: str, runtime_dir: Path, tmp_path: Path) -> None:
+    process = command_line("done", tmp_path, text=TEXT.replace("vm: {", f"vm: {{isolation: {isolation}, "))
+    _, said = process.communicate(timeout=20)
+    assert f"qmp-bridge: isolation: {isolation}: " in said
+
+
 UNIT = "units: [{name: iommu0}]"
 REFUSED = {
     "": "x.yaml: the file: is empty",

@@ -110,6 +110,17 @@ def test_sigterm_ends_with_status_0_and_removes_the_sockets(tmp_path: Path) -> N
         assert "Traceback" not in process.log.read_text()  # though a control client was connected, too
 
 
+@pytest.mark.parametrize("isolation", ["required", "preferred", "off"])
+def test_the_log_and_the_queries_tell_the_policy_from_the_start(isolation: str, tmp_path: Path) -> None:
+    with serving(f"vm: {{isolation: {isolation}}}\n{ONE_UNIT.lstrip()}", tmp_path / "run") as process:
+        told = process.log.read_text()
+        shown = {process.ask("query-status")["isolation"], process.unit()["isolation"]}
+
+    assert f" vdev.app: isolation: {isolation}: " in told
+    assert (f"vm.isolation: {isolation}: " in told) == (isolation == "off")
+    assert shown == {isolation}
+
+
 def test_what_only_the_model_can_judge_is_still_wrong_input(tmp_path: Path) -> None:
     config = tmp_path / "wrong.yaml"
     config.write_text(ONE_UNIT + "    options: {devmem: 3K}\n")
