@@ -103,6 +103,10 @@ def test_an_access_that_wraps_the_address_space_faults() -> None:
     assert _fault(engine(), PLAIN, last, 2, READ)[1] == "outside-address-space"
 
 
+def test_an_address_below_zero_faults_even_where_everything_bypasses() -> None:
+    assert _fault(engine(), PLAIN, -1, 1, READ)[1] == "outside-address-space"
+
+
 def test_an_access_of_no_bytes_has_no_pieces() -> None:
     assert _mapped().translate(HOLED, 0x6000, 0, READ) == []
 
