@@ -49,6 +49,18 @@ def test_clearing_enable_while_dma_is_held_writes_its_completion_later(rig: Rig)
     assert rig.host.vectors == [0]
 
 
+def test_a_completion_that_waits_goes_where_its_ring_was_whatever_the_registers_say_by_then(rig: Rig) -> None:
+    rig.write32(Register.CONTROL, IRQ)
+    rig.write32(Register.RING_SIZE, 0)
+    rig.write32(Register.COMPLETION_BASE, 0x7000)
+
+    rig.door.frozen = False
+    rig.run()
+
+    assert rig.completion().status == CompletionStatus.ABORTED
+    assert rig.read32(Register.COMPLETED) == 1
+
+
 @pytest.mark.parametrize("control", [Control.RESET, Control.ENABLE])
 def test_a_completion_that_waits_is_void_after_a_reset_or_a_new_start(rig: Rig, control: Control) -> None:
     rig.write32(Register.CONTROL, IRQ)

@@ -8,6 +8,7 @@ DMA has stopped when a call that stops it returns. The ring's own DMA is never o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from vdev.endpoints.accelerator_ops import Door, Operation, check_descriptor
@@ -34,6 +35,16 @@ VECTOR_COMPLETION = 0
 VECTOR_ERROR = 1
 
 _REFUSED = (CompletionStatus.TRANSLATION_FAULT, CompletionStatus.UNSUPPORTED_REQUEST)
+
+
+@dataclass(frozen=True, slots=True)
+class _Aborted:
+    """An operation that ended while DMA was held. Its completion belongs to the ring it came from, whatever the driver
+    writes into the registers before it can be written: they are the driver's once ENABLE is cleared."""
+
+    descriptor: Descriptor
+    done: int
+    ring: tuple[int, int]  # COMPLETION_BASE and RING_SIZE
 
 
 class Host(Protocol):
@@ -68,7 +79,7 @@ class Engine:
         self._release = release
         self._latency_ns = latency_ns
         self._operation: Operation | None = None
-        self._aborted: Operation | None = None  # its completion could not be written while DMA was held
+        self._aborted: _Aborted | None = None
         self.on_error: Callable[[ErrorCode, int], None] | None = None
 
     @property
@@ -114,7 +125,7 @@ class Engine:
         """
         if self._aborted is not None:
             aborted, self._aborted = self._aborted, None
-            self._complete(aborted.descriptor, CompletionStatus.ABORTED, aborted.done)
+            self._complete(aborted.descriptor, CompletionStatus.ABORTED, aborted.done, ring=aborted.ring)
         budget = SLICE_NBYTES
         # With pages so small that one `views` covers less than a slice, a byte costs as much as many.
         weight = max(SLICE_NBYTES // self._door.slice_nbytes, 1)
@@ -155,7 +166,9 @@ class Engine:
         """ENABLE was cleared: an operation under way ends here, with a completion that says so."""
         operation = self._drop_operation()
         if operation is not None and self._door.frozen:
-            self._aborted = operation  # the completion is written in the first slice that may
+            # The completion is written in the first slice that may.
+            ring = self.registers.completion_base, self.registers.ring_size
+            self._aborted = _Aborted(operation.descriptor, operation.done, ring)
         elif operation is not None:
             self._complete(operation.descriptor, CompletionStatus.ABORTED, operation.done)
         self.registers.running = False
@@ -224,13 +237,15 @@ class Engine:
         status: CompletionStatus,
         result: int,
         refused: tuple[int, Access] = (0, Access.NONE),
+        ring: tuple[int, int] | None = None,
     ) -> None:
         """Write the completion of the descriptor at RING_HEAD and move on; a refused write halts the engine."""
         registers = self.registers
         self._drop_operation()
+        completion_base, ring_size = ring or (registers.completion_base, registers.ring_size)
         iova, access = refused
         record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, 0, result, iova, access, 0)
-        slot = registers.completion_base + registers.ring_head * COMPLETION_NBYTES
+        slot = completion_base + registers.ring_head * COMPLETION_NBYTES
         try:
             self._door.write(slot, record.pack())
             self._release()
@@ -238,7 +253,7 @@ class Engine:
         except DmaError as error:
             self._halt(ErrorCode.COMPLETION_WRITE, error.iova)
             return
-        registers.ring_head = (registers.ring_head + 1) % registers.ring_size
+        registers.ring_head = (registers.ring_head + 1) % ring_size
         registers.completed += 1
         registers.faulted += status in _REFUSED
         if descriptor.flags & Flag.IRQ:
