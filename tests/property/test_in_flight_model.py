@@ -197,7 +197,8 @@ def test_memory_changes_only_while_no_answer_has_said_that_it_does_not(attach: A
         driver.map(1, page, page)
         driver.reap()
 
-    for move, arguments in [*told, (Driver.wait, (LATENCY_NS,))]:
+    to_rest: Move = (Driver.wait, (LATENCY_NS,))
+    for move, arguments in [*told, to_rest]:
         may_change = {way[3] for way in driver.open()}
         before = [driver.scene.buffer(page) for page in range(PAGES)]
         move(driver, *arguments)
