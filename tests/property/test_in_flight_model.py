@@ -168,11 +168,11 @@ def moves() -> st.SearchStrategy[Move]:
     names, domains, pages = st.sampled_from(NAMES), st.sampled_from(DOMAINS), st.integers(0, PAGES - 1)
     some, ns = st.integers(1, 3), st.sampled_from([1000, LATENCY_NS // 2, LATENCY_NS])
     by_weight: list[st.SearchStrategy[Any]] = [
-        *[st.tuples(st.just(Driver.fill), st.tuples(names, pages, some))] * 5,
+        *[st.tuples(st.just(Driver.fill), st.tuples(names, pages, some))] * 8,
         *[st.tuples(st.just(Driver.map), st.tuples(domains, pages, pages))] * 4,
         *[st.tuples(st.just(Driver.unmap), st.tuples(domains, pages, some))] * 4,
         *[st.tuples(st.just(Driver.attach), st.tuples(names, domains))] * 2,
-        st.tuples(st.just(Driver.detach), st.tuples(names)),
+        *[st.tuples(st.just(Driver.detach), st.tuples(names))] * 2,
         *[st.tuples(st.just(Driver.start), st.tuples(names))] * 3,
         st.tuples(st.just(Driver.stop), st.tuples(names, st.integers(0, 4))),
         st.tuples(st.just(Driver.reset_unit), st.just(())),
@@ -193,11 +193,12 @@ def test_memory_changes_only_while_no_answer_has_said_that_it_does_not(attach: A
         driver.attach(name, 1)
         driver.reap()
         driver.start(name)
-    driver.map(1, 0, 0)
-    driver.map(1, 1, 1)
-    driver.reap()
+    for page in range(PAGES):
+        driver.map(1, page, page)
+        driver.reap()
 
-    for move, arguments in told:
+    to_rest: Move = (Driver.wait, (LATENCY_NS,))
+    for move, arguments in [*told, to_rest]:
         may_change = {way[3] for way in driver.open()}
         before = [driver.scene.buffer(page) for page in range(PAGES)]
         move(driver, *arguments)
@@ -206,7 +207,5 @@ def test_memory_changes_only_while_no_answer_has_said_that_it_does_not(attach: A
         assert changed <= may_change, f"{move.__name__}{arguments} changed {changed - may_change}"
         driver.reap()
 
-    driver.wait(LATENCY_NS)
-    driver.reap()
     assert driver.asked == []
     assert driver.scene.nflights <= 2
