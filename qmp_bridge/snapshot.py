@@ -35,6 +35,8 @@ TAIL_LINES = 40
 # The file has a fixed place for each page, so that a restore reads it in parallel and zero pages cost nothing.
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("mapped-ram", "multifd")]
 
+_DEATHS = (VmDied, QMPError, EOFError, ConnectionError)  # of QEMU; all of them when it ends while it is talked to
+
 
 async def save_guest(config: Config, parts: Parts, options: Options, target: Path) -> None:
     """Boot the machine without our functions until its payload says hello, and save it as the file `target`.
@@ -69,16 +71,27 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
             await _save(qmp, target)
             for follower in followers:
                 follower.cancel()
-    except* (VmDied, QMPError, EOFError, ConnectionError) as group:
-        reason = str(group.exceptions[0]) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
+    except ExceptionGroup as group:  # not except*: in Python 3.11.2 what it raises comes wrapped
+        if group.split((*_DEATHS, OSError))[1] is not None:
+            raise
+        deaths = group.subgroup(_DEATHS)
+        if deaths is None:
+            raise _first(group) from None
+        reason = str(_first(deaths)) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
         problem = f"no guest to restore could be made: {console.panic() or reason}"
         raise VmDied(problem, console.tail(TAIL_LINES)) from None
-    except* OSError as group:
-        raise group.exceptions[0] from None
     finally:
         await stop_qemu(qemu, qmp)
         if qmp is not None:
             await qmp.close()
+
+
+def _first(group: ExceptionGroup) -> Exception:
+    """The first exception in it that is no group."""
+    inner: Exception = group
+    while isinstance(inner, ExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner
 
 
 async def _until_gone(qemu: Child) -> None:
