@@ -2,6 +2,7 @@
 # the mounts, and the root, which is in memory, end with it.
 #   tools_enter.sh TREE [FROM TO]... -- COMMAND...     FROM, a file or directory of the host, is seen at TO
 set -e
+PATH=$PATH:/usr/sbin:/sbin # pivot_root; an ordinary user of Debian has neither
 tree=$1
 shift
 root=$tree/mnt # only a place to mount on
