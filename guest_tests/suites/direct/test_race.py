@@ -19,6 +19,7 @@ from guest_tests.payload.host import Host
 from guest_tests.payload.race import RACES, Field, Scale, Tally, WallClock, play
 
 SEED = 7
+ENOUGH_ROUNDS = 100
 GRANULE, LATENCY_NS = 16, 2_000_000  # of machine.yaml
 SLACK_NS = 500_000
 SLICE_NBYTES = 256 * GRANULE
@@ -66,7 +67,8 @@ def test_no_byte_moves_after_the_answer(name: str, field: Field, machine: dict[s
         play(field, SEED, name, number, tally)
 
     assert tally.rounds == tally.whole + tally.cut + tally.nothing
-    assert tally.whole < tally.rounds or not RACES[name].cuts  # not all of them came too late to be a race
+    # Not all of them came too late to be a race; of a handful on a busy machine all may.
+    assert tally.whole < tally.rounds or not RACES[name].cuts or tally.rounds < ENOUGH_ROUNDS
 
 
 @pytest.fixture
