@@ -18,7 +18,7 @@ class Kind:
     record: type[Record]
     nbytes: int  # of the device-readable part
     properties_nbytes: int  # before the tail in the device-writable part
-    handler: Callable[[Any, Any], bytes]
+    handler: Callable[[Any, Any], bytes | None]  # None: the answer comes later
     handled: int = 0
 
 
