@@ -1,7 +1,7 @@
 """Domains, the endpoints attached to them, their mappings, and the translation of one access.
 
 All ranges are half-open. Every method validates first and commits after: a refused request (RequestError carries the
-status of its tail) leaves no trace. Choices the specification leaves open are listed in engine.py.
+status of its tail) leaves no trace. Choices the specification leaves open are listed in __init__.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
 from vdev.iommu.intervals import Interval, IntervalMap, Rubbish
-from vdev.iommu.pasid_set import Held
+from vdev.iommu.pasid_held import Held
 from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, PasidSettings, ReservedRegion, UnitSettings
 from vdev.wire import viommu as wire
 

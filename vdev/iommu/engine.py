@@ -3,43 +3,8 @@
 Modes. `compat` (default) answers every request with a whole tail, because stock Linux reads used length 0 as success.
 `strict` follows the letter: used length 0 for unknown types (D11), PROBE not offered (D47), too short requests (D15).
 
-Choices where the specification is silent or says MAY ("D" numbers: the project's checklist of its clauses):
-
-    situation                                            answer
-    ---------------------------------------------------  --------------------------------------------------------------
-    writable part cannot hold a tail (< 4 bytes)         chain returned unwritten, both modes
-    readable part too short for its type                 compat INVAL, strict unwritten; PROBE's tail at its usual place
-    either part longer than needed                       accepted; the reply starts at offset 0 of the writable part
-    PROBE, writable part < probe_size + 4 (D51)          zeros, then INVAL in the last four bytes, both modes
-    unknown type, compat                                 UNSUPP at offset 0, used length 4; PROBE not offered likewise
-    ATTACH/MAP flag whose feature is not negotiated      INVAL, as any unknown flag bit (D17, D32)
-    order of ATTACH's checks                             reserved, flags, endpoint, domain range, then for a new domain
-                                                         the cap, for a living one its BYPASS flag and the regions
-    ATTACH, domain outside domain_range                  RANGE
-    ATTACH to the domain it is in, same BYPASS flag      OK, nothing changes; other flag: INVAL (D20)
-    ATTACH to a domain with mappings where the endpoint
-      has reserved regions (D22)                         UNSUPP
-    ATTACH when max_domains exist                        NOMEM (the domain a mover leaves empty does not count)
-    DETACH from a domain it is not in (D27)              INVAL; but an endpoint in a bypass domain may name domain 0
-    order of MAP's checks                                flags, domain, bypass, range, regions, overlap, caps
-    MAP or UNMAP, virt_end < virt_start                  RANGE; equal is one byte, legal where the granule is 1
-    MAP outside input_range, or phys end over 64 bits    RANGE, whether or not INPUT_RANGE was accepted
-    MAP over a region reserved for any endpoint of the
-      domain (D38)                                       INVAL
-    MAP without READ and WRITE                           OK; every access through it faults
-    MAP to a guest-physical address without RAM          OK; checked at access
-    MAP over a cap                                       NOMEM (INVAL if it overlaps a mapping as well)
-    UNMAP with reserved bytes set (D39)                  INVAL, nothing removed
-    UNMAP ends off the granule or outside input_range    fine, as long as no mapping is split
-    UNMAP, DETACH, ATTACH with accesses in flight        done at once, answered once those are over (in_flight.py);
-                                                         requests behind them are answered meanwhile
-    MAP, UNMAP without MAP_UNMAP accepted                served: the device offers it
-    access to a RESERVED region, or a read of an MSI
-      region, bypassing or not                           MAPPING fault
-    write to the MSI region                              passes untranslated, unless unattached without bypass (DOMAIN)
-    bypassing access outside input_range                 identity: the range limits what can be mapped; with
-                                                         force_aperture a MAPPING fault
-    write of `bypass` other than 0 or 1 (D8)             ignored
+Choices where the specification is silent or says MAY are listed in `vdev/iommu/__init__.py`; those of the PASID
+extension in pasid_unit.py.
 """
 
 from __future__ import annotations
@@ -55,22 +20,20 @@ from vdev.iommu.events import (
     EndpointAttached,
     EndpointDetached,
     Event,
-    FaultRaised,
-    FaultsDropped,
     ReplyHeld,
     RequestHandled,
     ResetKind,
     UnitReset,
     request_fields,
 )
-from vdev.iommu.fault_queue import FaultQueue, fault_record, fitted
-from vdev.iommu.in_flight import NAMES, Flight, InFlight, Late, Wait
-from vdev.iommu.kinds import Kind, answer_unfit
+from vdev.iommu.fault_queue import FaultQueue, fitted
+from vdev.iommu.in_flight import NAMES, Flight, InFlight, Wait
+from vdev.iommu.kinds import OK_TAIL, Kind, answer_unfit, status_name
 from vdev.iommu.pairs import translate_pair
 from vdev.iommu.pasid_set import PasidSet
-from vdev.iommu.pasid_unit import PASID_REQUESTS, UnitPasids
+from vdev.iommu.pasid_unit import PASID_ANSWER_NBYTES, PASID_REQUESTS, UnitPasids
 from vdev.iommu.probe import endpoint_properties
-from vdev.iommu.settings import EndpointSettings, UnitSettings
+from vdev.iommu.settings import EndpointSettings, UnitSettings, config_bytes
 from vdev.iommu.snapshot import UnitState, describe_table, dump_unit, load_unit
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
@@ -90,8 +53,8 @@ class Engine:
         emit: Callable[[Event], None] | None = None,
         pasids: PasidSet | None = None,
     ) -> None:
-        """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`. `pasids` is the
-        VM's; a unit that offers PASIDs needs it."""
+        """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`. `pasids` is
+        the VM's set; a unit that offers PASIDs needs it."""
         self.settings = settings
         self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
         self.in_flight = InFlight()
@@ -100,19 +63,18 @@ class Engine:
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
-        self._faults = FaultQueue(settings.limits.max_pending_faults)
+        self._faults = FaultQueue(settings.limits.max_pending_faults, settings.name, emit)
         self._refused: dict[int | None, int] = {}  # by status
-        self._fault_counts: dict[str, int] = {}  # by reason word
         self.offered_features = settings.offered_features
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
         self._properties = {endpoint.id: endpoint_properties(settings, endpoint) for endpoint in given}
-        self._kinds = {
-            number: Kind(NAMES[number], record, record.layout.size, self._before_tail(number), handler)
+        before_tail = {wire.T_PROBE: settings.probe_size, **PASID_ANSWER_NBYTES}
+        self.kinds = {
+            number: Kind(NAMES[number], record, record.layout.size, before_tail.get(number, 0), handler, feature)
             for number, (record, feature, handler) in REQUESTS.items()
             if self.offered_features & feature
         }
-        self._served = self._kinds  # as the driver that is there may know them
         if settings.pasids and pasids is None:
             raise ConfigError(f"unit {settings.name}", "it offers PASIDs and there is no set to take them from")
         self._pasids = None if pasids is None else UnitPasids(self, pasids)
@@ -170,34 +132,19 @@ class Engine:
         try:
             body = kind.handler(self, request)
         except RequestError as error:
-            return self._refuse(kind, request, error)
+            return self.refuse(kind, request, error)
         if body is None:
             return b""
         if self._emit is not None:
             self._emit(RequestHandled(self.settings.name, kind.name, wire.S_OK, request))
-        return body + _OK_TAIL
+        return body + OK_TAIL
 
-    def _refuse(self, kind: Kind, request: Record, error: RequestError) -> bytes:
+    def refuse(self, kind: Kind, request: Record, error: RequestError) -> bytes:
+        """The answer to a request that is refused."""
         self._refused[error.status] = self._refused.get(error.status, 0) + 1
         if self._emit is not None:
             self._emit(RequestHandled(self.settings.name, kind.name, error.status, request, str(error)))
         return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
-
-    def answer_later(self, request: Any) -> Callable[[Callable[[], bytes]], None]:
-        """`wait` waits for an answer: what this returns is called once with what makes it, or raises RequestError."""
-        kind, late = self._kinds[request.type], Late()
-        self.wait = Wait(kind.name, request, [], late)
-
-        def reply(make: Callable[[], bytes]) -> None:
-            try:
-                body = make()
-            except RequestError as error:
-                late.answer = self._refuse(kind, request, error)
-                return
-            self.tell(RequestHandled, kind.name, wire.S_OK, request)
-            late.answer = body + _OK_TAIL
-
-        return reply
 
     def _attach(self, request: wire.Attach) -> bytes:
         # D16: reserved not zero; D17: unknown flag bit
@@ -247,7 +194,10 @@ class Engine:
         # D45: reserved is ignored
         self._table.endpoint(request.endpoint)
         self.reached(request.endpoint, "probed")
-        properties = self._properties[request.endpoint]
+        return self._probed(request.endpoint)
+
+    def _probed(self, endpoint: int) -> bytes:
+        properties = self._properties[endpoint]
         return properties.with_pasids if self._has_pasids else properties.plain
 
     def answered_late(self, wait: Wait, held_ns: int) -> None:
@@ -289,9 +239,7 @@ class Engine:
 
     def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
         """One endpoint for a query: domain (None for none), mappings of it, reserved regions, bytes PROBE answers."""
-        properties = self._properties[endpoint]
-        probed = properties.with_pasids if self._has_pasids else properties.plain
-        return {**self._table.endpoints[endpoint].describe(), "probe": probed}
+        return {**self._table.endpoints[endpoint].describe(), "probe": self._probed(endpoint)}
 
     # translation and faults
 
@@ -318,13 +266,7 @@ class Engine:
 
     def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         """Report a refused access: count, emit, queue the record for the guest."""
-        self._fault_counts[error.reason] = self._fault_counts.get(error.reason, 0) + 1
-        overflow = self._faults.put(fault_record(error.fault_reason, access, endpoint, error.iova, tag))
-        if self._emit is not None:
-            pasid = 0 if tag is None else tag.pasid
-            self._emit(FaultRaised(self.settings.name, endpoint, error.reason, access, error.iova, pasid))
-            if overflow:
-                self._emit(FaultsDropped(self.settings.name, self._faults.dropped))
+        self._faults.report(endpoint, error, access, tag)
 
     def told_fault(self, record: bytes, nbytes: int) -> bytes:
         """One of `pending_faults` in the driver's format, for a buffer of `nbytes`; longer where it does not fit."""
@@ -340,10 +282,11 @@ class Engine:
         """The driver accepted these bits; those we do not offer are none of our business."""
         self._accepted = accepted & self.offered_features
         if self._pasids is not None:
-            self._accepted = self._pasids.usable(self._accepted)
-            self._pasids.set_features(self._accepted)
+            self._accepted = self._pasids.accept(self._accepted)
         self._has_pasids = bool(self._accepted & pasid_wire.F_PASID)
-        self._served = self._kinds if self._pasids is None else self._known_kinds()
+        # P1, P12: of the extension's types a driver knows those it accepted
+        unknown = pasid_wire.FEATURES & ~self._accepted
+        self._served = {number: kind for number, kind in self.kinds.items() if not kind.feature & unknown}
         self._map_flags = MAP_PERMISSIONS | (wire.MAP_F_MMIO if self._accepted & wire.F_MMIO else 0)
         self._attach_flags = wire.ATTACH_F_BYPASS if self._accepted & wire.F_BYPASS_CONFIG else 0
 
@@ -352,33 +295,10 @@ class Engine:
         wanted = accepted & self.offered_features
         return self._pasids is None or self._pasids.usable(wanted) == wanted
 
-    def _known_kinds(self) -> dict[int, Kind]:
-        """The request types the driver may know (P1, P12)."""
-        return {
-            number: kind
-            for number, kind in self._kinds.items()
-            if number not in PASID_REQUESTS or self._accepted & PASID_REQUESTS[number][1]
-        }
-
-    def _before_tail(self, number: int) -> int:
-        if number == wire.T_PROBE:
-            return self.settings.probe_size
-        return PASID_REQUESTS[number][2] if number in PASID_REQUESTS else 0
-
     def config_bytes(self) -> bytes:
         """The whole config space, `wire.CONFIG_NBYTES`; fields of features not offered are zero."""
-        extension = {} if self._pasids is None else {"extension": self._pasids.config_fields()}
-        given = self.settings
-        return wire.Config(
-            given.page_size_mask,
-            given.input_start,
-            given.input_stop - 1,
-            given.domain_start,
-            given.domain_stop - 1,
-            given.probe_size,
-            int(self._table.bypass),
-            **extension,
-        ).pack()
+        extension = bytes(pasid_wire.CONFIG_NBYTES) if self._pasids is None else self._pasids.config_fields()
+        return config_bytes(self.settings, self._table.bypass, extension)
 
     def write_bypass(self, value: int) -> None:
         """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
@@ -434,19 +354,19 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What a query shows: plain data, no mappings. Bounded by the number of endpoints, as domains are."""
-        counters = {
-            "requests": {kind.name: kind.handled for kind in self._kinds.values()},
-            "refused": {_status_name(status): count for status, count in self._refused.items()},
-            "faults": dict(self._fault_counts),
-            "faults_dropped": self._faults.dropped,
-        }
         return {
             "unit": self.settings.name,
             "mode": self.settings.mode,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
             **describe_table(self._table),
             "pending_faults": len(self._faults.pending),
-            "counters": counters,
+            "counters": {
+                "requests": {kind.name: kind.handled for kind in self.kinds.values()},
+                "refused": {status_name(status): count for status, count in self._refused.items()},
+                "faults": dict(self._faults.counts),
+                "faults_dropped": self._faults.dropped,
+            },
+            **({} if self._pasids is None else {"pasids": self._pasids.describe()}),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -469,12 +389,6 @@ def _nobody(*_: Any) -> None:
     """No one wants to know."""
 
 
-def _status_name(status: int | None) -> str:
-    return "unwritten" if status is None else wire.STATUS_NAMES[status]
-
-
-_OK_TAIL = wire.TAILS[wire.S_OK]
-
 # type: its record, the feature that must be offered, what serves it
 REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes | None]]] = {
     wire.T_ATTACH: (wire.Attach, wire.F_MAP_UNMAP, Engine._attach),
@@ -482,5 +396,5 @@ REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes | Non
     wire.T_MAP: (wire.Map, wire.F_MAP_UNMAP, Engine._map),
     wire.T_UNMAP: (wire.Unmap, wire.F_MAP_UNMAP, Engine._unmap),
     wire.T_PROBE: (wire.Probe, wire.F_PROBE, Engine._probe),
-    **{number: (record, feature, handler) for number, (record, feature, _, handler) in PASID_REQUESTS.items()},
+    **PASID_REQUESTS,
 }

@@ -153,7 +153,7 @@ class PasidAllocated:
 
 @dataclass(slots=True)
 class PasidRefused:
-    """The VM got no PASID. `why` is quota, supply, range or unreachable; the guest is not told apart the first three."""
+    """The VM got no PASID. `why` is quota, supply, range or unreachable; the guest is not told which of the first."""
 
     unit: str
     why: str

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from vdev.errors import TranslationFault
+from vdev.iommu.events import Event, FaultRaised, FaultsDropped
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
@@ -43,13 +45,27 @@ def fitted(record: bytes, nbytes: int, *, has_pasids: bool) -> bytes:
 
 
 class FaultQueue:
-    """`pending` holds records in order of occurrence; whoever delivers them takes from its left end."""
+    """`pending` holds records in order of occurrence; whoever delivers them takes from its left end. `counts` are of
+    all refused accesses, by reason word."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, unit: str = "", emit: Callable[[Event], None] | None = None) -> None:
+        self.counts: dict[str, int] = {}
+        self._unit = unit
+        self._emit = emit
         self._limit = limit
         self._overflowing = False
         self.pending: deque[bytes] = deque()
         self.dropped = 0
+
+    def report(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None) -> None:
+        """Count a refused access, emit it, queue the record for the guest."""
+        self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
+        overflow = self.put(fault_record(error.fault_reason, access, endpoint, error.iova, tag))
+        if self._emit is not None:
+            pasid = 0 if tag is None else tag.pasid
+            self._emit(FaultRaised(self._unit, endpoint, error.reason, access, error.iova, pasid))
+            if overflow:
+                self._emit(FaultsDropped(self._unit, self.dropped))
 
     def put(self, record: bytes) -> bool:
         """Queue `record`. True exactly when this drops the first one of an overflow (D62: wait or drop)."""

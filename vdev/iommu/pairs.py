@@ -13,7 +13,7 @@ from dataclasses import replace
 from vdev.errors import RequestError, TranslationFault
 from vdev.iommu.domains import Domain, DomainTable, Endpoint, Pair, Piece
 from vdev.iommu.intervals import IntervalMap
-from vdev.iommu.pasid_set import Held
+from vdev.iommu.pasid_held import Held
 from vdev.iommu.settings import ADDRESS_SPACE, ReservedRegion, UnitSettings
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
@@ -108,8 +108,8 @@ def reached_domain(
 def translate_pair(
     table: DomainTable, settings: UnitSettings, endpoint_id: int, span: Piece, access: int, tag: Tag
 ) -> tuple[list[Piece], int | None]:
-    """The (gpa, nbytes) pieces of an access to `span`, (iova, nbytes), with a PASID, and the domain they are from (None:
-    identity of an unattached RID). TranslationFault unless all of it is allowed."""
+    """The (gpa, nbytes) pieces of an access to `span`, (iova, nbytes), with a PASID, and the domain they are from
+    (None: identity of an unattached RID). TranslationFault unless all of it is allowed."""
     iova, nbytes = span
     endpoint = table.endpoints.get(endpoint_id)
     if endpoint is None:

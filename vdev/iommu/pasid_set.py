@@ -26,6 +26,7 @@ from vdev.iommu.events import (
     PasidRefused,
 )
 from vdev.iommu.in_flight import InFlight
+from vdev.iommu.pasid_held import Held
 
 
 class Refusal(Enum):
@@ -70,34 +71,16 @@ class Member(Protocol):
     """A unit of the VM, as the set sees it."""
 
     name: str
-    in_flight: InFlight
+
+    @property
+    def in_flight(self) -> InFlight:
+        """Accesses of its endpoints under way."""
 
     def quota_changed(self) -> None:
         """The configuration shows another quota."""
 
     def revoke(self, pasids: frozenset[int]) -> None:
         """The host has taken these away: no pair has them any more, no access with them lands."""
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """One PASID of the set. `unit` is the one it was allocated through; "" is the host itself."""
-
-    pasid: int
-    unit: str
-    by_attach: bool = False  # unmanaged: an attach allocated it, and the last detach frees it
-    freed: bool = False
-    npairs: int = 0
-
-    @property
-    def is_host(self) -> bool:
-        """Not the driver's: as if it were not in the set (P55)."""
-        return not self.unit
-
-    @property
-    def state(self) -> str:
-        """A word for queries."""
-        return "free-pending" if self.freed else "attached" if self.npairs else "allocated"
 
 
 Answer = Callable[[Held | Refusal], None]
@@ -225,10 +208,6 @@ class PasidSet:
         self._questions.append(question)
         self._allocator.allocate(question.first, question.stop, lambda found: self._answered(question, found))
 
-    def is_asked(self, pasid: int) -> bool:
-        """Whether an attach of this very PASID waits for the allocator."""
-        return self._asked(pasid) is not None
-
     def ask_for_host(self, answer: Answer) -> None:
         """A PASID of the host's own, charged as any (section 9). As `ask`, a refusal included."""
         terms = self.terms
@@ -244,9 +223,12 @@ class PasidSet:
             if question.unit == unit:
                 question.is_cancelled = True
 
+    def is_asked(self, pasid: int) -> bool:
+        """Whether an attach of this very PASID waits for the allocator."""
+        return self._asked(pasid) is not None
+
     def _asked(self, pasid: int) -> _Question | None:
-        found = (q for q in self._questions if q.by_attach and q.first == pasid and not q.is_cancelled)
-        return next(found, None)
+        return next((q for q in self._questions if q.by_attach and q.first == pasid and not q.is_cancelled), None)
 
     def _answered(self, question: _Question, found: int | Refusal) -> None:
         self._questions.remove(question)
@@ -332,12 +314,12 @@ class PasidSet:
         for held in freed:
             held.freed = True
         in_flight = self._in_flight()
-        pending = [held.pasid for held in freed if held.npairs or held.pasid in in_flight]
+        pending = {held.pasid for held in freed if held.npairs or held.pasid in in_flight}
         if pending:
-            self._allocator.free_pending(pending)
+            self._allocator.free_pending(sorted(pending))
         for unit in sorted({held.unit for held in freed}):
             pasids = tuple(held.pasid for held in freed if held.unit == unit)
-            self._emit(PasidFreed(unit, pasids, tuple(pasid for pasid in pasids if pasid in set(pending))))
+            self._emit(PasidFreed(unit, pasids, tuple(pasid for pasid in pasids if pasid in pending)))
         self._end_unused(freed)
 
     def _end_unused(self, freed: Iterable[Held]) -> None:

@@ -18,21 +18,25 @@ Nothing of it is reached before a driver has accepted PASID. Choices the documen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vdev.errors import RequestError
 from vdev.iommu.domains import Endpoint, Pair
-from vdev.iommu.events import PasidAttached, PasidDetached
-from vdev.iommu.in_flight import InFlight, wait_of_free
+from vdev.iommu.events import PasidAttached, PasidDetached, RequestHandled
+from vdev.iommu.in_flight import InFlight, Late, Wait, wait_of_free
+from vdev.iommu.kinds import OK_TAIL
 from vdev.iommu.pairs import all_pairs, choose_domain, put_pair, take_pair
-from vdev.iommu.pasid_set import Held, PasidSet, Refusal
+from vdev.iommu.pasid_held import Held
+from vdev.iommu.pasid_set import PasidSet, Refusal
 from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
 from vdev.wire.record import Record
 
 if TYPE_CHECKING:
     from vdev.iommu.engine import Engine
+
+_Allocates = pasid_wire.AttachPasid | pasid_wire.PasidAlloc
 
 _STATUS = {
     Refusal.QUOTA: wire.S_NOMEM,
@@ -85,11 +89,13 @@ class UnitPasids:
             features &= ~pasid_wire.F_PASID_ALLOC
         return features
 
-    def set_features(self, accepted: int) -> None:
-        """What the driver accepted, as `usable` left it."""
+    def accept(self, features: int) -> int:
+        """The driver accepted these; the `usable` ones of them."""
+        accepted = self.usable(features)
         self._accepted = accepted & pasid_wire.FEATURES
         bypass = pasid_wire.ATTACH_PASID_F_BYPASS if accepted & wire.F_BYPASS_CONFIG else 0
         self._attach_flags = pasid_wire.ATTACH_PASID_F_MIRROR_RID | bypass
+        return accepted
 
     @property
     def is_accepted(self) -> bool:
@@ -154,11 +160,11 @@ class UnitPasids:
             raise RequestError(wire.S_RANGE, f"PASID {pasid:#x} is outside {terms.first:#x}..{terms.stop - 1:#x}")
         return None
 
-    def _allocate_by_attach(self, request: pasid_wire.AttachPasid) -> None:
+    def _allocate_by_attach(self, request: pasid_wire.AttachPasid) -> bytes | None:
         first, stop = request.pasid, request.pasid + 1
         if not self.set.is_asked(request.pasid):
             self._check_refusal(first, stop)
-        reply = self._engine.answer_later(request)
+        reply = self._answer_later(request)
 
         def granted(outcome: Held | Refusal) -> None:
             """Attach, as far as the endpoint and the domain are what they were when it was asked for."""
@@ -171,6 +177,7 @@ class UnitPasids:
             reply(attach)
 
         self.set.ask(self.name, first, stop, granted, by_attach=True)
+        return None
 
     def _attach(self, request: pasid_wire.AttachPasid, endpoint: Endpoint, held: Held) -> None:
         engine = self._engine
@@ -202,17 +209,18 @@ class UnitPasids:
         self._detach(pair)
         return b""
 
-    def allocate(self, request: pasid_wire.PasidAlloc) -> None:
+    def alloc(self, request: pasid_wire.PasidAlloc) -> bytes | None:
         """PASID_ALLOC: answered when the allocator has, or refused at once."""
         _check_range(request)
         first, stop = request.first, request.last + 1
         self._check_refusal(first, stop)
-        reply = self._engine.answer_later(request)
+        reply = self._answer_later(request)
 
         def granted(outcome: Held | Refusal) -> None:
             reply(lambda: pasid_wire.PasidGranted(_granted(outcome).pasid, self.set.remaining).pack())
 
         self.set.ask(self.name, first, stop, granted)
+        return None
 
     def free(self, request: pasid_wire.PasidFree) -> bytes:
         """PASID_FREE; the answer waits for accesses under way, of whichever unit (P38)."""
@@ -221,6 +229,23 @@ class UnitPasids:
         flights = [flight for unit in self.set.members for flight in unit.in_flight.with_pasids(span)]
         self._engine.wait = wait_of_free(request, [f for f in flights if self.set.of_host(f.pasid) is None])
         return pasid_wire.PasidFreed(self.set.free(span.start, span.stop)).pack()
+
+    def _answer_later(self, request: _Allocates) -> Callable[[Callable[[], bytes]], None]:
+        """The request's answer waits: what this returns is called once, with what makes it or raises RequestError."""
+        engine, late = self._engine, Late()
+        kind = engine.kinds[request.type]
+        engine.wait = Wait(kind.name, request, [], late)
+
+        def reply(make: Callable[[], bytes]) -> None:
+            try:
+                body = make()
+            except RequestError as error:
+                late.answer = engine.refuse(kind, request, error)
+                return
+            engine.tell(RequestHandled, kind.name, wire.S_OK, request)
+            late.answer = body + OK_TAIL
+
+        return reply
 
     def _check_refusal(self, first: int, stop: int) -> None:
         why = self.set.refusal(self.name, first, stop)
@@ -317,20 +342,15 @@ def _granted(outcome: Held | Refusal) -> Held:
     return outcome
 
 
-# type: its record, the feature that must be accepted, bytes before the tail, what serves it
-PASID_REQUESTS: dict[int, tuple[type[Record], int, int, Callable[[Engine, Any], bytes | None]]] = {
-    pasid_wire.T_ATTACH_PASID: (
-        pasid_wire.AttachPasid, pasid_wire.F_PASID, 0, lambda engine, request: engine.pasids.attach(request),
-    ),
-    pasid_wire.T_DETACH_PASID: (
-        pasid_wire.DetachPasid, pasid_wire.F_PASID, 0, lambda engine, request: engine.pasids.detach(request),
-    ),
-    pasid_wire.T_PASID_ALLOC: (
-        pasid_wire.PasidAlloc, pasid_wire.F_PASID_ALLOC, pasid_wire.ANSWER_NBYTES,
-        lambda engine, request: engine.pasids.allocate(request),
-    ),
-    pasid_wire.T_PASID_FREE: (
-        pasid_wire.PasidFree, pasid_wire.F_PASID_ALLOC, pasid_wire.ANSWER_NBYTES,
-        lambda engine, request: engine.pasids.free(request),
-    ),
-}  # fmt: skip
+# type: its record, the feature that must be accepted, what serves it
+PASID_REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes | None]]] = {
+    pasid_wire.T_ATTACH_PASID: (pasid_wire.AttachPasid, pasid_wire.F_PASID, lambda unit, it: unit.pasids.attach(it)),
+    pasid_wire.T_DETACH_PASID: (pasid_wire.DetachPasid, pasid_wire.F_PASID, lambda unit, it: unit.pasids.detach(it)),
+    pasid_wire.T_PASID_ALLOC: (pasid_wire.PasidAlloc, pasid_wire.F_PASID_ALLOC, lambda unit, it: unit.pasids.alloc(it)),
+    pasid_wire.T_PASID_FREE: (pasid_wire.PasidFree, pasid_wire.F_PASID_ALLOC, lambda unit, it: unit.pasids.free(it)),
+}
+# bytes before the tail in the device-writable part
+PASID_ANSWER_NBYTES = {
+    pasid_wire.T_PASID_ALLOC: pasid_wire.ANSWER_NBYTES,
+    pasid_wire.T_PASID_FREE: pasid_wire.ANSWER_NBYTES,
+}

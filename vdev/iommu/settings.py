@@ -97,8 +97,8 @@ class EndpointSettings:
 class UnitSettings:
     """One virtio-iommu unit. `probe_size` 0 hides PROBE; `bypass_offered` False hides BYPASS_CONFIG, and then nothing
     bypasses in any way. `force_aperture`: what bypasses ends with the input range. `revalidate`: what was translated is
-    translated again before its bytes move. `isolation` is the policy these follow from, for queries and refusals; where it
-    is off, PASIDs may bypass as well. `pasids`: PASID and PASID_ALLOC are offered."""
+    translated again before its bytes move. `isolation` is the policy these follow from, for queries and refusals; with
+    off, PASIDs may bypass, too. `pasids`: PASID and PASID_ALLOC are offered."""
 
     name: str
     mode: Literal["compat", "strict"] = "compat"
@@ -149,3 +149,17 @@ class UnitSettings:
         loose = self.bypass_offered or not (self.force_aperture and self.revalidate)
         if self.isolation == "required" and loose:
             raise ConfigError(key, "isolation is required, and its settings let accesses pass the IOMMU by")
+
+
+def config_bytes(given: UnitSettings, bypass: bool, extension: bytes) -> bytes:
+    """The whole config space of a unit, `wire.CONFIG_NBYTES`; fields of features not offered are zero."""
+    return wire.Config(
+        given.page_size_mask,
+        given.input_start,
+        given.input_stop - 1,
+        given.domain_start,
+        given.domain_stop - 1,
+        given.probe_size,
+        int(bypass),
+        extension=extension,
+    ).pack()
