@@ -222,7 +222,8 @@ class ViommuDevice(QueueDevice):
                         continue
                     return False
                 nsegments += chain.nsegments
-                record = self._engine.told_fault(pending.popleft(), chain.writable_nbytes)
+                record = pending.popleft()
+                record = self._engine.told_fault(record, chain.writable_nbytes)
                 if chain.writable_nbytes < len(record):
                     # D61: not spread over several buffers, and there is no smaller format (left) to fall back to.
                     self.dropped_faults += 1
