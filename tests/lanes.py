@@ -20,7 +20,17 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 BOOTING = ("tests/booted", "guest_tests")
-BEHIND = ()
+BEHIND = (
+    "tests/booted/test_bare_kernel.py",
+    "tests/booted/test_bench.py",
+    "tests/booted/test_configs.py",
+    "tests/booted/test_disk_image.py",
+    "tests/booted/test_hostile_soak.py",
+    "tests/booted/test_hot_plug.py",
+    "tests/booted/test_lifecycle.py",
+    "tests/booted/test_recipe_tools.py",
+    "tests/booted/test_recipes.py",
+)
 ONE_GUEST = "--guest-live=1"  # a lane
 POLL_S = 0.5
 

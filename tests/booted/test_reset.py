@@ -24,7 +24,7 @@ from tests.support.patience import heard, watched
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
 STRICT = "iommu.strict=1"
 VM_S = 180.0  # three starts take 25 s on a quiet machine

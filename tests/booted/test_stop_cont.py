@@ -34,7 +34,7 @@ from tests.support.patience import heard
 from vdev.config import Config, load_config, parse_size
 from vdev.config.schema import ATTACHMENTS, Attach
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 5
 MEMORY = "256M"  # all of it is hashed twice a round
