@@ -81,7 +81,7 @@ class DmaError(VdevError):
 
 
 class TranslationFault(DmaError):
-    """The IOMMU refused the access; `fault_reason` is the wire reason (0 UNKNOWN, 1 DOMAIN, 2 MAPPING)."""
+    """The IOMMU refused the access; `fault_reason` is the wire reason (0 UNKNOWN, 1 DOMAIN, 2 MAPPING; 0x40-0x42)."""
 
     def __init__(self, fault_reason: int, reason: str, iova: int, detail: str = "") -> None:
         self.fault_reason = fault_reason

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_device import BATCH_SEGMENTS, RING_FEATURES, QueueDevice
@@ -80,6 +80,7 @@ class ViommuDevice(QueueDevice):
         self._held: list[_Held] = []
         self._now_ns = 0
         engine.in_flight.ended = self._flight_ended
+        engine.config_changed = lambda: self._transport.config_changed()
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
 
     # VirtioDevice
@@ -172,8 +173,10 @@ class ViommuDevice(QueueDevice):
         """Whether `held` waits no longer; one whose ring is out of reach is tried again when that has changed."""
         if not held.wait.is_over:
             return False
-        kept = self._hold is not None and self._hold(held.reply)
-        if not kept and not self.complete(held.reply):
+        answer = held.wait.answer()  # of an allocation; else it has been known since the request was handled
+        reply = held.reply if answer is None else replace(held.reply, answer=answer)
+        kept = self._hold is not None and self._hold(reply)
+        if not kept and not self.complete(reply):
             return False
         self._engine.answered_late(held.wait, self._now_ns - held.since_ns)
         return True
@@ -219,9 +222,9 @@ class ViommuDevice(QueueDevice):
                         continue
                     return False
                 nsegments += chain.nsegments
-                record = pending.popleft()
+                record = self._engine.told_fault(pending.popleft(), chain.writable_nbytes)
                 if chain.writable_nbytes < len(record):
-                    # D61: not spread over several buffers, and there is no smaller format to fall back to.
+                    # D61: not spread over several buffers, and there is no smaller format (left) to fall back to.
                     self.dropped_faults += 1
                     ring.push(chain, 0)
                 else:

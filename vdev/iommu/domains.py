@@ -1,7 +1,7 @@
 """Domains, the endpoints attached to them, their mappings, and the translation of one access.
 
 All ranges are half-open. Every method validates first and commits after: a refused request (RequestError carries the
-status of its tail) leaves no trace. Choices the specification leaves open are listed in engine.py.
+status of its tail) leaves no trace. Choices the specification leaves open are listed in __init__.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
 from vdev.iommu.intervals import Interval, IntervalMap, Rubbish
-from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, ReservedRegion, UnitSettings
+from vdev.iommu.pasid_held import Held
+from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, PasidSettings, ReservedRegion, UnitSettings
 from vdev.wire import viommu as wire
 
 READ = wire.MAP_F_READ
@@ -25,18 +26,43 @@ SWEEP_BLOCKS = 64  # what one `sweep` frees: about 2 ms
 
 @dataclass(slots=True)
 class Domain:
-    """One address space. `holes` are the regions reserved for any of its endpoints: nothing is mapped there."""
+    """One address space. `holes` are the regions reserved for any of its endpoints: nothing is mapped there. `pairs`
+    by endpoint and PASID."""
 
     id: int
     bypass: bool
     endpoints: dict[int, Endpoint] = field(default_factory=dict)
+    pairs: dict[int, dict[int, Pair]] = field(default_factory=dict)  # no empty ones
     mappings: IntervalMap = field(default_factory=IntervalMap)
     holes: tuple[Piece, ...] = ()  # (start, stop), distinct
 
     def refresh_holes(self) -> None:
-        """Recompute `holes` after an endpoint came or went."""
+        """Recompute `holes` after an endpoint, or one's first or last pair, came or went."""
         regions = {(region.start, region.stop) for ep in self.endpoints.values() for region in ep.reserved}
+        for pairs in self.pairs.values():
+            pair = next(iter(pairs.values()))
+            regions |= {(region.start, region.stop) for region in pair.endpoint.reserved}
         self.holes = tuple(sorted(regions))
+
+    @property
+    def npairs(self) -> int:
+        """How many are attached to it."""
+        return sum(map(len, self.pairs.values()))
+
+
+@dataclass(slots=True, eq=False)
+class Pair:
+    """An endpoint and a PASID, attached: to `domain`, or to whatever the endpoint's RID is (None). See pairs.py."""
+
+    endpoint: Endpoint
+    pasid: int
+    held: Held
+    domain: Domain | None = None
+
+    @property
+    def domain_id(self) -> int | None:
+        """None where it mirrors."""
+        return None if self.domain is None else self.domain.id
 
 
 @dataclass(slots=True)
@@ -46,7 +72,9 @@ class Endpoint:
     id: int
     name: str
     reserved: tuple[ReservedRegion, ...]  # by rising start
+    pasid: PasidSettings | None = None
     domain: Domain | None = None
+    pairs: dict[int, Pair] = field(default_factory=dict)  # by PASID, those that mirror included
 
     @property
     def domain_id(self) -> int | None:
@@ -76,6 +104,7 @@ class DomainTable:
         self._aperture = (self._input_start, self._input_stop) if settings.force_aperture else (0, ADDRESS_SPACE)
         self.bypass = False
         self.nmappings = 0
+        self.npairs = 0
         # Removed and not freed yet. Bounded: a block takes hundreds of MAPs to make, and every slice of them sweeps.
         self.rubbish: Rubbish = []
         self.domains: dict[int, Domain] = {}
@@ -88,10 +117,13 @@ class DomainTable:
         if given.id in self.endpoints:
             raise ConfigError(f"endpoint {given.name}", f"id {given.id:#x} is taken by {self.endpoints[given.id].name}")
         reserved = tuple(sorted(given.reserved, key=lambda region: region.start))
-        self.endpoints[given.id] = Endpoint(given.id, given.name, reserved)
+        self.endpoints[given.id] = Endpoint(given.id, given.name, reserved, given.pasid)
 
     def remove(self, endpoint_id: int) -> int | None:
-        """Detach and forget; the domain it left, which has ended if it was the last there. KeyError if unknown."""
+        """Detach and forget; the domain it left, which has ended if it was the last there. KeyError if unknown.
+
+        It has no pairs any more.
+        """
         endpoint = self.endpoints.pop(endpoint_id)
         left = endpoint.domain
         if left is None:
@@ -101,10 +133,11 @@ class DomainTable:
 
     def endpoint_settings(self) -> list[EndpointSettings]:
         """Those there are, as `__init__` takes them."""
-        return [EndpointSettings(known.id, known.name, known.reserved) for known in self.endpoints.values()]
+        known = self.endpoints.values()
+        return [EndpointSettings(endpoint.id, endpoint.name, endpoint.reserved, endpoint.pasid) for endpoint in known]
 
     def clear(self) -> None:
-        """Detach every endpoint, which ends every domain."""
+        """Detach every endpoint, which ends every domain. No pair is attached to one any more."""
         for endpoint in self.endpoints.values():
             endpoint.domain = None
         for domain in self.domains.values():
@@ -120,27 +153,10 @@ class DomainTable:
     def attach(self, domain_id: int, endpoint_id: int, *, bypass: bool) -> None:
         """Attach, creating the domain (D24) and leaving the present one (D21) as needed."""
         endpoint = self.endpoint(endpoint_id)
-        if not self._settings.domain_start <= domain_id < self._settings.domain_stop:
-            raise RequestError(wire.S_RANGE, f"domain {domain_id} is outside the domain range")
-        if bypass and not self._settings.bypass_offered:
-            raise RequestError(wire.S_INVAL, "bypass domains are not offered")
-        domain = self.domains.get(domain_id)
-        if domain is None:
-            self._check_room_for_domain(endpoint)
-            domain = Domain(domain_id, bypass)
-        else:
-            # D20: existing domain with inconsistent BYPASS flag
-            if domain.bypass != bypass:
-                raise RequestError(wire.S_INVAL, f"domain {domain_id} exists with another BYPASS flag")
-            if endpoint.domain is domain:
-                return
-            # D22: the domain's mappings would hide what is reserved for this endpoint
-            for region in endpoint.reserved:
-                if domain.mappings.overlaps(region.start, region.stop):
-                    raise RequestError(
-                        wire.S_UNSUPP,
-                        f"domain {domain_id} has mappings in reserved {region.start:#x}..{region.stop:#x}",
-                    )
+        self.check_domain(domain_id)
+        domain = self.admit(domain_id, endpoint, endpoint.domain, bypass=bypass)
+        if endpoint.domain is domain:
+            return
         if endpoint.domain is not None:
             self._leave(endpoint, endpoint.domain)
         self.domains[domain_id] = domain
@@ -148,6 +164,30 @@ class DomainTable:
         domain.endpoints[endpoint_id] = endpoint
         domain.refresh_holes()
         endpoint.domain = domain
+
+    def check_domain(self, domain_id: int) -> None:
+        """RANGE outside the domain range."""
+        if not self._settings.domain_start <= domain_id < self._settings.domain_stop:
+            raise RequestError(wire.S_RANGE, f"domain {domain_id} is outside the domain range")
+
+    def admit(self, domain_id: int, endpoint: Endpoint, present: Domain | None, *, bypass: bool) -> Domain:
+        """The domain, maybe a new one, that `endpoint` or a pair of it may join from `present`; changes nothing."""
+        if bypass and not self._settings.bypass_offered:
+            raise RequestError(wire.S_INVAL, "bypass domains are not offered")
+        domain = self.domains.get(domain_id)
+        if domain is None:
+            self._check_room_for_domain(present)
+            return Domain(domain_id, bypass)
+        # D20: existing domain with inconsistent BYPASS flag
+        if domain.bypass != bypass:
+            raise RequestError(wire.S_INVAL, f"domain {domain_id} exists with another BYPASS flag")
+        if domain is not present:
+            # D22: the domain's mappings would hide what is reserved for this endpoint
+            for region in endpoint.reserved:
+                if domain.mappings.overlaps(region.start, region.stop):
+                    problem = f"domain {domain_id} has mappings in reserved {region.start:#x}..{region.stop:#x}"
+                    raise RequestError(wire.S_UNSUPP, problem)
+        return domain
 
     def detach(self, domain_id: int, endpoint_id: int) -> int:
         """Detach; returns the id of the domain left, which may differ from `domain_id` (see below)."""
@@ -230,9 +270,9 @@ class DomainTable:
         if iova < 0 or iova + nbytes > ADDRESS_SPACE:
             raise TranslationFault(wire.FAULT_R_MAPPING, "outside-address-space", iova)
         mappings = domain.mappings if domain is not None and not domain.bypass else None
-        return self._walk(endpoint.reserved, mappings, (iova, iova + nbytes), access)
+        return self.walk(endpoint.reserved, mappings, (iova, iova + nbytes), access)
 
-    def _walk(
+    def walk(
         self, reserved: tuple[ReservedRegion, ...], mappings: IntervalMap | None, span: Piece, access: int
     ) -> list[Piece]:
         """Cut `span` at region and mapping edges and check every piece; `mappings` None is identity (bypass)."""
@@ -281,17 +321,21 @@ class DomainTable:
             raise TranslationFault(wire.FAULT_R_MAPPING, "no-read", iova)
         return hit
 
-    def _check_room_for_domain(self, endpoint: Endpoint) -> None:
-        """NOMEM if one more domain would be too many, once `endpoint` has left its present one."""
-        frees_one = endpoint.domain is not None and len(endpoint.domain.endpoints) == 1
+    def _check_room_for_domain(self, present: Domain | None) -> None:
+        """NOMEM if one more domain would be too many, once who asks has left `present`."""
+        frees_one = present is not None and len(present.endpoints) + present.npairs == 1
         if len(self.domains) - frees_one >= self._limits.max_domains:
             raise RequestError(wire.S_NOMEM, "too many domains")
 
     def _leave(self, endpoint: Endpoint, domain: Domain) -> None:
-        """Take the endpoint out; D29: the domain ends with its last endpoint, and its mappings with it."""
+        """Take the endpoint out."""
         endpoint.domain = None
         del domain.endpoints[endpoint.id]
-        if domain.endpoints:
+        self.was_left(domain)
+
+    def was_left(self, domain: Domain) -> None:
+        """An endpoint or a pair is out of `domain`. D29, P24: it ends with the last, and its mappings with it."""
+        if domain.endpoints or domain.pairs:
             domain.refresh_holes()
             return
         del self.domains[domain.id]

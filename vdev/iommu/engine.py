@@ -3,43 +3,8 @@
 Modes. `compat` (default) answers every request with a whole tail, because stock Linux reads used length 0 as success.
 `strict` follows the letter: used length 0 for unknown types (D11), PROBE not offered (D47), too short requests (D15).
 
-Choices where the specification is silent or says MAY ("D" numbers: the project's checklist of its clauses):
-
-    situation                                            answer
-    ---------------------------------------------------  --------------------------------------------------------------
-    writable part cannot hold a tail (< 4 bytes)         chain returned unwritten, both modes
-    readable part too short for its type                 compat INVAL, strict unwritten; PROBE's tail at its usual place
-    either part longer than needed                       accepted; the reply starts at offset 0 of the writable part
-    PROBE, writable part < probe_size + 4 (D51)          zeros, then INVAL in the last four bytes, both modes
-    unknown type, compat                                 UNSUPP at offset 0, used length 4; PROBE not offered likewise
-    ATTACH/MAP flag whose feature is not negotiated      INVAL, as any unknown flag bit (D17, D32)
-    order of ATTACH's checks                             reserved, flags, endpoint, domain range, then for a new domain
-                                                         the cap, for a living one its BYPASS flag and the regions
-    ATTACH, domain outside domain_range                  RANGE
-    ATTACH to the domain it is in, same BYPASS flag      OK, nothing changes; other flag: INVAL (D20)
-    ATTACH to a domain with mappings where the endpoint
-      has reserved regions (D22)                         UNSUPP
-    ATTACH when max_domains exist                        NOMEM (the domain a mover leaves empty does not count)
-    DETACH from a domain it is not in (D27)              INVAL; but an endpoint in a bypass domain may name domain 0
-    order of MAP's checks                                flags, domain, bypass, range, regions, overlap, caps
-    MAP or UNMAP, virt_end < virt_start                  RANGE; equal is one byte, legal where the granule is 1
-    MAP outside input_range, or phys end over 64 bits    RANGE, whether or not INPUT_RANGE was accepted
-    MAP over a region reserved for any endpoint of the
-      domain (D38)                                       INVAL
-    MAP without READ and WRITE                           OK; every access through it faults
-    MAP to a guest-physical address without RAM          OK; checked at access
-    MAP over a cap                                       NOMEM (INVAL if it overlaps a mapping as well)
-    UNMAP with reserved bytes set (D39)                  INVAL, nothing removed
-    UNMAP ends off the granule or outside input_range    fine, as long as no mapping is split
-    UNMAP, DETACH, ATTACH with accesses in flight        done at once, answered once those are over (in_flight.py);
-                                                         requests behind them are answered meanwhile
-    MAP, UNMAP without MAP_UNMAP accepted                served: the device offers it
-    access to a RESERVED region, or a read of an MSI
-      region, bypassing or not                           MAPPING fault
-    write to the MSI region                              passes untranslated, unless unattached without bypass (DOMAIN)
-    bypassing access outside input_range                 identity: the range limits what can be mapped; with
-                                                         force_aperture a MAPPING fault
-    write of `bypass` other than 0 or 1 (D8)             ignored
+Choices where the specification is silent or says MAY are listed in `vdev/iommu/__init__.py`; those of the PASID
+extension in pasid_unit.py.
 """
 
 from __future__ import annotations
@@ -48,28 +13,31 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from vdev.errors import RequestError, TranslationFault
+from vdev.errors import ConfigError, RequestError, TranslationFault
 from vdev.iommu.domains import DomainTable, Piece
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAttached,
     EndpointDetached,
     Event,
-    FaultRaised,
-    FaultsDropped,
     ReplyHeld,
     RequestHandled,
     ResetKind,
     UnitReset,
     request_fields,
 )
-from vdev.iommu.fault_queue import FaultQueue, fault_record
-from vdev.iommu.in_flight import Flight, InFlight, Wait
-from vdev.iommu.kinds import Kind, answer_unfit
-from vdev.iommu.probe import probe_reply
-from vdev.iommu.settings import EndpointSettings, UnitSettings
+from vdev.iommu.fault_queue import FaultQueue, fitted
+from vdev.iommu.in_flight import NAMES, Flight, InFlight, Wait
+from vdev.iommu.kinds import OK_TAIL, Kind, answer_unfit, status_name
+from vdev.iommu.pairs import translate_pair
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.pasid_unit import PASID_ANSWER_NBYTES, PASID_REQUESTS, UnitPasids
+from vdev.iommu.probe import endpoint_properties
+from vdev.iommu.settings import EndpointSettings, UnitSettings, config_bytes
 from vdev.iommu.snapshot import UnitState, describe_table, dump_unit, load_unit
+from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
+from vdev.wire import viommu_pasid as pasid_wire
 from vdev.wire.record import Record
 
 MAP_PERMISSIONS = wire.MAP_F_READ | wire.MAP_F_WRITE
@@ -83,39 +51,40 @@ class Engine:
         settings: UnitSettings,
         endpoints: Iterable[EndpointSettings],
         emit: Callable[[Event], None] | None = None,
+        pasids: PasidSet | None = None,
     ) -> None:
-        """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`."""
+        """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`. `pasids` is
+        the VM's set; a unit that offers PASIDs needs it."""
         self.settings = settings
         self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
         self.in_flight = InFlight()
         self.wait: Wait | None = None  # set by a request whose answer must wait; whoever answers takes it
+        self.config_changed: Callable[[], None] = _nobody  # fields changed that a driver is to be told of
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
-        self._faults = FaultQueue(settings.limits.max_pending_faults)
+        self._faults = FaultQueue(settings.limits.max_pending_faults, settings.name, emit)
         self._refused: dict[int | None, int] = {}  # by status
-        self._fault_counts: dict[str, int] = {}  # by reason word
         self.offered_features = settings.offered_features
         self._accepted = 0
         self._map_flags = self._attach_flags = 0
-        self._properties = {endpoint.id: probe_reply(settings, endpoint) for endpoint in given}
-        self._kinds = {
-            number: Kind(
-                wire.REQUEST_NAMES[number],
-                record,
-                record.layout.size,
-                settings.probe_size if number == wire.T_PROBE else 0,
-                handler,
-            )
+        self._properties = {endpoint.id: endpoint_properties(settings, endpoint) for endpoint in given}
+        before_tail = {wire.T_PROBE: settings.probe_size, **PASID_ANSWER_NBYTES}
+        self.kinds = {
+            number: Kind(NAMES[number], record, record.layout.size, before_tail.get(number, 0), handler, feature)
             for number, (record, feature, handler) in REQUESTS.items()
             if self.offered_features & feature
         }
+        if settings.pasids and pasids is None:
+            raise ConfigError(f"unit {settings.name}", "it offers PASIDs and there is no set to take them from")
+        self._pasids = None if pasids is None else UnitPasids(self, pasids)
         self.set_features(0)
         self._table.bypass = self._boot_bypass
 
     @property
     def pending_faults(self) -> deque[bytes]:
-        """The 24-byte fault records, oldest left; whoever delivers one to the guest takes it out."""
+        """The fault records, oldest left; whoever delivers one to the guest takes it out and tells it as
+        `told_fault`."""
         return self._faults.pending
 
     @property
@@ -138,11 +107,24 @@ class Engine:
         """Whether a driver has accepted features."""
         return bool(self._accepted)
 
+    @property
+    def pasids(self) -> UnitPasids:
+        """The unit's part of the PASID extension; LookupError where it has none."""
+        if self._pasids is None:
+            raise LookupError(f"{self.settings.name} has no PASIDs")
+        return self._pasids
+
+    def tell(self, kind: Callable[..., Event], *what: Any) -> None:
+        """Emit an event of this unit's."""
+        if self._emit is not None:
+            self._emit(kind(self.settings.name, *what))
+
     # requests
 
     def handle(self, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
-        """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0)."""
-        kind = self._kinds.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
+        """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0). Where `wait` has
+        an answer of its own, that one counts."""
+        kind = self._served.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
         if kind is None or len(readable) < kind.nbytes or writable_nbytes < kind.properties_nbytes + wire.TAIL_NBYTES:
             return self._answer_unfit(kind, readable, writable_nbytes)
         kind.handled += 1
@@ -150,13 +132,19 @@ class Engine:
         try:
             body = kind.handler(self, request)
         except RequestError as error:
-            self._refused[error.status] = self._refused.get(error.status, 0) + 1
-            if self._emit is not None:
-                self._emit(RequestHandled(self.settings.name, kind.name, error.status, request, str(error)))
-            return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
+            return self.refuse(kind, request, error)
+        if body is None:
+            return b""
         if self._emit is not None:
             self._emit(RequestHandled(self.settings.name, kind.name, wire.S_OK, request))
-        return body + _OK_TAIL
+        return body + OK_TAIL
+
+    def refuse(self, kind: Kind, request: Record, error: RequestError) -> bytes:
+        """The answer to a request that is refused."""
+        self._refused[error.status] = self._refused.get(error.status, 0) + 1
+        if self._emit is not None:
+            self._emit(RequestHandled(self.settings.name, kind.name, error.status, request, str(error)))
+        return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
 
     def _attach(self, request: wire.Attach) -> bytes:
         # D16: reserved not zero; D17: unknown flag bit
@@ -206,7 +194,11 @@ class Engine:
         # D45: reserved is ignored
         self._table.endpoint(request.endpoint)
         self.reached(request.endpoint, "probed")
-        return self._properties[request.endpoint]
+        return self._probed(request.endpoint)
+
+    def _probed(self, endpoint: int) -> bytes:
+        properties = self._properties[endpoint]
+        return properties.with_pasids if self._has_pasids else properties.plain
 
     def answered_late(self, wait: Wait, held_ns: int) -> None:
         """The answer of `wait` is in the ring, after it was held for so long."""
@@ -227,13 +219,16 @@ class Engine:
 
     def add_endpoint(self, endpoint: EndpointSettings) -> None:
         """From now on requests may name it. ConfigError, as from the constructor, and then nothing has changed."""
-        properties = probe_reply(self.settings, endpoint)
+        properties = endpoint_properties(self.settings, endpoint)
         self._table.add(endpoint)
         self._properties[endpoint.id] = properties
 
     def remove_endpoint(self, endpoint: int) -> None:
         """Detach it and forget it: requests that name it get NOENT. Call `sweep` until nothing is left to free."""
-        domain = self._table.endpoints[endpoint].domain
+        leaving = self._table.endpoints[endpoint]
+        if self._pasids is not None:
+            self._pasids.endpoint_leaves(leaving)
+        domain = leaving.domain
         if domain is not None:
             left = self._table.detach(domain.id, endpoint)
             if self._emit is not None:
@@ -244,53 +239,66 @@ class Engine:
 
     def describe_endpoint(self, endpoint: int) -> dict[str, Any]:
         """One endpoint for a query: domain (None for none), mappings of it, reserved regions, bytes PROBE answers."""
-        return {**self._table.endpoints[endpoint].describe(), "probe": self._properties[endpoint]}
+        return {**self._table.endpoints[endpoint].describe(), "probe": self._probed(endpoint)}
 
     # translation and faults
 
-    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[Piece]:
+    def translate(self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None) -> list[Piece]:
         """The (gpa, nbytes) pieces of one access in order (READ=1, WRITE=2); TranslationFault unless all is allowed.
 
         No side effects. The number of pieces is bounded by `nbytes` / granule: callers slice long accesses.
         """
+        if tag is not None:
+            return translate_pair(self._table, self.settings, endpoint, (iova, nbytes), access, tag)[0]
         return self._table.translate(endpoint, iova, nbytes, access)
 
-    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None) -> Flight:
         """As `translate`, of an access whose bytes move later: it is in flight until `in_flight.end`."""
-        pieces = self._table.translate(endpoint, iova, nbytes, access)
-        flight = Flight(endpoint, self._table.endpoints[endpoint].domain_id, iova, iova + nbytes, access, pieces)
+        if tag is None:
+            pieces = self._table.translate(endpoint, iova, nbytes, access)
+            domain, pasid = self._table.endpoints[endpoint].domain_id, 0
+        else:
+            pieces, domain = translate_pair(self._table, self.settings, endpoint, (iova, nbytes), access, tag)
+            pasid = tag.pasid
+        flight = Flight(endpoint, domain, iova, iova + nbytes, access, pieces, pasid=pasid)
         self.in_flight.begin(flight)
         return flight
 
-    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None:
+    def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         """Report a refused access: count, emit, queue the record for the guest."""
-        self._fault_counts[error.reason] = self._fault_counts.get(error.reason, 0) + 1
-        overflow = self._faults.put(fault_record(error.fault_reason, access, endpoint, error.iova))
-        if self._emit is not None:
-            self._emit(FaultRaised(self.settings.name, endpoint, error.reason, access, error.iova))
-            if overflow:
-                self._emit(FaultsDropped(self.settings.name, self._faults.dropped))
+        self._faults.report(endpoint, error, access, tag)
+
+    def told_fault(self, record: bytes, nbytes: int) -> bytes:
+        """One of `pending_faults` in the driver's format, for a buffer of `nbytes`; longer where it does not fit."""
+        return fitted(record, nbytes, has_pasids=self._has_pasids)
+
+    def host_attach_mirror(self, endpoint: int, pasid: int) -> None:
+        """The kernel PASID of an endpoint, see `UnitPasids`."""
+        self.pasids.host_attach_mirror(endpoint, pasid)
 
     # features, config, resets
 
     def set_features(self, accepted: int) -> None:
         """The driver accepted these bits; those we do not offer are none of our business."""
         self._accepted = accepted & self.offered_features
+        if self._pasids is not None:
+            self._accepted = self._pasids.accept(self._accepted)
+        self._has_pasids = bool(self._accepted & pasid_wire.F_PASID)
+        # P1, P12: of the extension's types a driver knows those it accepted
+        unknown = pasid_wire.FEATURES & ~self._accepted
+        self._served = {number: kind for number, kind in self.kinds.items() if not kind.feature & unknown}
         self._map_flags = MAP_PERMISSIONS | (wire.MAP_F_MMIO if self._accepted & wire.F_MMIO else 0)
         self._attach_flags = wire.ATTACH_F_BYPASS if self._accepted & wire.F_BYPASS_CONFIG else 0
 
+    def takes_features(self, accepted: int) -> bool:
+        """Whether a driver may accept these together (P2, P3); those we do not offer are none of our business."""
+        wanted = accepted & self.offered_features
+        return self._pasids is None or self._pasids.usable(wanted) == wanted
+
     def config_bytes(self) -> bytes:
         """The whole config space, `wire.CONFIG_NBYTES`; fields of features not offered are zero."""
-        given = self.settings
-        return wire.Config(
-            given.page_size_mask,
-            given.input_start,
-            given.input_stop - 1,
-            given.domain_start,
-            given.domain_stop - 1,
-            given.probe_size,
-            int(self._table.bypass),
-        ).pack()
+        extension = bytes(pasid_wire.CONFIG_NBYTES) if self._pasids is None else self._pasids.config_fields()
+        return config_bytes(self.settings, self._table.bypass, extension)
 
     def write_bypass(self, value: int) -> None:
         """The driver wrote the `bypass` byte. The caller checks that BYPASS_CONFIG was negotiated."""
@@ -325,6 +333,8 @@ class Engine:
 
     def _reset(self, kind: ResetKind) -> None:
         self.in_flight.cancel_all()
+        if self._pasids is not None:
+            self._pasids.reset()
         self._table.clear()
         self._faults.replace(())
         self.set_features(0)
@@ -344,19 +354,19 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What a query shows: plain data, no mappings. Bounded by the number of endpoints, as domains are."""
-        counters = {
-            "requests": {kind.name: kind.handled for kind in self._kinds.values()},
-            "refused": {_status_name(status): count for status, count in self._refused.items()},
-            "faults": dict(self._fault_counts),
-            "faults_dropped": self._faults.dropped,
-        }
         return {
             "unit": self.settings.name,
             "mode": self.settings.mode,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
             **describe_table(self._table),
             "pending_faults": len(self._faults.pending),
-            "counters": counters,
+            "counters": {
+                "requests": {kind.name: kind.handled for kind in self.kinds.values()},
+                "refused": {status_name(status): count for status, count in self._refused.items()},
+                "faults": dict(self._faults.counts),
+                "faults_dropped": self._faults.dropped,
+            },
+            **({} if self._pasids is None else {"pasids": self._pasids.describe()}),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -379,17 +389,12 @@ def _nobody(*_: Any) -> None:
     """No one wants to know."""
 
 
-def _status_name(status: int | None) -> str:
-    return "unwritten" if status is None else wire.STATUS_NAMES[status]
-
-
-_OK_TAIL = wire.TAILS[wire.S_OK]
-
 # type: its record, the feature that must be offered, what serves it
-REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes]]] = {
+REQUESTS: dict[int, tuple[type[Record], int, Callable[[Engine, Any], bytes | None]]] = {
     wire.T_ATTACH: (wire.Attach, wire.F_MAP_UNMAP, Engine._attach),
     wire.T_DETACH: (wire.Detach, wire.F_MAP_UNMAP, Engine._detach),
     wire.T_MAP: (wire.Map, wire.F_MAP_UNMAP, Engine._map),
     wire.T_UNMAP: (wire.Unmap, wire.F_MAP_UNMAP, Engine._unmap),
     wire.T_PROBE: (wire.Probe, wire.F_PROBE, Engine._probe),
+    **PASID_REQUESTS,
 }

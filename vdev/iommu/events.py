@@ -62,13 +62,14 @@ class ReplyHeld:
 
 @dataclass(slots=True)
 class FaultRaised:
-    """An access was refused. `reason` is the error's stable word, `access` READ=1 | WRITE=2."""
+    """An access was refused. `reason` is the error's stable word, `access` READ=1 | WRITE=2, `pasid` 0 for none."""
 
     unit: str
     endpoint: int
     reason: str
     access: int
     iova: int
+    pasid: int = 0
 
 
 @dataclass(slots=True)
@@ -142,6 +143,85 @@ class EndpointStage:
     stage: str
 
 
+@dataclass(slots=True)
+class PasidAllocated:
+    """The VM has one more PASID. `unit` is the one it was allocated through, "" for the host itself."""
+
+    unit: str
+    pasid: int
+
+
+@dataclass(slots=True)
+class PasidRefused:
+    """The VM got no PASID. `why` is quota, supply, range or unreachable; the guest is not told which of the first."""
+
+    unit: str
+    why: str
+
+
+@dataclass(slots=True)
+class PasidFreed:
+    """PASIDs allocated through `unit` were freed; `pending` are those of them still in use."""
+
+    unit: str
+    pasids: tuple[int, ...]
+    pending: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class PasidEnded:
+    """Nothing uses these any more: the host may grant them again."""
+
+    pasids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class PasidAttached:
+    """A pair joined a domain, or follows its RID (None); a move sends PasidDetached first."""
+
+    unit: str
+    endpoint: int
+    pasid: int
+    domain: int | None
+
+
+@dataclass(slots=True)
+class PasidDetached:
+    """A pair left a domain, or follows its RID no longer (None). Not sent on resets, as EndpointDetached."""
+
+    unit: str
+    endpoint: int
+    pasid: int
+    domain: int | None
+
+
+@dataclass(slots=True)
+class PasidQuotaChanged:
+    """The VM may have more or fewer PASIDs from now on; it keeps those it has."""
+
+    before: int
+    after: int
+
+
+@dataclass(slots=True)
+class PasidQuotaExceeded:
+    """The quota is why a PASID was refused. Sent again only after one was granted, or the quota changed."""
+
+    quota: int
+    used: int
+
+
+PasidEvent = (
+    PasidAllocated
+    | PasidRefused
+    | PasidFreed
+    | PasidEnded
+    | PasidAttached
+    | PasidDetached
+    | PasidQuotaChanged
+    | PasidQuotaExceeded
+)
+
 Event = (
     RequestHandled
     | ReplyHeld
@@ -154,4 +234,5 @@ Event = (
     | EndpointAdded
     | EndpointRemoved
     | EndpointStage
+    | PasidEvent
 )

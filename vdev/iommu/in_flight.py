@@ -12,11 +12,13 @@ answer ever waits for something the guest must do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from vdev.wire import viommu, viommu_pasid
 from vdev.wire.record import Record
-from vdev.wire.viommu import REQUEST_NAMES, Attach, Detach, Unmap
+from vdev.wire.viommu import Attach, Detach, Unmap
+from vdev.wire.viommu_pasid import AttachPasid, DetachPasid, PasidFree
 
 Piece = tuple[int, int]  # gpa, nbytes
 
@@ -36,23 +38,39 @@ class Flight:
     access: int  # READ=1, WRITE=2
     pieces: list[Piece]
     over: bool = False  # it has landed, was given back, or was cancelled
+    pasid: int = 0  # it carries; a mirroring pair's was translated in the RID's domain
+
+
+@dataclass(slots=True)
+class Late:
+    """An answer that somebody else is asked for first: None until it is known."""
+
+    answer: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A request that was granted, and the flights its answer must not overtake."""
+    """A request that was granted, and the flights its answer must not overtake; or one whose answer is not known yet
+    (`late`)."""
 
     type_name: str
     request: Record
     flights: list[Flight]
+    late: Late | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether it may be answered."""
+        if self.late is not None:
+            return self.late.answer is not None
         return all(flight.over for flight in self.flights)
 
+    def answer(self) -> bytes | None:
+        """The answer, where it was not known when the request was handled."""
+        return None if self.late is None else self.late.answer
 
-def _nobody() -> None:
+
+def _nobody(*_: int) -> None:
     """No one waits."""
 
 
@@ -62,6 +80,7 @@ class InFlight:
     def __init__(self) -> None:
         self.by_endpoint: dict[int, list[Flight]] = {}  # no empty lists: false when nothing is in flight
         self.ended: Callable[[], None] = _nobody
+        self.tag_ended: Callable[[int], None] = _nobody  # told of the PASID before that, where it has one
 
     def begin(self, flight: Flight) -> None:
         """It is in the air from now on. ValueError, a bug of the endpoint's, for more than MAX_FLIGHTS at once."""
@@ -79,15 +98,29 @@ class InFlight:
         flights.remove(flight)
         if not flights:
             del self.by_endpoint[flight.endpoint]
+        if flight.pasid:
+            self.tag_ended(flight.pasid)
         self.ended()
 
     def of(self, endpoint: int) -> list[Flight]:
         """All of one endpoint."""
         return list(self.by_endpoint.get(endpoint, ()))
 
+    def pasids(self) -> set[int]:
+        """Those that flights carry."""
+        return {flight.pasid for flight in self._all() if flight.pasid} if self.by_endpoint else set()
+
+    def with_pasids(self, pasids: Container[int]) -> list[Flight]:
+        """All that carry one of `pasids`."""
+        return [flight for flight in self._all() if flight.pasid and flight.pasid in pasids]
+
     def wait_of_move(self, request: Attach | Detach) -> Wait | None:
         """What ATTACH or DETACH waits for: all flights of its endpoint, wherever they were translated."""
         return _wait(request, self.of(request.endpoint))
+
+    def wait_of_pair(self, request: AttachPasid | DetachPasid) -> Wait | None:
+        """What a request that moves a pair waits for: all flights of that pair, wherever they were translated."""
+        return _wait(request, [flight for flight in self.of(request.endpoint) if flight.pasid == request.pasid])
 
     def wait_of_unmap(self, request: Unmap) -> Wait | None:
         """What UNMAP waits for: flights over any byte of its range that were translated in its domain.
@@ -106,6 +139,10 @@ class InFlight:
         """Nothing of this endpoint lands any more."""
         self._cancel(self.of(endpoint))
 
+    def cancel_pair(self, endpoint: int, pasid: int) -> None:
+        """Nothing of this pair lands any more."""
+        self._cancel([flight for flight in self.of(endpoint) if flight.pasid == pasid])
+
     def cancel_bypassing(self) -> None:
         """Nothing lands any more that the `bypass` byte let through."""
         self._cancel([flight for flight in self._all() if flight.domain is None])
@@ -122,5 +159,15 @@ class InFlight:
             self.end(flight)
 
 
-def _wait(request: Attach | Detach | Unmap, flights: list[Flight]) -> Wait | None:
-    return Wait(REQUEST_NAMES[request.type], request, flights) if flights else None
+def wait_of_free(request: PasidFree, flights: list[Flight]) -> Wait | None:
+    """What PASID_FREE waits for: `flights`, of all units."""
+    return _wait(request, flights)
+
+
+def _wait(
+    request: Attach | Detach | Unmap | AttachPasid | DetachPasid | PasidFree, flights: list[Flight]
+) -> Wait | None:
+    return Wait(NAMES[request.type], request, flights) if flights else None
+
+
+NAMES = {**viommu.REQUEST_NAMES, **viommu_pasid.REQUEST_NAMES}

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from vdev.wire import viommu as wire
 from vdev.wire.record import Record
 
+OK_TAIL = wire.TAILS[wire.S_OK]
+
 
 @dataclass(slots=True)
 class Kind:
@@ -18,7 +20,8 @@ class Kind:
     record: type[Record]
     nbytes: int  # of the device-readable part
     properties_nbytes: int  # before the tail in the device-writable part
-    handler: Callable[[Any, Any], bytes]
+    handler: Callable[[Any, Any], bytes | None]  # None: the answer comes later
+    feature: int  # that must be offered, or of the PASID extension accepted
     handled: int = 0
 
 
@@ -36,3 +39,8 @@ def answer_unfit(
     status = wire.S_INVAL if short or kind is not None else wire.S_UNSUPP
     place = min(kind.properties_nbytes if kind is not None else 0, writable_nbytes - wire.TAIL_NBYTES)
     return status, bytes(place) + wire.TAILS[status], problem
+
+
+def status_name(status: int | None) -> str:
+    """A word for queries."""
+    return "unwritten" if status is None else wire.STATUS_NAMES[status]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vdev.errors import ConfigError
-from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, ReservedRegion, UnitSettings
+from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, PasidSettings, ReservedRegion, UnitSettings
 from vdev.wire import viommu as wire
+from vdev.wire import viommu_pasid as pasid_wire
 
 
 def probed_regions(unit: UnitSettings, reserved: tuple[ReservedRegion, ...]) -> tuple[ReservedRegion, ...]:
@@ -22,14 +25,34 @@ def probed_regions(unit: UnitSettings, reserved: tuple[ReservedRegion, ...]) -> 
     return (*reserved, *(region for region in outside if region.start < region.stop))
 
 
-def probe_reply(unit: UnitSettings, endpoint: EndpointSettings) -> bytes:
-    """`probe_size` bytes: the endpoint's properties, back to back (D50), the rest zero (D52). ConfigError: too many."""
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """An endpoint's answers to PROBE: to a driver that has not accepted PASID (P1), and to one that has."""
+
+    plain: bytes
+    with_pasids: bytes
+
+
+def endpoint_properties(unit: UnitSettings, endpoint: EndpointSettings) -> Properties:
+    """`probe_size` bytes each: the properties, back to back (D50), the rest zero (D52). ConfigError: too many."""
     regions = probed_regions(unit, endpoint.reserved)
-    packed = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in regions)
+    plain = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in regions)
+    packed = plain
+    if unit.pasids and endpoint.pasid is not None:
+        packed += _pasid_properties(endpoint.pasid)
     if unit.probe_size and len(packed) > unit.probe_size:
         raise ConfigError(
             f"endpoint {endpoint.name}",
             f"its properties take {len(packed)} bytes, probe_size is {unit.probe_size}",
             "raise the unit's probe_size",
         )
-    return packed.ljust(unit.probe_size, b"\0")
+    return Properties(plain.ljust(unit.probe_size, b"\0"), packed.ljust(unit.probe_size, b"\0"))
+
+
+def _pasid_properties(given: PasidSettings) -> bytes:
+    flags = pasid_wire.PROBE_PASID_F_EXECUTE if given.execute else 0
+    flags |= pasid_wire.PROBE_PASID_F_PRIVILEGED if given.privileged else 0
+    flags |= pasid_wire.PROBE_PASID_F_ONLY if given.only else 0
+    # P40: exactly one; P41: one for each range the endpoint keeps
+    reserved = b"".join(pasid_wire.resv_pasid(start, stop) for start, stop in sorted(given.reserved))
+    return pasid_wire.pasid_property(given.bits, flags) + reserved

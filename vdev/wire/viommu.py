@@ -97,7 +97,7 @@ class Config(Record):
     probe_size: int
     bypass: int
     reserved: bytes = bytes(3)
-    extension: bytes = bytes(24)
+    extension: bytes = bytes(24)  # `viommu_pasid.PasidConfig`, once accepted
 
 
 @dataclass(slots=True)
