@@ -26,3 +26,12 @@ class Refused(VdevError):
     def __init__(self, error_class: str, desc: str) -> None:
         self.error_class = error_class
         super().__init__(desc)
+
+
+def the_cause(group: BaseExceptionGroup) -> BaseException:
+    """The one exception to report: the VM's death where there was one, since all others follow from it."""
+    deaths = group.subgroup(VmDied)
+    found: BaseException = deaths or group
+    while isinstance(found, BaseExceptionGroup) and (deaths or len(found.exceptions) == 1):
+        found = found.exceptions[0]
+    return found

@@ -19,7 +19,7 @@ from qemu.qmp import QMPError
 from qmp_bridge.channel import Channel
 from qmp_bridge.child import Child
 from qmp_bridge.console import Console, connect
-from qmp_bridge.errors import VmDied
+from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import Options, Parts, paths_in, qemu_command, with_append
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
@@ -76,22 +76,14 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
             raise
         deaths = group.subgroup(_DEATHS)
         if deaths is None:
-            raise _first(group) from None
-        reason = str(_first(deaths)) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
+            raise the_cause(group) from None
+        reason = str(the_cause(deaths)) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
         problem = f"no guest to restore could be made: {console.panic() or reason}"
         raise VmDied(problem, console.tail(TAIL_LINES)) from None
     finally:
         await stop_qemu(qemu, qmp)
         if qmp is not None:
             await qmp.close()
-
-
-def _first(group: ExceptionGroup) -> Exception:
-    """The first exception in it that is no group."""
-    inner: Exception = group
-    while isinstance(inner, ExceptionGroup):
-        inner = inner.exceptions[0]
-    return inner
 
 
 async def _until_gone(qemu: Child) -> None:

@@ -22,7 +22,7 @@ from qmp_bridge.check_topology import check_topology
 from qmp_bridge.child import Child, last_lines
 from qmp_bridge.console import Console, connect
 from qmp_bridge.control_client import ControlClient
-from qmp_bridge.errors import VmDied
+from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import TRACE_LOG, Options, Plan, find_parts, make_plan, overridden
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
@@ -303,12 +303,3 @@ def _kept(vm: RunningVm, run: RunDirectory) -> tuple[Path | None, str]:
         problem = f"the logs could not be kept in {target}: {error}"
         vm.options.say(problem)
         return None, problem
-
-
-def the_cause(group: BaseExceptionGroup) -> BaseException:
-    """The one exception to report: the VM's death where there was one, since all others follow from it."""
-    deaths = group.subgroup(VmDied)
-    found: BaseException = deaths or group
-    while isinstance(found, BaseExceptionGroup) and (deaths or len(found.exceptions) == 1):
-        found = found.exceptions[0]
-    return found

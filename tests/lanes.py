@@ -1,8 +1,9 @@
 """`make test`: all tests in two lanes side by side, `python -m tests.lanes [PYTEST'S ARGUMENTS]`.
 
-One lane boots guests: it waits for them most of the time, and they keep one core busy. The other lane is everything
-else, on the other core. The first is shown as it goes, the second as one block when it has ended. With one core, all
-tests are one lane. By hand `pytest`, with whatever arguments, is as good.
+One lane boots guests, which keep one core busy. The other lane is everything else, on the other core, and then as many
+tests that boot guests as make the lanes equally long (`BEHIND`). So two guests run at a time at most. The first lane is
+shown as it goes, the second as one block when it has ended. With one core, all tests are one lane. By hand `pytest`,
+with whatever arguments, is as good.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 BOOTING = ("tests/booted", "guest_tests")
+BEHIND = (
+    "tests/booted/test_bare_kernel.py",
+    "tests/booted/test_bench.py",
+    "tests/booted/test_configs.py",
+    "tests/booted/test_disk_image.py",
+    "tests/booted/test_hostile_soak.py",
+    "tests/booted/test_hot_plug.py",
+    "tests/booted/test_lifecycle.py",
+    "tests/booted/test_recipe_tools.py",
+    "tests/booted/test_recipes.py",
+)
+ONE_GUEST = "--guest-live=1"  # a lane
 POLL_S = 0.5
 
 
@@ -27,20 +40,28 @@ def main(arguments: Sequence[str]) -> int:
     pytest = [sys.executable, "-m", "pytest", *arguments]
     if len(os.sched_getaffinity(0)) < 2:
         return subprocess.run(pytest, cwd=ROOT, check=False).returncode
-    booting, others = (pytest + selection for selection in selections(ROOT))
+    booting, others = ([*pytest, ONE_GUEST, *selection] for selection in selections(ROOT))
     color = ["--color=yes"] if sys.stdout.isatty() else []
     # Each keeps its own list of failures: `pytest --lf` by hand begins with those of the first lane.
     return run(booting, [*others, *color, "-o", "cache_dir=.pytest_cache/others"])
 
 
-def selections(root: Path) -> tuple[list[str], list[str]]:
-    """Arguments for pytest: what boots guests, and what does not. No path is named, so each is a session in full."""
+def selections(root: Path, behind: Sequence[str] = BEHIND) -> tuple[list[str], list[str]]:
+    """Arguments for pytest: what boots guests but for `behind`, and what does not, with `behind` at its end.
+
+    No path is named as an argument, so each is a session in full.
+    """
     others = [
         f"tests/{path.name}"
         for path in sorted((root / "tests").iterdir())
         if f"tests/{path.name}" not in BOOTING and (path.is_dir() or path.name.startswith("test_"))
     ]
-    return [f"--ignore={path}" for path in others], ["-o", "testpaths=tests", f"--ignore={BOOTING[0]}"]
+    booting = [_testpaths(BOOTING), *(f"--ignore={path}" for path in behind)]
+    return ["-o", *booting], ["-o", _testpaths([*others, *behind])]
+
+
+def _testpaths(paths: Sequence[str]) -> str:
+    return f"testpaths={' '.join(paths)}"
 
 
 def run(shown: Sequence[str], kept: Sequence[str]) -> int:
@@ -75,14 +96,14 @@ def _follow(first: subprocess.Popen[bytes], second: subprocess.Popen[bytes], sai
         if second.poll() is not None and not last:
             last = _show(said)
     last = last or _show(said)
-    print(f"\nBeside it, the tests that boot nothing: {last}", flush=True)
+    print(f"\nThe second lane: {last}", flush=True)
 
 
 def _show(said: IO[bytes]) -> str:
     """Print what the second lane said; its last line."""
     said.seek(0)
     text = said.read().decode(errors="replace").strip()
-    print(f"\n\nThe tests that boot nothing have ended:\n{text}\n", flush=True)
+    print(f"\n\nThe second lane has ended:\n{text}\n", flush=True)
     return text.rpartition("\n")[2]
 
 

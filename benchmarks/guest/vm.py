@@ -24,11 +24,10 @@ from qmp_bridge.backend_process import STOP_SECONDS, check_sockets, start_backen
 from qmp_bridge.channel import Channel
 from qmp_bridge.child import Child
 from qmp_bridge.console import Console, connect
-from qmp_bridge.errors import VmDied
+from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.plan import Options, Parts, Plan, make_plan
 from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.run_directory import RunDirectory
-from qmp_bridge.up import the_cause
 from vdev.config import Config
 from vdev.qemu.machine import expected_functions
 

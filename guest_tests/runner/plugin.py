@@ -20,7 +20,7 @@ from guest_tests.runner.evidence import Sections
 from guest_tests.runner.guest import GuestGone
 from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
-from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
+from guest_tests.runner.pool import MAX_LIVE, NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.reports import failed, lost_afterwards, restored, warn
 from guest_tests.runner.suite import FILE, Machine
 
@@ -38,6 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--guest-machine", action="append", default=[], metavar="ID", help="run on this machine of the suite only"
     )
     group.addoption("--guest-cold", action="store_true", help="boot every guest instead of restoring a saved one")
+    group.addoption(
+        "--guest-live",
+        type=int,
+        choices=range(1, MAX_LIVE + 1),
+        default=MAX_LIVE,
+        help="how many guests may live at once",
+    )
     group.addoption("--guest-logs", metavar="DIR", type=Path, help="where logs of lost guests go (default: ./logs)")
 
 
@@ -48,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         cold=config.getoption("guest_cold"),
         pytest_options=tuple(_options_for_guests(config)),
         say=lambda text: _say(config, text),
+        live=config.getoption("guest_live"),
     )
     config.stash[POOL] = Pool(pool)
     config.stash[LAST] = {}

@@ -1,6 +1,7 @@
 """The guests of a pytest session: found by machine, two at a time at most, the one used longest ago ended first.
 
 While the tests of one machine run, the next one's guest is started; one that nobody needs any more ends meanwhile.
+Where one may live at a time, as in the two sessions of `make test`, nothing is started ahead.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class PoolOptions:
     cold: bool  # boot every guest
     pytest_options: tuple[str, ...]
     say: Say
+    live: int = MAX_LIVE
 
 
 class Pool:
@@ -121,7 +123,7 @@ class Pool:
 
         What goes wrong is raised by `guest`, when the guest is asked for.
         """
-        if machine.key in self._guests or machine.key in self._failed or self._coming:
+        if machine.key in self._guests or machine.key in self._failed or self._coming or self._options.live < MAX_LIVE:
             return
         for key in list(self._guests)[: 1 - MAX_LIVE]:
             self._retire(key)
@@ -201,7 +203,7 @@ class Pool:
             self._going.remove(going)
 
     def _make_room(self) -> None:
-        while len(self._guests) + len(self._coming) >= MAX_LIVE:
+        while len(self._guests) + len(self._coming) >= self._options.live:
             if self._guests:
                 oldest = next(iter(self._guests))
                 self.do(self._guests.pop(oldest).close())

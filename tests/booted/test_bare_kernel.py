@@ -23,7 +23,7 @@ from vdev.parts.modules import read_module
 from vdev.parts.progress import to_stderr
 from vdev.parts.userland import ARCHIVE, guest_userland
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
 CHECKS = ["driver-bound", "own-group", "opens-through-vfio", "copy", "refused-after-unmap", "gives-back"]
 
@@ -88,7 +88,7 @@ def test_an_initrd_of_ones_own_is_followed_to_its_end(packaged: Kernel, tmp_path
     command = [sys.executable, "-m", "qmp_bridge", "up", str(CONFIG), "--initrd", str(initrd), "--payload", "none"]
     command += ["--kernel", str(packaged.image), "--timeout", "120", "--logs", str(tmp_path)]
 
-    done = subprocess.run(command, cwd=CONFIG.parent.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CONFIG.parent.parent, capture_output=True, text=True, timeout=180)
 
     assert done.returncode == 0, done.stderr
     assert "an init of my own" in done.stdout

@@ -9,7 +9,7 @@ from benchmarks.guest.counts import SMALLEST, Scale
 from benchmarks.results import Sample, Setup
 from benchmarks.rows import ROWS
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 NAMES = ("vdev-vfio-user", "virtio-iommu-pci")
 MEASURED = {row.name for row in ROWS}

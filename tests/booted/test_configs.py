@@ -11,7 +11,7 @@ from guest_tests.boot import mapping_counts
 from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 from vdev.wire.viommu import F_BYPASS_CONFIG
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated"]
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes

@@ -16,12 +16,13 @@ from guest_tests.boot import Control
 from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
 from tests.booted.test_reset import CHECKS, boot_once, options
+from tests.support.patience import heard, patience
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 from vdev.qapi.check import check_return
 from vdev.qapi.schema import schema
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
 # What needs a free slot, and what streams: tests of hot-plug, of the trace and of the monitor's events have them.
 ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow"}
@@ -30,6 +31,7 @@ PLAIN = {
     "query-requests", "query-events",
 }  # fmt: skip
 CTL_S = 60.0
+VM_S = 120.0
 UNMAPPED = 0x7FFF_FFFF_F000  # beyond the input range of the machine
 
 
@@ -103,8 +105,8 @@ async def steer(ask: Asker) -> list[bool]:
 
 @pytest.mark.parametrize("attach", ATTACHMENTS)
 async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> None:
-    async with bring_up(load_config(CONFIG), options(attach)) as vm:
-        messages = vm.messages()
+    async with bring_up(load_config(CONFIG), options(attach)) as vm, patience(vm, VM_S, "the commands"):
+        messages = heard(vm)
         _, verdicts = await boot_once(messages)
         await messages.aclose()
         async with asking(vm) as ask:

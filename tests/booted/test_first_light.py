@@ -11,7 +11,7 @@ from guest_tests.payload.checks import Check, chosen
 from tests.booted.conftest import GuestRun
 
 # Most of the time goes into fetching parts on the first run ever; the boot itself takes seconds.
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 CHECKS = chosen([], naccelerators=1, nrngs=1)
 REFUSALS = [check for check in CHECKS if check.refusal]

@@ -24,17 +24,17 @@ from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
 from tests.support.hostile_peers import ACTS, Act, Where, whatever_comes
 from tests.support.hostile_watch import Watch, working
+from tests.support.patience import heard
 from tests.support.serve_process import ATTACKED, ServeProcess, serving
 from vdev.config import Config, EndpointConfig, UnitConfig, load_config, parse_bdf
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
-
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 SECONDS = 600 if SOAK else 8
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(SECONDS + 300)]
 SEED = 20261121
 HANDS = 2  # acts under way at a time
 MORE_ROUNDS = 2  # after the last act
-ROUND_S = 240.0  # of the first, the boot included, on a machine that is busy with other things
+ROUND_S = 90.0  # of the first, the boot included, on a machine that is busy with other things
 ROOM_NBYTES = 64 << 20
 LINES_A_MINUTE = 400  # a dozen kinds of trouble, eight lines each and minute, on a handful of sockets
 PEER_SECONDS = 3.0  # of acts that are turned away by identity
@@ -142,8 +142,7 @@ def _targets(vm: RunningVm, other: ServeProcess) -> dict[Where, list[Path]]:
 
 
 async def _next_round(messages: Any) -> dict[str, str]:
-    async with asyncio.timeout(ROUND_S):
-        answer: dict[str, str] = (await anext(messages))["round"]
+    answer: dict[str, str] = (await anext(messages))["round"]
     return answer
 
 
@@ -171,7 +170,7 @@ async def test_a_vm_works_while_its_backend_is_attacked_and_nothing_is_left_open
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
     with serving(ATTACKED, tmp_path / "other") as other:
         async with bring_up(config, Options(config_path=path, payload_files=files)) as vm, working(other) as worker:
-            messages = vm.messages()
+            messages = heard(vm, ROUND_S)
             first = await _next_round(messages)
             assert vm._backend is not None
             watches = [
@@ -208,7 +207,7 @@ async def test_who_is_not_the_vms_qemu_is_turned_away_from_every_function(tmp_pa
     path.write_bytes(msgspec.json.encode(_with_spares(config, "peer")))
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
     async with bring_up(config, Options(config_path=path, payload_files=files)) as vm:
-        messages = vm.messages()
+        messages = heard(vm, ROUND_S)
         first = await _next_round(messages)
         assert vm._backend is not None
         watch = Watch(vm._backend.pid, vm.logs / "backend.log")

@@ -18,7 +18,7 @@ from tests.support.hot_plug_guest import Plugged, Refused, plugging
 from vdev.config import load_config
 from vdev.config.schema import ATTACHMENTS, Attach
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 CONFIG = CONFIGS / "hot-plug.yaml"
 SLOT = "0000:02:00.0"

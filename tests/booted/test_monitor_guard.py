@@ -18,7 +18,7 @@ from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
 from vdev.config import load_config
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(120)]
 
 REFUSED = [name for name, rule in QMP.items() if rule in REASONS]
 PIPELINED = (

@@ -24,7 +24,7 @@ from vdev.parts.kernel import find_kernel
 from vdev.parts.progress import to_stderr
 from vdev.parts.qemu import packaged_qemu
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]  # their packages are fetched in it, too
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 DOMAIN = RECIPES / "libvirt" / "domain.xml"

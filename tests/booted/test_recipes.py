@@ -15,7 +15,7 @@ from tests.booted.conftest import CONFIG, CONFIGS, GuestRun
 from tests.support.launchers import channel_arguments, launch
 from vdev.config import load_config
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.suite_lab import ONE, Ended, run, write
 from vdev.parts.cache import Cache
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 TESTS = """\
 import os, time

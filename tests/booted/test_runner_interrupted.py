@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.suite_lab import ONE, Running, running, write
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 STEPS = """\
 async def tell(vm):

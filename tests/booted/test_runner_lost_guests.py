@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.suite_lab import BOTH, Ended, junit, run, write
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(450)]
 
 STEPS = """\
 import asyncio

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.suite_lab import MACHINE, ONE, Ended, run, write
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(450)]
 
 MACHINES = f"""\
 machines:

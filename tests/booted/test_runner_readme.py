@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.suite_lab import run, write
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 SECTION = "## Your own tests, in a guest"

@@ -30,10 +30,11 @@ from guest_tests.payload.load import NCOPIES, OPENING
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
+from tests.support.patience import heard
 from vdev.config import Config, load_config, parse_size
 from vdev.config.schema import ATTACHMENTS, Attach
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 5
 MEMORY = "256M"  # all of it is hashed twice a round
@@ -160,7 +161,7 @@ def configuration() -> Config:
 async def test_under_load_nothing_is_lost_and_a_stopped_vms_ram_does_not_change(attach: Attach) -> None:
     files: dict[str, Path | bytes] = {"main.py": MAIN, "guest_payload": Path(payload_path[0])}
     async with bring_up(configuration(), Options(attach=attach, payload_files=files)) as vm:
-        messages = vm.messages()
+        messages = heard(vm)
         opened = [await anext(messages) for _ in range(1 + len(OPENING))][1:]
         async with bench(vm) as hands:
             stops = []
@@ -191,7 +192,7 @@ async def test_over_vhost_user_it_is_the_suspended_rings_that_hold_a_thawed_back
     unheld = (sys.executable, "-m", "tests.support.unheld_backend")
     options = Options(attach="vhost-user", payload_files=files, backend=unheld)
     async with bring_up(configuration(), options) as vm:
-        messages = vm.messages()
+        messages = heard(vm)
         for _ in range(1 + len(OPENING)):
             await anext(messages)
         async with bench(vm) as hands:

@@ -10,7 +10,7 @@ from guest_tests.payload.checks import CHECKS
 from guest_tests.trace_example import check, documented, example, normalised
 from tests.booted.conftest import DEFAULT_KERNEL, GuestRun
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 
 def test_the_example_in_the_docs_is_what_the_demo_does(first_light: GuestRun, request: pytest.FixtureRequest) -> None:

@@ -19,13 +19,13 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from guest_tests.payload import __path__ as payload_path
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
+from tests.support.patience import heard
 from vdev.config import Config
 from vdev.config.schema import Attach
 from vdev.errors import VdevError
 
 PREFIX = "__org.vdev_"
 ANSWER_S = 60.0
-BOOT_S = 180.0
 
 PAYLOAD = b"""\
 import contextlib, json, os, sys, time
@@ -176,8 +176,7 @@ class Plugged:
     async def guest(self, do: str, **arguments: object) -> dict[str, Any]:
         """What the guest answers to one command of its payload. AssertionError for a failure there."""
         await self.vm.send({"do": do, **arguments})
-        async with asyncio.timeout(ANSWER_S):
-            answer: dict[str, Any] = (await anext(self.messages))["answer"]
+        answer: dict[str, Any] = (await anext(self.messages))["answer"]
         assert "failed" not in answer, answer["failed"]
         return answer
 
@@ -213,9 +212,8 @@ async def plugging(config: Config, attach: Attach) -> AsyncIterator[Plugged]:
     """`config` booted, its units attached as `attach` says, with a guest that waits for commands."""
     files: dict[str, Path | bytes] = {"main.py": PAYLOAD, "guest_payload": Path(payload_path[0])}
     async with bring_up(config, Options(attach=attach, payload_files=files)) as vm:
-        messages = vm.messages()
-        async with asyncio.timeout(BOOT_S):
-            await anext(messages)
+        messages = heard(vm, ANSWER_S)
+        await anext(messages)
         control = Control(*await asyncio.open_unix_connection(vm.control_path, limit=1 << 22))
         monitor = QMPClient("hot-plug test")
         await monitor.connect(vm.monitor_path)

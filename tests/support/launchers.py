@@ -16,7 +16,7 @@ from qmp_bridge.console import connect
 from vdev.qemu.machine import CHANNEL_PORT
 from vdev.qemu.options import join_value
 
-BOOT_S = 480.0  # virtme-ng takes 50 s emulated, on processors of its own
+BOOT_S = 240.0  # virtme-ng takes 50 s emulated, on processors of its own
 END_S = 30.0
 
 
@@ -53,7 +53,7 @@ async def launch(
 
     One that `stays` when its guest is done is asked to end then.
 
-    With all it started, it is ended after eight minutes, and whatever else happens.
+    With all it started, it is ended after BOOT_S, and whatever else happens.
     """
     process = await asyncio.create_subprocess_exec(
         *command, env=environ, start_new_session=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import BOOTING, ROOT, run, selections
+from tests.lanes import BEHIND, BOOTING, ROOT, run, selections
 
 SAYING = "import sys; print(sys.argv[1]); sys.exit(int(sys.argv[2]))"
 WAITING = "import time; print('waits', flush=True); time.sleep(60)"
@@ -23,6 +23,7 @@ def saying(what: str, status: int) -> list[str]:
 
 FILES = (
     "tests/booted/test_a.py",
+    "tests/booted/test_behind.py",
     "tests/unit/deep/test_b.py",
     "tests/wires/test_c.py",
     "tests/test_d.py",
@@ -30,11 +31,11 @@ FILES = (
 )
 
 
-def collected(root: Path, arguments: list[str]) -> set[str]:
-    """The files whose tests a session of `root` has."""
+def collected(root: Path, arguments: list[str]) -> list[str]:
+    """The files whose tests a session of `root` has, in order."""
     listing = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
     done = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True, timeout=60)
-    return {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    return [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
 
 
 def test_every_file_of_tests_is_in_exactly_one_lane(tmp_path: Path) -> None:
@@ -43,14 +44,17 @@ def test_every_file_of_tests_is_in_exactly_one_lane(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("def test_it():\n    pass\n")
 
-    booting, others = (collected(tmp_path, selection) for selection in selections(tmp_path))
+    behind = "tests/booted/test_behind.py"
+    booting, others = (collected(tmp_path, selection) for selection in selections(tmp_path, [behind]))
 
-    assert booting == {name for name in FILES if name.startswith(BOOTING)}
-    assert others == set(FILES) - booting
+    assert sorted(booting) == sorted(name for name in FILES if name.startswith(BOOTING) and name != behind)
+    assert sorted([*booting, *others]) == sorted(FILES)
+    assert others[-1] == behind
 
 
 def test_the_lanes_are_those_of_this_tree() -> None:
     assert all((ROOT / name).is_dir() for name in BOOTING)
+    assert all((ROOT / name).is_file() and name.startswith(BOOTING) for name in BEHIND)
     assert ROOT.joinpath("Makefile").read_text().count("-m tests.lanes") == 1
 
 
@@ -64,8 +68,8 @@ def test_what_the_second_lane_says_is_shown_with_its_last_line_at_the_end(capfd:
 
     said = capfd.readouterr().out
     assert "shown\n" in said
-    assert "have ended:\nfirst line\n9 passed\n" in said
-    assert said.endswith("boot nothing: 9 passed\n")
+    assert "has ended:\nfirst line\n9 passed\n" in said
+    assert said.endswith("The second lane: 9 passed\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

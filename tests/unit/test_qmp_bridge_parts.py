@@ -16,11 +16,10 @@ from qemu.qmp import QMPClient
 from qmp_bridge import check_topology as topology
 from qmp_bridge.channel import MAX_LINE_NBYTES, Channel, parse_message
 from qmp_bridge.console import LINE_CHARACTERS, TAIL_LINES, Console
-from qmp_bridge.errors import VmDied
+from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import CONFIG_COPY, Options, Parts, make_plan, overridden
 from qmp_bridge.run_directory import RunDirectory, runtime_base
-from qmp_bridge.up import the_cause
 from vdev.config import load_config, parse_config
 from vdev.errors import ConfigError
 

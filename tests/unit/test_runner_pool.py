@@ -70,10 +70,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def pool(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pool]:
+def pool(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Pool]:
     monkeypatch.setattr(Pool, "_ready", lambda self, machine, say: (machine, self._options_for(machine)))
     monkeypatch.setattr(Pool, "_options_for", lambda self, machine: Options(parts=Parts((), {}, "", None, None, "tcg")))
-    pool = Pool(PoolOptions(tmp_path, False, (), lambda text: None))
+    pool = Pool(PoolOptions(tmp_path, False, (), lambda text: None, live=getattr(request, "param", MAX_LIVE)))
     yield pool
     pool.close()
 
@@ -122,6 +124,16 @@ def test_one_that_worked_before_ends_before_the_next_is_started_ahead(pool: Pool
 
     assert [what for what in world.happened if what.startswith("start")] == [f"start {name}" for name in "abcde"]
     assert world.most == MAX_LIVE
+
+
+@pytest.mark.parametrize("pool", [1], indirect=True)
+def test_where_one_may_live_nothing_is_started_ahead_and_each_ends_before_the_next(pool: Pool, world: World) -> None:
+    for name, following in zip("ab", "bc", strict=True):
+        pool.guest(machine(name))
+        pool.prepare(machine(following))
+
+    assert world.happened == ["start a", "end a", "start b"]
+    assert world.most == 1
 
 
 def test_all_end_when_tests_on_the_host_follow(pool: Pool, world: World) -> None:

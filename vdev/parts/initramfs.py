@@ -60,6 +60,15 @@ has() {
     done
     return 1
 }
+# A stock kernel that goes down with UNMAPs put off hangs for good, so whoever unmaps later than it must is sent away.
+power_off() {
+    for rng in /sys/bus/virtio/drivers/virtio_rng/virtio*; do
+        [ ! -e "$rng" ] || echo "${rng##*/}" > /sys/bus/virtio/drivers/virtio_rng/unbind
+    done
+    $b sleep 0.05 # what was put off is sent after 10 ms
+    $b sync
+    $b poweroff -f
+}
 missing=
 while read -r name; do
     has "$name" || missing="$missing $name"
@@ -73,7 +82,7 @@ if [ -n "$payload" ] && [ -n "$missing" ]; then
         $b timeout 10 $b head -n 1 < "/dev/${port##*/}" # until the host has read it
     done
     payload=
-    [ -n "$shell" ] || { $b sync; $b poweroff -f; }
+    [ -n "$shell" ] || power_off
 fi
 if [ -n "$payload" ]; then
     echo "vdev-init: payload $payload"
@@ -88,8 +97,7 @@ if [ -n "$shell" ]; then
     $b setsid $b cttyhack /bin/sh -l
 fi
 [ -n "$payload$shell" ] || echo "vdev-init: neither vdev.payload=NAME nor vdev.shell on the command line"
-$b sync
-$b poweroff -f
+power_off
 """
 
 

@@ -6,6 +6,7 @@ seed are always the same, what of them comes first is not.
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -18,8 +19,9 @@ from guest_tests.payload.fixtures import OpenAccel, OpenViommu
 from guest_tests.payload.host import Host
 from guest_tests.payload.race import RACES, Field, Scale, Tally, WallClock, play
 
+SOAK = os.environ.get("VDEV_TIER") == "soak"  # of the host, which keeps the time
 SEED = 7
-ENOUGH_ROUNDS = 100
+MORE_ROUNDS = 500  # at most, where all of the others came too late to be a race: on a busy machine a handful may
 GRANULE, LATENCY_NS = 16, 2_000_000  # of machine.yaml
 SLACK_NS = 500_000
 SLICE_NBYTES = 256 * GRANULE
@@ -55,7 +57,7 @@ def field(racing: Viommu, open_accel: OpenAccel, dma: DmaArena) -> Field:
     return Field(racing, accels, WallClock(), dma, LATENCY_NS, SLACK_NS, scales, SLICE_NBYTES)
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(7200 if SOAK else 120)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.soak(count=count_of(name, "soak"), seed=SEED)) for name in PLAYED],
@@ -63,12 +65,13 @@ def field(racing: Viommu, open_accel: OpenAccel, dma: DmaArena) -> Field:
 def test_no_byte_moves_after_the_answer(name: str, field: Field, machine: dict[str, Any]) -> None:
     tally = Tally()
 
-    for number in range(count_of(name, machine["tier"])):
+    for number in range(rounds := count_of(name, machine["tier"])):
         play(field, SEED, name, number, tally)
+    while RACES[name].cuts and tally.whole == tally.rounds < rounds + MORE_ROUNDS:
+        play(field, SEED, name, tally.rounds, tally)
 
     assert tally.rounds == tally.whole + tally.cut + tally.nothing
-    # Not all of them came too late to be a race; of a handful on a busy machine all may.
-    assert tally.whole < tally.rounds or not RACES[name].cuts or tally.rounds < ENOUGH_ROUNDS
+    assert tally.whole < tally.rounds or not RACES[name].cuts
 
 
 @pytest.fixture
