@@ -16,6 +16,7 @@ from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.in_flight import Flight, InFlight
 from vdev.iommu.settings import UnitSettings
+from vdev.iommu.tag import Tag
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.wire import pci
@@ -47,17 +48,19 @@ class Identity:
 
     granule = 4096
 
-    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None) -> Flight:
         flight = Flight(endpoint, 1, iova, iova + nbytes, access, self.translate(endpoint, iova, nbytes, access))
         self.in_flight.begin(flight)
         return flight
 
-    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]:
+    def translate(
+        self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None
+    ) -> list[tuple[int, int]]:
         if iova + nbytes > 1 << 31:
             raise TranslationFault(2, "translation-fault", iova)
         return [(iova, nbytes)]
 
-    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None:
+    def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         self.faults.append((endpoint, error.iova, access))
 
 
@@ -118,7 +121,15 @@ class Bench:
 
 
 def test_the_table_knows_the_accelerator_and_its_options() -> None:
-    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "latency", "pri"}
+    assert set(MODELS["accelerator"].option_help) == {
+        "ats",
+        "devmem",
+        "latency",
+        "pasid_bits",
+        "pasid_execute",
+        "pasid_privileged",
+        "pri",
+    }
 
 
 def test_it_announces_itself_with_its_identity_and_bars() -> None:
@@ -148,13 +159,27 @@ def test_options_choose_the_capabilities(options: dict[str, int | str | bool], p
     assert {cap for cap in pci.ExtCapId if config.find(cap, extended=True) is not None} == present
 
 
-def test_enabling_pasid_lets_descriptors_name_as_many_as_the_option_says() -> None:
-    function = Bench({"pasid_bits": 8}).function
-    assert function.pasid_stop == 0
-    at = function.config.find(pci.ExtCapId.PASID, extended=True)
-    assert at is not None
-    function.config_write(at + pci.PASID_CONTROL, b"\1\0")
-    assert function.pasid_stop == 256
+def test_options_give_the_pasid_capability_its_width_and_rights() -> None:
+    function = Bench({"pasid_bits": 8, "pasid_execute": True, "pasid_privileged": True}).function
+
+    assert function.pasid_bits == 8
+    assert function.pasid_rights == pci.PASID_EXECUTE | pci.PASID_PRIVILEGED
+
+
+@pytest.mark.parametrize("right", ["pasid_execute", "pasid_privileged"])
+def test_a_right_needs_a_pasid_capability(right: str) -> None:
+    with pytest.raises(ConfigError, match=f"{right}: needs a PASID capability"):
+        Bench({"pasid_bits": 0, right: True})
+
+
+def test_kernel_pasid_is_what_the_host_gave_and_outlives_resets() -> None:
+    bench = Bench()
+    bench.function.on_kernel_pasid(77)
+
+    bench.write(Register.CONTROL, Control.RESET)
+    bench.write(Register.KERNEL_PASID, 5)
+
+    assert bench.read(Register.KERNEL_PASID) == 77
 
 
 @pytest.mark.parametrize("devmem", [65536, "64K", "64k"])
@@ -345,3 +370,38 @@ def test_with_small_pages_a_slice_moves_only_what_one_look_up_covers() -> None:
 
     assert slices == 4 * 1024 // 256
     assert rig.completion(3).status == CompletionStatus.OK
+
+
+def test_taking_pasids_away_in_flight_drops_what_was_under_way_and_refuses_it_then() -> None:
+    bench = Bench({"latency": 10})
+    at = bench.function.config.find(pci.ExtCapId.PASID, extended=True)
+    assert at is not None
+    bench.function.config_write(at + pci.PASID_CONTROL, b"\1\0")
+    bench.write(Register.RING_SIZE, 2)
+    bench.write(Register.COMPLETION_BASE, COMPLETIONS, 8)
+    bench.write(Register.CONTROL, Control.ENABLE)
+    entry = descriptor(Op.FILL, flags=Flag.PASID_VALID, pasid=7, dst=DST, nbytes=8, arg=0x55)
+    bench.ram[:64] = entry.pack()
+    bench.write(Register.RING_TAIL, 1)
+    bench.function.run_slice(0)
+    in_flight = len(bench.iommu.in_flight.of(0x100))
+
+    bench.function.config_write(at + pci.PASID_CONTROL, b"\0\0")
+    cancelled = len(bench.iommu.in_flight.of(0x100))
+    bench.function.run_slice(10_000)
+
+    done = Completion.parse(bench.ram, COMPLETIONS)
+    assert (in_flight, cancelled) == (1, 0)
+    assert (done.status, done.pasid, done.fault_iova) == (CompletionStatus.TRANSLATION_FAULT, 7, DST)
+    assert bench.ram[DST : DST + 8] == bytes(8)
+
+
+def test_a_function_level_reset_disables_pasids() -> None:
+    function = Bench().function
+    at = function.config.find(pci.ExtCapId.PASID, extended=True)
+    assert at is not None
+    function.config_write(at + pci.PASID_CONTROL, b"\1\0")
+
+    function.reset()
+
+    assert function.pasid_control == 0
