@@ -81,6 +81,7 @@ class ViommuDevice(QueueDevice):
         self._now_ns = 0
         engine.in_flight.ended = self._flight_ended
         engine.config_changed = lambda: self._transport.config_changed()
+        engine.config_moved = lambda: self._transport.config_moved()
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
 
     # VirtioDevice
@@ -94,6 +95,13 @@ class ViommuDevice(QueueDevice):
         at = wire.BYPASS_OFFSET - offset
         if 0 <= at < len(data) and accepted_features & wire.F_BYPASS_CONFIG:
             self._engine.write_bypass(data[at])
+
+    def features_ok(self, accepted_features: int) -> bool:
+        """P2, P3: not without what they depend on. What depends on them shows from now on."""
+        if not self._engine.takes_features(accepted_features):
+            return False
+        self._engine.set_features(accepted_features)
+        return True
 
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         """Serve the rings from now on."""

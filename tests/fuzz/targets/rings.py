@@ -56,6 +56,9 @@ class Transport:
     def interrupt_queue(self, index: int) -> None:
         self.interrupts += 1
 
+    def config_moved(self) -> None:
+        """Nobody listens."""
+
     def config_changed(self) -> None:
         self.interrupts += 1
 
