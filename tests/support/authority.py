@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -114,7 +115,7 @@ def give_back(lease: Lease, pasids: Iterable[int]) -> None:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what must come to be."""
     async with asyncio.timeout(WAIT_S):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 # of another process, as a rule
             await asyncio.sleep(0.01)
 
 
@@ -141,8 +142,6 @@ def kill_authority(directory: Path, number: int = signal.SIGKILL) -> None:
 
 def wait_for_end(pidfd: int) -> None:
     """Until the process has ended; TimeoutError if it does not."""
-    import select
-
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     if not poller.poll(WAIT_S * 1000):
