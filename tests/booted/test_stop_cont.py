@@ -37,6 +37,7 @@ from vdev.config.schema import ATTACHMENTS, Attach
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 5
+MOST_ROUNDS = ROUNDS + 50  # on a busy machine a handful of stops may all come between two rounds of copies
 MEMORY = "256M"  # all of it is hashed twice a round
 PROGRESS_S = 60.0
 CONTROL_TRIES = 100
@@ -164,8 +165,8 @@ async def test_under_load_nothing_is_lost_and_a_stopped_vms_ram_does_not_change(
         messages = heard(vm)
         opened = [await anext(messages) for _ in range(1 + len(OPENING))][1:]
         async with bench(vm) as hands:
-            stops = []
-            for _ in range(ROUNDS):
+            stops: list[Stop] = []
+            while len(stops) < ROUNDS or (not any(stop.working for stop in stops) and len(stops) < MOST_ROUNDS):
                 await hands.make_progress()
                 stops.append(await hands.stop())
             changed_when_thawed = await hands.stop_unguarded(held_by_rings=attach == "vhost-user")
