@@ -49,6 +49,7 @@ class Transport:
 
     def __init__(self) -> None:
         self.dma_enabled = True
+        self.pasid_control = self.pasid_bits = 0
         self.interrupts = 0
         self.memory = RegionTable()
 
