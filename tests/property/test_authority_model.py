@@ -1,7 +1,8 @@
 """The authority's decisions and its ledger against a model of them, with crashes at every point of every commit.
 
-VDEV_TIER=soak takes 100,000 steps of each kind of host. A crash is one that the ledger sees: the process stops at a point of a commit, and
-another one begins with what is in the file. After each step the policy, the file and the model must say the same.
+VDEV_TIER=soak takes 100,000 steps of each kind of host. A crash is one that the ledger sees: the process stops at a
+point of a commit, and another one begins with what is in the file. After each step the policy, the file and the model
+must say the same.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Play:
             self.counts[f"crash {point}"] += 1
             raise Crash
 
-    def run(self, act: Callable[[], None], true: Callable[[], None]) -> None:
+    def run(self, act: Callable[[], object], true: Callable[[], None]) -> None:
         """Do `act`, then make it `true` in the model; a crash before the commit leaves everything as it was."""
         self.crash_at = self.random.choice(POINTS) if self.random.random() < CRASH_SHARE else ""
         try:

@@ -98,8 +98,11 @@ async def allocate(lease: Lease, first: int = ALL[0], stop: int = ALL[1]) -> int
 
 
 async def granted(lease: Lease, first: int = ALL[0], stop: int = ALL[1]) -> int:
-    """As `allocate`, where a refusal is a failure."""
-    found = await allocate(lease, first, stop)
+    """As `allocate`, where a refusal is a failure; that the machine is too busy to answer in time is none."""
+    async with asyncio.timeout(WAIT_S):
+        found = await allocate(lease, first, stop)
+        while found is Refusal.UNREACHABLE:
+            found = await allocate(lease, first, stop)
     assert isinstance(found, int), found
     return found
 
@@ -119,6 +122,15 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def restarted(directory: Path, *leases: Lease) -> None:
+    """Kill the authority, and wait until each lease has lost it and is held by another."""
+    told: dict[str, list[str]] = {lease.name: [] for lease in leases}
+    for lease in leases:
+        lease.changed = told[lease.name].append
+    kill_authority(directory)
+    await until(lambda: all(states[:1] == ["lost"] and states[-1] == "held" for states in told.values()))
+
+
 def authority_pid(directory: Path) -> int:
     """Of the one that serves `directory`, or did last."""
     return int((directory / LOCK).read_text())
@@ -126,10 +138,9 @@ def authority_pid(directory: Path) -> int:
 
 def kill_authority(directory: Path, number: int = signal.SIGKILL) -> None:
     """As a crash; returns once it is gone."""
-    pid = authority_pid(directory)
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+        pidfd = os.pidfd_open(authority_pid(directory))
+    except (FileNotFoundError, ProcessLookupError):
         return
     try:
         signal.pidfd_send_signal(pidfd, number)
