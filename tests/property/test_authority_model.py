@@ -13,6 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -27,6 +28,8 @@ from vdev.host.policy import STOP_PASID, AllocationRefused, PolicyError
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 STEPS = 100_000 if SOAK else 1000  # of each of four
 TOP = 60
+Space = Literal["system", "per-vm"]
+Overcommit = Literal["share", "reserve"]
 WHO = Audit(1000, 1, "", "test", None, "", "", "")
 POINTS = ("before", "written", "committed")
 CRASH_SHARE = 0.08
@@ -45,7 +48,7 @@ class Crash(BaseException):
 class Play:
     """One host: real desk and ledger beside the model."""
 
-    def __init__(self, path: Path, seed: int, space: str, overcommit: str) -> None:
+    def __init__(self, path: Path, seed: int, space: Space, overcommit: Overcommit) -> None:
         self.random = random.Random(seed)
         self.path = path
         self.config = HostConfig(
@@ -298,7 +301,7 @@ ACTS: list[tuple[Callable[[Play], None], int]] = [
 @pytest.mark.parametrize("overcommit", ["share", "reserve"])
 @pytest.mark.parametrize("space", ["system", "per-vm"])
 def test_policy_ledger_and_model_agree_whatever_happens_and_wherever_the_process_ends(
-    tmp_path: Path, space: str, overcommit: str, record_property: Callable[[str, object], None]
+    tmp_path: Path, space: Space, overcommit: Overcommit, record_property: Callable[[str, object], None]
 ) -> None:
     play = Play(tmp_path / "ledger", 8, space, overcommit)
     acts, weights = zip(*ACTS, strict=True)

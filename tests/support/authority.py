@@ -136,19 +136,20 @@ def authority_pid(directory: Path) -> int:
     return int((directory / LOCK).read_text())
 
 
-def kill_authority(directory: Path, number: int = signal.SIGKILL) -> None:
-    """As a crash; returns once it is gone."""
+def kill_authority(directory: Path, number: int = signal.SIGKILL) -> bool:
+    """As a crash; returns once it is gone. Whether there was one."""
     try:
         pidfd = os.pidfd_open(authority_pid(directory))
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    except (FileNotFoundError, ValueError, ProcessLookupError):  # ValueError: its number is not written yet
+        return False
     try:
         signal.pidfd_send_signal(pidfd, number)
         wait_for_end(pidfd)
     except ProcessLookupError:
-        return
+        return False
     finally:
         os.close(pidfd)
+    return True
 
 
 def wait_for_end(pidfd: int) -> None:
@@ -166,6 +167,15 @@ def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
     finally:
         database.close()
+
+
+def peak(directory: Path) -> int:
+    """How many PASIDs were granted at the same time, at most."""
+    most = used = 0
+    for (kind,) in rows(directory, "SELECT kind FROM journal ORDER BY seq"):
+        used += {"grant": 1, "release": -1}.get(kind, 0)
+        most = max(most, used)
+    return most
 
 
 class LedgerProblem(AssertionError):
