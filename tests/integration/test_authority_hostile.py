@@ -308,19 +308,24 @@ def let_in(directory: Path) -> None:
 
 
 SAY = """
+def receive():
+    try:
+        return sock.recv(4096).decode()
+    except ConnectionResetError:  # it did not read all: what it said comes after that
+        return sock.recv(4096).decode()
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.connect(sys.argv[1])
 try:
     sock.send(b'{"op":"hello","version":1,"name":"rude"}')
 except BrokenPipeError:
     pass
-print(sock.recv(4096).decode())
+print(receive())
 if len(sys.argv) > 2:
     pid = int(sys.argv[2]) or os.getpid()
     socket.send_fds(sock, [b'{"op":"open"}'], [os.pidfd_open(pid)])
     sock.shutdown(socket.SHUT_WR)
-    while said := sock.recv(4096):
-        print(said.decode())
+    while said := receive():
+        print(said)
 """
 
 

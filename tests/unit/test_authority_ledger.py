@@ -13,6 +13,7 @@ from vdev.errors import ConfigError
 from vdev.host.audit import Audit
 from vdev.host.changes import (
     CeilingChanged,
+    Change,
     Granted,
     Owner,
     PasidChanged,
@@ -40,7 +41,7 @@ def again(ledger: Ledger, tmp_path: Path) -> Ledger:
 
 
 def test_what_was_committed_is_what_the_next_process_loads(ledger: Ledger, tmp_path: Path) -> None:
-    state = [
+    state: list[Change] = [
         CeilingChanged(500), OPENED, Granted(1, 5, 6), Granted(1, 7, 8), PasidChanged(1, 7, "attached"),
         SetChanged(1, "quarantined"),
     ]  # fmt: skip
@@ -105,7 +106,7 @@ def test_the_history_is_bounded_and_the_state_is_not_touched_by_that(ledger: Led
     ledger.commit([OPENED, Granted(1, 1, 1)], 0)
 
     for number in range(2000):
-        changes = [Granted(1, 2, 2), Released(1, 2)]
+        changes: list[Change] = [Granted(1, 2, 2), Released(1, 2)]
         ledger.commit(changes, number, Audit(0, 1, "", "test", 1, "vm", "", "") if number % 4 == 0 else None)
 
     assert 1000 <= len(ledger.journal(1 << 20)) <= 1600

@@ -65,6 +65,7 @@ def test_plain_data_makes_the_same_configuration_again(tmp_path: Path) -> None:
         ("journal: 1", "host.yaml: journal: 1 is not in 1000..10000000"),
         ("vms: {a: {quota: 2000000}}", "host.yaml: vms.a.quota: 2000000 is not in 0..1048575"),
         ("vms: {a: 5}", "host.yaml: vms.a: 5 is a whole number, not keys with values"),
+        ("vms: {a: {quta: 5}}", r"host.yaml: vms.a.quta: there is no such key \(did you mean quota\?\)"),
         ("vms: {a b: {quota: 1}}", "host.yaml: vms: 'a b' is not the name of a VM"),
         ("reserved: [5]", "reserved"),
         ('reserved: ["0..5"]', r"host.yaml: reserved\[0\]: 0..5 is empty or not within 0x1..0xfffff"),
