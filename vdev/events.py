@@ -63,6 +63,7 @@ class DmaDone:
     write: bool
     npieces: int
     reason: str = ""
+    pasid: int = 0  # it carried; 0: none
 
 
 @dataclass(slots=True)

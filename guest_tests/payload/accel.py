@@ -26,6 +26,8 @@ ERROR_IOVA = 0x40
 DEVMEM_NBYTES = 0x48
 COMPLETED = 0x50
 FAULTED = 0x54
+RING_PASID = 0x58
+KERNEL_PASID = 0x5C
 
 RUNNING, HALTED, RESETTING = 1, 2, 4  # STATUS
 ENABLE, RESET, IRQ_ENABLE = 1, 2, 4  # CONTROL
@@ -40,7 +42,7 @@ ENABLE, RESET, IRQ_ENABLE = 1, 2, 4  # CONTROL
 ) = range(1, 8)
 
 NOP, COPY, FILL, COMPARE, CHECKSUM = range(5)
-FLAG_IRQ, FLAG_SRC_DEVMEM, FLAG_DST_DEVMEM = 1, 2, 4
+FLAG_IRQ, FLAG_SRC_DEVMEM, FLAG_DST_DEVMEM, FLAG_PASID_VALID, FLAG_EXECUTE, FLAG_PRIVILEGED = 1, 2, 4, 8, 16, 32
 
 PENDING, OK, TRANSLATION_FAULT, UNSUPPORTED_REQUEST, MISMATCH, BAD_DESCRIPTOR, ABORTED = range(7)
 STATUS_NAMES = (
@@ -55,7 +57,7 @@ STATUS_NAMES = (
 READ, WRITE = 1, 2  # Completion.access
 
 DESCRIPTOR = Struct("<BBHIQQQQ24x")  # op, flags, tag, pasid, src, dst, nbytes, arg, reserved
-COMPLETION = Struct("<HBBIQQII")  # tag, status, 0, 0, result, fault_iova, access, 0
+COMPLETION = Struct("<HBBIQQII")  # tag, status, 0, pasid, result, fault_iova, access, 0
 STATUS_OFFSET = 2
 
 RING_NENTRIES = 64
@@ -76,7 +78,10 @@ class Registers(Protocol):
 
 @dataclass(frozen=True)
 class Operation:
-    """One piece of work; `src` and `dst` are IOVAs, or offsets into device memory with the DEVMEM flags."""
+    """One piece of work; `src` and `dst` are IOVAs, or offsets into device memory with the DEVMEM flags.
+
+    `pasid` other than 0 goes with the accesses to both; `flags` need not say so.
+    """
 
     op: int
     src: int = 0
@@ -84,6 +89,7 @@ class Operation:
     nbytes: int = 0
     arg: int = 0
     flags: int = 0
+    pasid: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,15 @@ class Completion:
     fault_iova: int
     access: int
     ms: float
+    pasid: int = 0  # of the refused access
 
     def describe(self) -> str:
         """In words, for a person."""
         name = STATUS_NAMES[self.status] if self.status < len(STATUS_NAMES) else f"status {self.status}"
         if self.status != TRANSLATION_FAULT:
             return name
-        return f"{name}: {'write' if self.access == WRITE else 'read'} at IOVA {self.fault_iova:#x}"
+        where = f"{name}: {'write' if self.access == WRITE else 'read'} at IOVA {self.fault_iova:#x}"
+        return f"{where}, PASID {self.pasid:#x}" if self.pasid else where
 
 
 class AcceleratorTimeout(Exception):
@@ -111,8 +119,10 @@ class AcceleratorTimeout(Exception):
 class Accelerator:
     """Drives the engine over `registers` with ring and completions in `memory`, which the device sees at `iova`."""
 
-    def __init__(self, registers: Registers, memory: memoryview, iova: int) -> None:
+    def __init__(self, registers: Registers, memory: memoryview, iova: int, pasid: int = 0) -> None:
+        """`pasid`: the device reaches them with it; 0: without one."""
         self.registers = registers
+        self._pasid = pasid
         self._memory = memory
         self._iova = iova
         self._tail = 0
@@ -139,6 +149,7 @@ class Accelerator:
         self.registers.write64(RING_BASE, self._iova)
         self.registers.write32(RING_SIZE, RING_NENTRIES)
         self.registers.write64(COMPLETION_BASE, self._iova + COMPLETIONS_OFFSET)
+        self.registers.write32(RING_PASID, self._pasid)
         self.registers.write32(CONTROL, control)
 
     def submit(self, *operations: Operation) -> int:
@@ -161,9 +172,9 @@ class Accelerator:
             self._memory,
             index * DESCRIPTOR.size,
             operation.op,
-            operation.flags,
+            operation.flags | (FLAG_PASID_VALID if operation.pasid else 0),
             self._tag,
-            0,
+            operation.pasid,
             operation.src,
             operation.dst,
             operation.nbytes,
@@ -186,10 +197,10 @@ class Accelerator:
                 time.sleep(0.0005)
         ms = (time.monotonic_ns() - started_ns) / 1e6
         at = COMPLETIONS_OFFSET + index * COMPLETION.size
-        tag, status, _, _, result, fault_iova, access, _ = COMPLETION.unpack_from(self._memory, at)
+        tag, status, _, pasid, result, fault_iova, access, _ = COMPLETION.unpack_from(self._memory, at)
         if tag != self._tags[index]:
             raise AcceleratorTimeout(f"completion {index} carries tag {tag}, expected {self._tags[index]}")
-        return Completion(status, result, fault_iova, access, ms)
+        return Completion(status, result, fault_iova, access, ms, pasid)
 
     def run(self, operation: Operation) -> Completion:
         """Submit one operation and wait for it. Raises AcceleratorTimeout."""

@@ -57,6 +57,8 @@ class Function:
     """The function behind the door."""
 
     dma_enabled: bool = True
+    pasid_control: int = 0
+    pasid_bits: int = 0
     memory: RegionTable = field(default_factory=RegionTable)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vdev.endpoints.accelerator_engine import Engine
 from vdev.errors import DmaError, TranslationFault
 from vdev.iommu.in_flight import Flight
+from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
     COMPLETION_NBYTES,
     DESCRIPTOR_NBYTES,
@@ -35,6 +36,8 @@ class PagedDoor:
         self.slice_nbytes = 1 << 20
         self.frozen = False
         self.flights: list[Flight] = []
+        self.spaces: dict[int, PagedDoor] = {}  # by PASID, with the same RAM; those not there have no page
+        self.tags: list[Tag] = []  # every one that a door was asked for
         self._landings: dict[int, list[memoryview]] = {}
 
     def map(self, iova: int, offset: int | None, nbytes: int, access: int = READ | WRITE) -> None:
@@ -44,6 +47,17 @@ class PagedDoor:
     def unmap(self, iova: int, nbytes: int) -> None:
         for at in range(0, nbytes, PAGE):
             del self.pages[(iova + at) // PAGE]
+
+    def tagged(self, tag: Tag) -> PagedDoor:
+        self.tags.append(tag)
+        return self.space(tag.pasid)
+
+    def space(self, pasid: int) -> PagedDoor:
+        """What accesses with `pasid` reach."""
+        if pasid not in self.spaces:
+            self.spaces[pasid] = PagedDoor(0)
+            self.spaces[pasid].ram, self.spaces[pasid].flights = self.ram, self.flights
+        return self.spaces[pasid]
 
     def read(self, iova: int, nbytes: int) -> bytes:
         return b"".join(self.views(iova, nbytes, write=False))
@@ -94,7 +108,6 @@ class Host:
     """The function around the engine."""
 
     dma_enabled: bool = True
-    pasid_stop: int = 0
     vectors: list[int] = field(default_factory=list)
 
     def interrupt(self, vector: int) -> None:

@@ -137,6 +137,9 @@ class NotingDevice:
     def config_write(self, offset: int, data: bytes, accepted_features: int) -> None:
         self.calls.append(f"config {offset}={data.hex()} features={accepted_features:#x}")
 
+    def features_ok(self, accepted_features: int) -> bool:
+        return True
+
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         self.calls.append(f"driver ok {accepted_features:#x}")
         self.queues = queues

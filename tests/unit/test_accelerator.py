@@ -16,6 +16,7 @@ from vdev.functions.base import Progress, Worker
 from vdev.functions.dma import DmaDoor
 from vdev.iommu.in_flight import Flight, InFlight
 from vdev.iommu.settings import UnitSettings
+from vdev.iommu.tag import Tag
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.wire import pci
@@ -47,17 +48,19 @@ class Identity:
 
     granule = 4096
 
-    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight:
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None) -> Flight:
         flight = Flight(endpoint, 1, iova, iova + nbytes, access, self.translate(endpoint, iova, nbytes, access))
         self.in_flight.begin(flight)
         return flight
 
-    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]:
+    def translate(
+        self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None
+    ) -> list[tuple[int, int]]:
         if iova + nbytes > 1 << 31:
             raise TranslationFault(2, "translation-fault", iova)
         return [(iova, nbytes)]
 
-    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None:
+    def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         self.faults.append((endpoint, error.iova, access))
 
 
@@ -118,7 +121,15 @@ class Bench:
 
 
 def test_the_table_knows_the_accelerator_and_its_options() -> None:
-    assert set(MODELS["accelerator"].option_help) == {"devmem", "pasid_bits", "ats", "latency", "pri"}
+    assert set(MODELS["accelerator"].option_help) == {
+        "ats",
+        "devmem",
+        "latency",
+        "pasid_bits",
+        "pasid_execute",
+        "pasid_privileged",
+        "pri",
+    }
 
 
 def test_it_announces_itself_with_its_identity_and_bars() -> None:
@@ -146,15 +157,6 @@ def test_it_announces_itself_with_its_identity_and_bars() -> None:
 def test_options_choose_the_capabilities(options: dict[str, int | str | bool], present: set[int]) -> None:
     config = Bench(options).function.config
     assert {cap for cap in pci.ExtCapId if config.find(cap, extended=True) is not None} == present
-
-
-def test_enabling_pasid_lets_descriptors_name_as_many_as_the_option_says() -> None:
-    function = Bench({"pasid_bits": 8}).function
-    assert function.pasid_stop == 0
-    at = function.config.find(pci.ExtCapId.PASID, extended=True)
-    assert at is not None
-    function.config_write(at + pci.PASID_CONTROL, b"\1\0")
-    assert function.pasid_stop == 256
 
 
 @pytest.mark.parametrize("devmem", [65536, "64K", "64k"])

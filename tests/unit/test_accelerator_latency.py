@@ -112,7 +112,7 @@ def test_an_operand_that_is_refused_leaves_nothing_in_flight(refused: str) -> No
 def test_a_slice_that_cannot_begin_ends_what_it_had_begun() -> None:
     rig = rig_with_pages()
     rig.door.unmap(B, PAGE)
-    operation = Operation(descriptor(Op.COPY, src=A, dst=B, nbytes=PAGE), rig.door, memoryview(rig.devmem))
+    operation = Operation(descriptor(Op.COPY, src=A, dst=B, nbytes=PAGE), (rig.door, rig.door), memoryview(rig.devmem))
 
     with pytest.raises(DmaError):
         operation.begin(PAGE)

@@ -54,7 +54,7 @@ def test_read_only_and_undefined_registers_drop_writes() -> None:
     rig = Rig()
     before = [rig.read32(offset) for offset in range(0, 0x100, 4)]
     plain = {Register.CONTROL, Register.RING_BASE, Register.RING_SIZE, Register.COMPLETION_BASE, Register.RING_TAIL}
-    halves = {Register.RING_BASE + 4, Register.COMPLETION_BASE + 4}
+    halves = {Register.RING_BASE + 4, Register.COMPLETION_BASE + 4, Register.RING_PASID}
     for offset in range(0, 0x100, 4):
         if offset not in plain | halves:
             rig.write32(offset, 0xFFFF_FFFF)

@@ -25,6 +25,8 @@ class FakeFunction:
     """A function with its gate and its view of memory."""
 
     dma_enabled: bool = True
+    pasid_control: int = 0
+    pasid_bits: int = 20
     memory: RegionTable = field(default_factory=RegionTable)
 
 

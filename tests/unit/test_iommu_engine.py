@@ -223,7 +223,7 @@ def test_a_restored_unit_behaves_like_the_one_saved() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("features", 1 << 50),
         ("features", "many"),
         ("domains", [{"id": 1}]),

@@ -86,7 +86,8 @@ def test_pasid_control_is_limited_by_its_capability() -> None:
 
     assert get(function, pasid + pci.PASID_CAPABILITY, 2) == 16 << 8 | pci.PASID_EXECUTE
     assert get(function, pasid + pci.PASID_CONTROL, 2) == pci.PASID_ENABLE | pci.PASID_EXECUTE
-    assert function.pasid_enabled
+    assert function.pasid_control == pci.PASID_ENABLE | pci.PASID_EXECUTE
+    assert (function.pasid_bits, function.pasid_rights) == (16, pci.PASID_EXECUTE)
 
 
 def test_acs_control_takes_only_what_is_offered() -> None:

@@ -90,6 +90,7 @@ def test_the_words_are_those_of_the_code() -> None:
 
     translation = Path(iommu.__path__[0]) / "domains.py"
     found = reasons(translation, "TranslationFault\\(") | reasons(translation, '" if inside else ')
+    found |= reasons(translation.with_name("pairs.py"), "TranslationFault\\(")
     door = Path(functions.__path__[0]) / "dma.py"
     found |= reasons(door, "DmaError\\(") | reasons(door, "TranslationFault\\(") | {"not-mapped"}
     plain: dict[str, Any] = dict.fromkeys(found)

@@ -59,5 +59,7 @@ def test_registers_are_naturally_aligned_and_keep_their_offsets() -> None:
         "DEVMEM_NBYTES": 0x48,
         "COMPLETED": 0x50,
         "FAULTED": 0x54,
+        "RING_PASID": 0x58,
+        "KERNEL_PASID": 0x5C,
     }
     assert CAPS_VALUE == 0x1F

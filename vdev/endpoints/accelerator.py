@@ -43,6 +43,8 @@ class Accelerator(PciFunction):
     option_help: ClassVar[Mapping[str, str]] = {
         "devmem": "size of the device memory in BAR2, a power of two in 4K..64M (default 1M)",
         "pasid_bits": "width of the PASID capability, 1..20; 0 leaves the capability out (default 20)",
+        "pasid_execute": "whether it can request execution (default false)",
+        "pasid_privileged": "whether it can request privilege (default false)",
         "ats": "whether there is an ATS capability (default true)",
         "latency": "microseconds from the translation of a slice of an operation to its bytes, 0..1000000 (default 0)",
         "pri": "whether there is a PRI capability; needs ats (default: as ats)",
@@ -52,7 +54,6 @@ class Accelerator(PciFunction):
         """Raises ConfigError for a wrong option."""
         read = Options(name, options, self.option_help)
         devmem_nbytes = read.power_of_two_nbytes("devmem", DEVMEM_DEFAULT, DEVMEM_MIN, DEVMEM_MAX)
-        self._pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
         latency_us = read.integer("latency", 0, 0, LATENCY_MAX_US)
         super().__init__(
             name,
@@ -63,21 +64,13 @@ class Accelerator(PciFunction):
                 Bar(MSIX_BAR, BAR_NBYTES),
             ),
             MsixLayout(VECTORS, MSIX_BAR),
-            extended=_extended_capabilities(read, self._pasid_bits),
+            extended=_extended_capabilities(read),
         )
         self._devmem = memoryview(bytearray(devmem_nbytes))
         self._wake, self._wake_at = bay.wake, bay.wake_at
         self._door = bay.open_door(self)
         self._engine = Engine(self, self._door, self._devmem, bay.ordering.release, latency_us * NS_PER_US)
         self._engine.on_error = self._error_raised
-
-    @property
-    def pasid_stop(self) -> int:
-        """One more than the largest PASID the driver may use now; 0 while the PASID capability is not enabled."""
-        at = self.config.find(pci.ExtCapId.PASID, extended=True)
-        if at is None or not self.config.get(at + pci.PASID_CONTROL, 2) & pci.PASID_ENABLE:
-            return 0
-        return 1 << self._pasid_bits
 
     def interrupt(self, vector: int) -> None:
         """An MSI-X message is a memory write: without bus mastering there is none."""
@@ -164,6 +157,16 @@ class Accelerator(PciFunction):
                 self._door.count_untried("bus-master-off")
             self._engine.stop(ErrorCode.BUS_MASTER_OFF)
 
+    def on_pasid_rights_lost(self) -> None:
+        """Nothing in flight lands: it is translated anew, and what needs the right is refused then."""
+        self._engine.give_back()
+        if self._engine.has_work and not self._door.frozen:
+            self._wake(self)
+
+    def on_kernel_pasid(self, pasid: int) -> None:
+        """KERNEL_PASID shows it."""
+        self._engine.registers.kernel_pasid = pasid
+
     def on_quiesce(self) -> None:
         """The IOMMU is about to be reset and old IOVAs mean nothing any more; ENABLE starts the engine again."""
         self._engine.stop(ErrorCode.STOPPED)
@@ -176,17 +179,23 @@ def _register_written(function: str, offset: int, data: bytes) -> RegisterWritte
     return RegisterWritten(function, name, value, flag_words(Control(value)) if base is Register.CONTROL else "")
 
 
-def _extended_capabilities(read: Options, pasid_bits: int) -> tuple[Capability, ...]:
+def _extended_capabilities(read: Options) -> tuple[Capability, ...]:
     """AER, then what the options ask for. No ACS: that is for functions with peers in one device."""
     ats = read.boolean("ats", True)
     pri = read.boolean("pri", ats)
     if pri and not ats:
         raise read.error("pri", "needs ats", "set ats: true, or pri: false")
+    pasid_bits = read.integer("pasid_bits", pci.PASID_WIDTH_MAX, 0, pci.PASID_WIDTH_MAX)
+    execute, privileged = read.boolean("pasid_execute", False), read.boolean("pasid_privileged", False)
+    if not pasid_bits and (execute or privileged):
+        raise read.error(
+            "pasid_execute" if execute else "pasid_privileged", "needs a PASID capability", "set pasid_bits"
+        )
     out = [capabilities.aer()]
     if ats:
         out.append(capabilities.ats())
     if pri:
         out.append(capabilities.pri())
     if pasid_bits:
-        out.append(capabilities.pasid(pasid_bits))
+        out.append(capabilities.pasid(pasid_bits, execute=execute, privileged=privileged))
     return tuple(out)

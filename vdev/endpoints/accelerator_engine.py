@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from vdev.endpoints.accelerator_ops import Door, Operation, check_descriptor
+from vdev.endpoints.accelerator_ops import Door, Doors, Operation, check_descriptor, doors_of
 from vdev.endpoints.accelerator_regs import Registers, words
 from vdev.errors import DmaError, TranslationFault
+from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
     COMPLETION_NBYTES,
     COMPLETION_STATUS_OFFSET,
@@ -53,10 +54,6 @@ class Host(Protocol):
     @property
     def dma_enabled(self) -> bool: ...
 
-    @property
-    def pasid_stop(self) -> int:
-        """One more than the largest PASID a descriptor may name now; 0 while PASID is not enabled."""
-
     def interrupt(self, vector: int) -> None:
         """Raise an MSI-X vector."""
 
@@ -65,7 +62,7 @@ class Engine:
     """Registers and ring of one accelerator. Never raises on anything a guest does."""
 
     def __init__(
-        self, host: Host, door: Door, devmem: memoryview, release: Callable[[], None], latency_ns: int = 0
+        self, host: Host, door: Doors, devmem: memoryview, release: Callable[[], None], latency_ns: int = 0
     ) -> None:
         """`release` orders a completion's body before its status byte (a no-op where stores stay in order).
 
@@ -75,6 +72,7 @@ class Engine:
         self.registers = Registers(len(devmem))
         self._host = host
         self._door = door
+        self._ring_door: Door = door  # for descriptors and completions
         self._devmem = devmem
         self._release = release
         self._latency_ns = latency_ns
@@ -159,6 +157,7 @@ class Engine:
             self._error(ErrorCode.BAD_CONFIG, 0)
         else:
             self._aborted = None  # a new start: its slot belongs to the new ring now
+            self._ring_door = self._door.tagged(Tag(registers.ring_pasid)) if registers.ring_pasid else self._door
             registers.running, registers.halted = True, False
             registers.ring_head = registers.ring_tail = 0
 
@@ -186,16 +185,18 @@ class Engine:
         """Take the descriptor at RING_HEAD; None when it was refused at once or the ring broke."""
         registers = self.registers
         try:
-            data = self._door.read(registers.ring_base + registers.ring_head * DESCRIPTOR_NBYTES, DESCRIPTOR_NBYTES)
+            data = self._ring_door.read(
+                registers.ring_base + registers.ring_head * DESCRIPTOR_NBYTES, DESCRIPTOR_NBYTES
+            )
         except DmaError as error:
             self._halt(ErrorCode.RING_FETCH, error.iova)
             return None
         descriptor = Descriptor.parse(data)
-        verdict = check_descriptor(descriptor, len(self._devmem), self._host.pasid_stop)
+        verdict = check_descriptor(descriptor, len(self._devmem))
         if verdict != CompletionStatus.OK:
             self._complete(descriptor, verdict, 0)
             return None
-        self._operation = Operation(descriptor, self._door, self._devmem)
+        self._operation = Operation(descriptor, doors_of(descriptor, self._door), self._devmem)
         return self._operation
 
     def _drop_operation(self) -> Operation | None:
@@ -244,12 +245,13 @@ class Engine:
         self._drop_operation()
         completion_base, ring_size = ring or (registers.completion_base, registers.ring_size)
         iova, access = refused
-        record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, 0, result, iova, access, 0)
+        pasid = descriptor.pasid if status in _REFUSED else 0
+        record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, pasid, result, iova, access, 0)
         slot = completion_base + registers.ring_head * COMPLETION_NBYTES
         try:
-            self._door.write(slot, record.pack())
+            self._ring_door.write(slot, record.pack())
             self._release()
-            self._door.write(slot + COMPLETION_STATUS_OFFSET, bytes((status,)))
+            self._ring_door.write(slot + COMPLETION_STATUS_OFFSET, bytes((status,)))
         except DmaError as error:
             self._halt(ErrorCode.COMPLETION_WRITE, error.iova)
             return

@@ -15,9 +15,11 @@ from typing import ClassVar, Protocol
 
 from vdev.errors import DmaError
 from vdev.iommu.in_flight import Flight
+from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
     FLAGS_DEFINED,
     MAX_OPERATION_NBYTES,
+    PASID_STOP,
     Access,
     CompletionStatus,
     Descriptor,
@@ -27,13 +29,17 @@ from vdev.wire.accelerator import (
 
 IOVA_SPACE = 1 << 64
 NO_RESERVED = bytes(24)
+NEED_PASID = Flag.EXECUTE | Flag.PRIVILEGED
 
 
 class Door(Protocol):
     """The only way to guest memory; every method raises DmaError (TranslationFault included) before touching a byte."""
 
-    frozen: bool  # all DMA is held for now
     slice_nbytes: int  # the most that `views` should be asked for at once: with small pages every page costs
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all DMA is held for now."""
 
     def read(self, iova: int, nbytes: int) -> bytes: ...
 
@@ -48,18 +54,25 @@ class Door(Protocol):
     def end(self, flight: Flight) -> None: ...
 
 
-def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_stop: int) -> CompletionStatus:
-    """OK, or the completion status that refuses `descriptor` before any of its operands is touched.
+class Doors(Door, Protocol):
+    """The function's own: without a PASID, and where the others come from."""
 
-    PASIDs are valid in [1, pasid_stop); 0 or 1 for none at all.
+    def tagged(self, tag: Tag) -> Door:
+        """The door for accesses with a PASID."""
+
+
+def check_descriptor(descriptor: Descriptor, devmem_nbytes: int) -> CompletionStatus:
+    """OK, or BAD_DESCRIPTOR where `descriptor` is refused before any of its operands is touched.
+
+    What the PASID capability allows is the door's to judge.
     """
     bad = CompletionStatus.BAD_DESCRIPTOR
     if descriptor.op not in _USES or descriptor.flags & ~FLAGS_DEFINED or descriptor.reserved != NO_RESERVED:
         return bad
     if descriptor.flags & Flag.PASID_VALID:
-        if not 0 < descriptor.pasid < pasid_stop:
+        if not 0 < descriptor.pasid < PASID_STOP:
             return bad
-    elif descriptor.pasid:
+    elif descriptor.pasid or descriptor.flags & NEED_PASID:
         return bad
     if descriptor.op != Op.NOP and not 0 < descriptor.nbytes <= MAX_OPERATION_NBYTES:
         return bad
@@ -70,8 +83,18 @@ def check_descriptor(descriptor: Descriptor, devmem_nbytes: int, pasid_stop: int
         return bad
     if uses_dst and descriptor.dst + descriptor.nbytes > dst_limit:
         return bad
-    # Address spaces per PASID come with the PASID extension; until then such DMA has nowhere to go.
-    return CompletionStatus.UNSUPPORTED_REQUEST if descriptor.flags & Flag.PASID_VALID else CompletionStatus.OK
+    return CompletionStatus.OK
+
+
+def doors_of(descriptor: Descriptor, plain: Doors) -> tuple[Door, Door]:
+    """The doors for a checked descriptor's source and destination: execution is requested with reads of the source."""
+    if not descriptor.flags & Flag.PASID_VALID:
+        return plain, plain
+    privileged = bool(descriptor.flags & Flag.PRIVILEGED)
+    target = plain.tagged(Tag(descriptor.pasid, False, privileged))
+    if descriptor.flags & Flag.EXECUTE:
+        return plain.tagged(Tag(descriptor.pasid, True, privileged)), target
+    return target, target
 
 
 class Operation:
@@ -85,7 +108,7 @@ class Operation:
     __slots__ = (
         "_crc",
         "_devmem",
-        "_door",
+        "_doors",
         "_fill",
         "_flights",
         "access",
@@ -98,7 +121,8 @@ class Operation:
 
     _STEPS: ClassVar[dict[int, Callable[[Operation, int], None]]]
 
-    def __init__(self, descriptor: Descriptor, door: Door, devmem: memoryview) -> None:
+    def __init__(self, descriptor: Descriptor, doors: tuple[Door, Door], devmem: memoryview) -> None:
+        """`doors`: for the source and for the destination, see `doors_of`."""
         self.descriptor = descriptor
         self.done = 0
         self.access = Access.NONE
@@ -106,7 +130,7 @@ class Operation:
         self.result = 0
         self.begun = 0
         self._flights: dict[int, Flight] = {}  # of the slice begun, by the flag that would make it device memory
-        self._door = door
+        self._doors = doors
         self._devmem = devmem
         self._crc = 0
         self._fill = b""
@@ -152,14 +176,17 @@ class Operation:
         """Nothing is in flight any more: no byte of the slice that was begun moves."""
         self.begun = 0
         for flight in self._flights.values():
-            self._door.end(flight)
+            self._doors[0].end(flight)  # whichever it came through
         self._flights.clear()
 
     def _take_off(self, base: int, devmem_flag: int, nbytes: int, access: Access) -> None:
         self.access = access
         if not self.descriptor.flags & devmem_flag:
             write = access == Access.WRITE
-            self._flights[devmem_flag] = self._door.begin(base + self.done, nbytes, write=write)
+            self._flights[devmem_flag] = self._door(devmem_flag).begin(base + self.done, nbytes, write=write)
+
+    def _door(self, devmem_flag: int) -> Door:
+        return self._doors[devmem_flag == Flag.DST_DEVMEM]
 
     def _move(self, nbytes: int) -> bool:
         self._STEPS[self.descriptor.op](self, nbytes)
@@ -184,8 +211,8 @@ class Operation:
         if self.descriptor.flags & devmem_flag:
             return [self._devmem[start : start + nbytes]]
         if self._flights:
-            return self._door.land(self._flights[devmem_flag])
-        return self._door.views(start, nbytes, write=write)
+            return self._door(devmem_flag).land(self._flights[devmem_flag])
+        return self._door(devmem_flag).views(start, nbytes, write=write)
 
     def _copy(self, nbytes: int) -> None:
         # Both sides are proven before a byte moves: a refused slice leaves the destination as it was.

@@ -9,6 +9,7 @@ from vdev.wire.accelerator import (
     ID_VALUE,
     MAX_RING_ENTRIES,
     MIN_RING_ENTRIES,
+    PASID_STOP,
     VERSION_VALUE,
     Control,
     ErrorCode,
@@ -32,8 +33,10 @@ class Registers:
         "faulted",
         "halted",
         "irq_enable",
+        "kernel_pasid",
         "ring_base",
         "ring_head",
+        "ring_pasid",
         "ring_size",
         "ring_tail",
         "running",
@@ -41,13 +44,14 @@ class Registers:
 
     def __init__(self, devmem_nbytes: int) -> None:
         self.devmem_nbytes = devmem_nbytes
+        self.kernel_pasid = 0  # the host's: no reset changes it
         self.reset()
 
     def reset(self) -> None:
         """Power-on values."""
         self.running = self.halted = self.irq_enable = False
         self.ring_base = self.ring_size = self.ring_head = self.ring_tail = 0
-        self.completion_base = 0
+        self.completion_base = self.ring_pasid = 0
         self.error, self.error_iova = int(ErrorCode.NONE), 0
         self.completed = self.faulted = 0
 
@@ -78,6 +82,8 @@ class Registers:
             Register.DEVMEM_NBYTES + 4: self.devmem_nbytes >> 32,
             Register.COMPLETED: self.completed & WORD,
             Register.FAULTED: self.faulted & WORD,
+            Register.RING_PASID: self.ring_pasid,
+            Register.KERNEL_PASID: self.kernel_pasid,
         }
         return values.get(offset, 0)
 
@@ -92,6 +98,8 @@ class Registers:
             return
         if offset == Register.RING_SIZE:
             self.ring_size = value
+        elif offset == Register.RING_PASID:
+            self.ring_pasid = value
         elif offset in (Register.RING_BASE, Register.RING_BASE + 4):
             self.ring_base = _with_half(self.ring_base, offset - Register.RING_BASE, value)
         elif offset in (Register.COMPLETION_BASE, Register.COMPLETION_BASE + 4):
@@ -103,6 +111,7 @@ class Registers:
         return (
             MIN_RING_ENTRIES <= size <= MAX_RING_ENTRIES
             and size & (size - 1) == 0
+            and self.ring_pasid < PASID_STOP
             and self.ring_base % DESCRIPTOR_NBYTES == 0
             and self.ring_base + size * DESCRIPTOR_NBYTES <= IOVA_SPACE
             and self.completion_base % COMPLETION_NBYTES == 0

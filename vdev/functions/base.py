@@ -36,6 +36,9 @@ class VirtioTransport(Protocol):
     def config_changed(self) -> None:
         """Tell the driver that the device configuration changed."""
 
+    def config_moved(self) -> None:
+        """The device configuration changed, which is nothing to tell: who reads it in parts reads on anew."""
+
     def needs_reset(self, why: str) -> None:
         """DEVICE_NEEDS_RESET, with a configuration interrupt if DRIVER_OK is set. `why` is for people."""
 
@@ -49,6 +52,9 @@ class NoTransport:
         """Nobody listens."""
 
     def config_changed(self) -> None:
+        """Nobody listens."""
+
+    def config_moved(self) -> None:
         """Nobody listens."""
 
     def needs_reset(self, why: str) -> None:

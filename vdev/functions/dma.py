@@ -4,6 +4,11 @@ Every refusal is a DmaError with a stable `reason` and nothing touched:
 
     bus-master-off       the function may not reach the bus (bus master, stopped, removed)
     frozen               all DMA of this endpoint is held: the VM is stopped, or the unit's rings are suspended
+    pasid-required       a TranslationFault as the next three: no PASID, of an endpoint that has to have one (P46)
+    pasid-disabled,      the function's PASID capability is not enabled, or too narrow for this one (P42)
+      pasid-too-wide
+    execute-disabled,    the right is requested, and the capability has it not enabled (P43)
+      privileged-disabled
     unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
     cancelled            an access in flight that is over
     anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
@@ -15,6 +20,8 @@ before its slice ends, so no request is answered and no register written while i
 move in a later slice is translated by `begin` and in flight from then on (`iommu.in_flight`); `land` gives its memory
 through the gates and RAM as they are then, not through the mappings again: those may be gone, which is what their UNMAP
 waits for. Only where the unit is told to `revalidate` are they asked a second time.
+
+Accesses with a PASID go through `tagged`, which has the same methods.
 """
 
 from __future__ import annotations
@@ -26,8 +33,11 @@ from vdev.errors import DmaError, MemoryAccessError, TranslationFault
 from vdev.events import DmaDone, Trace
 from vdev.iommu.in_flight import Flight, InFlight
 from vdev.iommu.settings import UnitSettings
+from vdev.iommu.tag import Tag
 from vdev.memory import RegionTable
+from vdev.wire import pci
 from vdev.wire.viommu import FAULT_R_MAPPING
+from vdev.wire.viommu_pasid import FAULT_R_PASID_DISABLED, FAULT_R_PASID_REQUIRED
 
 READ = 1
 WRITE = 2
@@ -45,11 +55,13 @@ class Translator(Protocol):
     def granule(self) -> int:
         """Bytes of the smallest mapping."""
 
-    def begin(self, endpoint: int, iova: int, nbytes: int, access: int) -> Flight: ...
+    def begin(self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None) -> Flight: ...
 
-    def translate(self, endpoint: int, iova: int, nbytes: int, access: int) -> list[tuple[int, int]]: ...
+    def translate(
+        self, endpoint: int, iova: int, nbytes: int, access: int, tag: Tag | None = None
+    ) -> list[tuple[int, int]]: ...
 
-    def fault(self, endpoint: int, error: TranslationFault, access: int) -> None: ...
+    def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None: ...
 
 
 class DmaFunction(Protocol):
@@ -59,6 +71,12 @@ class DmaFunction(Protocol):
 
     @property
     def dma_enabled(self) -> bool: ...
+
+    @property
+    def pasid_control(self) -> int: ...
+
+    @property
+    def pasid_bits(self) -> int: ...
 
 
 def _nobody() -> None:
@@ -79,6 +97,7 @@ class DmaDoor:
         """`after_fault` is told when a fault record may wait for delivery (`ViommuDevice.faults_pending`)."""
         self.endpoint_id = endpoint_id
         self.frozen = False
+        self.pasid_only = False  # refuse what carries no PASID
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
         self.slice_nbytes = MAX_PIECES * engine.granule
         self.trace: Trace | None = None
@@ -86,20 +105,26 @@ class DmaDoor:
         self._engine = engine
         self._after_fault = after_fault
 
-    def read(self, iova: int, nbytes: int) -> bytes:
+    def tagged(self, tag: Tag) -> TaggedDoor:
+        """The door for accesses that carry `tag`."""
+        return TaggedDoor(self, tag)
+
+    def read(self, iova: int, nbytes: int, tag: Tag | None = None) -> bytes:
         """A copy of [iova, iova+nbytes); DmaError as the module says."""
-        views = self.views(iova, nbytes, write=False)
+        views = self.views(iova, nbytes, write=False, tag=tag)
         return bytes(views[0]) if len(views) == 1 else b"".join(views)
 
-    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, iova: int, data: bytes | bytearray | memoryview, tag: Tag | None = None) -> None:
         """Store `data` at `iova`, all of it or, with a DmaError, nothing."""
         source = memoryview(data).cast("B")
         cursor = 0
-        for view in self.views(iova, len(source), write=True):
+        for view in self.views(iova, len(source), write=True, tag=tag):
             view[:] = source[cursor : cursor + len(view)]
             cursor += len(view)
 
-    def views(self, iova: int, nbytes: int, *, write: bool, quiet: bool = False) -> list[memoryview]:
+    def views(
+        self, iova: int, nbytes: int, *, write: bool, quiet: bool = False, tag: Tag | None = None
+    ) -> list[memoryview]:
         """The memory behind [iova, iova+nbytes) in order; the whole range is checked before this returns.
 
         `nbytes` 0 gives []. The caller keeps `nbytes` to its slice and to `slice_nbytes`: with small pages every page
@@ -107,12 +132,12 @@ class DmaDoor:
         """
         access = WRITE if write else READ
         try:
-            views = self._views(iova, nbytes, access)
+            views = self._views(iova, nbytes, access, tag)
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access)
+            self._refuse(error, iova, nbytes, access, tag)
             raise
         if self.trace is not None and not quiet:
-            self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views)))
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views), pasid=_pasid_of(tag)))
         return views
 
     def count_untried(self, reason: str) -> None:
@@ -120,46 +145,46 @@ class DmaDoor:
         counts all the same."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+    def begin(self, iova: int, nbytes: int, *, write: bool, tag: Tag | None = None) -> Flight:
         """Translate an access to [iova, iova+nbytes), `nbytes` > 0 and as for `views`; it is in flight until `end`.
 
         Whoever begins one sees to it that it ends soon: at a time it knows, or with the function's next gate or reset.
         """
         access = WRITE if write else READ
         try:
-            self._check_gates(iova)
-            flight = self._engine.begin(self.endpoint_id, iova, nbytes, access)
+            self._check_gates(iova, tag)
+            flight = self._engine.begin(self.endpoint_id, iova, nbytes, access, tag)
             try:
                 self._memory(flight.pieces, iova, access)
             except DmaError:
                 self._engine.in_flight.end(flight)
                 raise
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access)
+            self._refuse(error, iova, nbytes, access, tag)
             raise
         return flight
 
-    def land(self, flight: Flight) -> list[memoryview]:
+    def land(self, flight: Flight, tag: Tag | None = None) -> list[memoryview]:
         """The memory of an access in flight, to be moved in this slice, before `end`. DmaError as the module says.
 
-        A flight that is over lands nowhere: `cancelled`, for endpoints that did not look.
+        `tag` is that of `begin`. A flight that is over lands nowhere: `cancelled`, for endpoints that did not look.
         """
         iova, nbytes, access = flight.start, flight.stop - flight.start, flight.access
         try:
-            self._check_gates(iova)
+            self._check_gates(iova, tag)
             if flight.over:
                 raise DmaError("cancelled", iova, passing=True)
             engine = self._engine
             if engine.settings.revalidate and (
-                engine.translate(flight.endpoint, iova, nbytes, access) != flight.pieces
+                engine.translate(flight.endpoint, iova, nbytes, access, tag) != flight.pieces
             ):
                 raise TranslationFault(FAULT_R_MAPPING, "translation-changed", iova)
             views = self._memory(flight.pieces, iova, access)
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access)
+            self._refuse(error, iova, nbytes, access, tag)
             raise
         if self.trace is not None:
-            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, len(views)))
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, len(views), pasid=flight.pasid))
         return views
 
     def end(self, flight: Flight) -> None:
@@ -171,26 +196,45 @@ class DmaDoor:
         """How many accesses are in flight."""
         return len(self._engine.in_flight.of(self.endpoint_id))
 
-    def _refuse(self, error: DmaError, iova: int, nbytes: int, access: int) -> None:
+    def _refuse(self, error: DmaError, iova: int, nbytes: int, access: int, tag: Tag | None) -> None:
         """Count, trace and report a refusal, which the caller raises."""
         self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
         if self.trace is not None:
-            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, 0, error.reason))
+            self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, 0, error.reason, _pasid_of(tag)))
         if isinstance(error, TranslationFault):
-            self._engine.fault(self.endpoint_id, error, access)
+            self._engine.fault(self.endpoint_id, error, access, tag)
             self._after_fault()
 
-    def _check_gates(self, iova: int) -> None:
+    def _check_gates(self, iova: int, tag: Tag | None) -> None:
         if not self.function.dma_enabled:
             raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
             raise DmaError("frozen", iova, passing=True)
+        if tag is not None:
+            self._check_tag(iova, tag)
+        # P46: an endpoint with ONLY makes no access without a PASID
+        elif self.pasid_only:
+            raise TranslationFault(FAULT_R_PASID_REQUIRED, "pasid-required", iova)
 
-    def _views(self, iova: int, nbytes: int, access: int) -> list[memoryview]:
-        self._check_gates(iova)
+    def _check_tag(self, iova: int, tag: Tag) -> None:
+        """What the capability allows, whatever the endpoint does: we are the root complex, too."""
+        control = self.function.pasid_control
+        # P42: enabled, and the PASID fits the width
+        if not control & pci.PASID_ENABLE:
+            raise TranslationFault(FAULT_R_PASID_DISABLED, "pasid-disabled", iova)
+        if tag.pasid >> self.function.pasid_bits:
+            raise TranslationFault(FAULT_R_PASID_DISABLED, "pasid-too-wide", iova, f"PASID {tag.pasid:#x}")
+        # P43: a request needs its enable bit
+        if tag.execute and not control & pci.PASID_EXECUTE:
+            raise TranslationFault(FAULT_R_PASID_DISABLED, "execute-disabled", iova)
+        if tag.privileged and not control & pci.PASID_PRIVILEGED:
+            raise TranslationFault(FAULT_R_PASID_DISABLED, "privileged-disabled", iova)
+
+    def _views(self, iova: int, nbytes: int, access: int, tag: Tag | None) -> list[memoryview]:
+        self._check_gates(iova, tag)
         if nbytes <= 0:
             return []
-        return self._memory(self._engine.translate(self.endpoint_id, iova, nbytes, access), iova, access)
+        return self._memory(self._engine.translate(self.endpoint_id, iova, nbytes, access, tag), iova, access)
 
     def _memory(self, pieces: list[tuple[int, int]], iova: int, access: int) -> list[memoryview]:
         views: list[memoryview] = []
@@ -201,6 +245,50 @@ class DmaDoor:
         except MemoryAccessError as error:
             raise DmaError("unsupported-request", iova, str(error), passing=error.lost) from error
         return views
+
+
+class TaggedDoor:
+    """A door's accesses with one tag; see `DmaDoor`."""
+
+    __slots__ = ("_door", "_tag", "slice_nbytes")
+
+    def __init__(self, door: DmaDoor, tag: Tag) -> None:
+        self._door = door
+        self._tag = tag
+        self.slice_nbytes = door.slice_nbytes
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all DMA is held."""
+        return self._door.frozen
+
+    def read(self, iova: int, nbytes: int) -> bytes:
+        """As `DmaDoor.read`."""
+        return self._door.read(iova, nbytes, self._tag)
+
+    def write(self, iova: int, data: bytes) -> None:
+        """As `DmaDoor.write`."""
+        self._door.write(iova, data, self._tag)
+
+    def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
+        """As `DmaDoor.views`."""
+        return self._door.views(iova, nbytes, write=write, tag=self._tag)
+
+    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+        """As `DmaDoor.begin`."""
+        return self._door.begin(iova, nbytes, write=write, tag=self._tag)
+
+    def land(self, flight: Flight) -> list[memoryview]:
+        """As `DmaDoor.land`."""
+        return self._door.land(flight, self._tag)
+
+    def end(self, flight: Flight) -> None:
+        """As `DmaDoor.end`."""
+        self._door.end(flight)
+
+
+def _pasid_of(tag: Tag | None) -> int:
+    return 0 if tag is None else tag.pasid
 
 
 def joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:

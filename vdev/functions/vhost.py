@@ -135,6 +135,9 @@ class VhostCarrier:
         else:
             self._config_waits = self.state is not State.IDLE
 
+    def config_moved(self) -> None:
+        """The generation is QEMU's."""
+
     def hold_config(self, held: bool) -> None:
         """The VM is stopped, or about to be, or runs again: QEMU is told of no change in between."""
         self._config_held = held

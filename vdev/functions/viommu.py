@@ -81,6 +81,7 @@ class ViommuDevice(QueueDevice):
         self._now_ns = 0
         engine.in_flight.ended = self._flight_ended
         engine.config_changed = lambda: self._transport.config_changed()
+        engine.config_moved = lambda: self._transport.config_moved()
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
 
     # VirtioDevice
@@ -94,6 +95,13 @@ class ViommuDevice(QueueDevice):
         at = wire.BYPASS_OFFSET - offset
         if 0 <= at < len(data) and accepted_features & wire.F_BYPASS_CONFIG:
             self._engine.write_bypass(data[at])
+
+    def features_ok(self, accepted_features: int) -> bool:
+        """P2, P3: not without what they depend on. What depends on them shows from now on."""
+        if not self._engine.takes_features(accepted_features):
+            return False
+        self._engine.set_features(accepted_features)
+        return True
 
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         """Serve the rings from now on."""
@@ -222,7 +230,8 @@ class ViommuDevice(QueueDevice):
                         continue
                     return False
                 nsegments += chain.nsegments
-                record = self._engine.told_fault(pending.popleft(), chain.writable_nbytes)
+                record = pending.popleft()
+                record = self._engine.told_fault(record, chain.writable_nbytes)
                 if chain.writable_nbytes < len(record):
                     # D61: not spread over several buffers, and there is no smaller format (left) to fall back to.
                     self.dropped_faults += 1

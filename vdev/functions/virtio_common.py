@@ -183,9 +183,11 @@ class CommonConfig:
                 self._start()
 
     def _features_fit(self) -> bool:
-        """Only offered features, and all required ones among them."""
+        """Only offered features, and all required ones among them; then the device has its say."""
         given = self._driver_features
-        return not given & ~self._device.offered_features and not self._required & ~given
+        if given & ~self._device.offered_features or self._required & ~given:
+            return False
+        return self._device.features_ok(given)
 
 
 _SETTERS: dict[str, Callable[[CommonConfig, int], None]] = {

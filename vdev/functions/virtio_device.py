@@ -77,6 +77,10 @@ class QueueDevice:
     def config_write(self, offset: int, data: bytes, accepted_features: int) -> None:
         """No field is writable."""
 
+    def features_ok(self, accepted_features: int) -> bool:
+        """Any that are offered do."""
+        return True
+
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         """Serve the rings from now on."""
         self._queues = queues

@@ -105,11 +105,15 @@ class VirtioPciFunction(PciFunction):
 
     def config_changed(self) -> None:
         """Device configuration changed: a new generation, and an interrupt once the driver is up."""
+        self.config_moved()
         common = self._common
-        common.generation = (common.generation + 1) & 0xFF
         if common.status & Status.DRIVER_OK:
             self._isr |= wire.ISR_CONFIG
             self._signal(common.config_vector)
+
+    def config_moved(self) -> None:
+        """A new generation."""
+        self._common.generation = (self._common.generation + 1) & 0xFF
 
     def needs_reset(self, why: str) -> None:
         """The device cannot go on until it is reset."""

@@ -3,8 +3,7 @@
 Modes. `compat` (default) answers every request with a whole tail, because stock Linux reads used length 0 as success.
 `strict` follows the letter: used length 0 for unknown types (D11), PROBE not offered (D47), too short requests (D15).
 
-Choices where the specification is silent or says MAY are listed in `vdev/iommu/__init__.py`; those of the PASID
-extension in pasid_unit.py.
+Choices where the specification is silent or says MAY are listed in `__init__.py`, of PASIDs in pasid_unit.py.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from vdev.iommu.pasid_set import PasidSet
 from vdev.iommu.pasid_unit import PASID_ANSWER_NBYTES, PASID_REQUESTS, UnitPasids
 from vdev.iommu.probe import endpoint_properties
 from vdev.iommu.settings import EndpointSettings, UnitSettings, config_bytes
-from vdev.iommu.snapshot import UnitState, describe_table, dump_unit, load_unit
+from vdev.iommu.snapshot import describe_table, dump_unit, load_unit
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
@@ -56,10 +55,13 @@ class Engine:
         """Raise ConfigError when endpoint ids repeat or an endpoint's properties do not fit `probe_size`. `pasids` is
         the VM's set; a unit that offers PASIDs needs it."""
         self.settings = settings
-        self.reached: Callable[[int, Literal["probed", "attached"]], None] = _nobody  # how far a driver is with each
+        self.reached: Callable[[int, Literal["probed", "attached"]], None] = lambda *_: (
+            None
+        )  # how far a driver is with each
         self.in_flight = InFlight()
         self.wait: Wait | None = None  # set by a request whose answer must wait; whoever answers takes it
-        self.config_changed: Callable[[], None] = _nobody  # fields changed that a driver is to be told of
+        self.config_changed: Callable[[], None] = lambda: None  # fields changed that a driver is to be told of
+        self.config_moved: Callable[[], None] = lambda: None  # others did
         self._emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
@@ -83,8 +85,7 @@ class Engine:
 
     @property
     def pending_faults(self) -> deque[bytes]:
-        """The fault records, oldest left; whoever delivers one to the guest takes it out and tells it as
-        `told_fault`."""
+        """The fault records, oldest left; whoever delivers one to the guest, as `told_fault`, takes it out."""
         return self._faults.pending
 
     @property
@@ -107,6 +108,10 @@ class Engine:
         """Whether a driver has accepted features."""
         return bool(self._accepted)
 
+    def host_attach_mirror(self, endpoint: int, pasid: int) -> None:
+        """The kernel PASID of an endpoint, see `UnitPasids`."""
+        self.pasids.host_attach_mirror(endpoint, pasid)
+
     @property
     def pasids(self) -> UnitPasids:
         """The unit's part of the PASID extension; LookupError where it has none."""
@@ -122,8 +127,7 @@ class Engine:
     # requests
 
     def handle(self, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
-        """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0). Where `wait` has
-        an answer of its own, that one counts."""
+        """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0), or `wait`'s."""
         kind = self._served.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
         if kind is None or len(readable) < kind.nbytes or writable_nbytes < kind.properties_nbytes + wire.TAIL_NBYTES:
             return self._answer_unfit(kind, readable, writable_nbytes)
@@ -272,10 +276,6 @@ class Engine:
         """One of `pending_faults` in the driver's format, for a buffer of `nbytes`; longer where it does not fit."""
         return fitted(record, nbytes, has_pasids=self._has_pasids)
 
-    def host_attach_mirror(self, endpoint: int, pasid: int) -> None:
-        """The kernel PASID of an endpoint, see `UnitPasids`."""
-        self.pasids.host_attach_mirror(endpoint, pasid)
-
     # features, config, resets
 
     def set_features(self, accepted: int) -> None:
@@ -371,22 +371,22 @@ class Engine:
 
     def snapshot(self) -> dict[str, Any]:
         """All state a driver can tell apart, as versioned plain data. What is in flight is no state: see `restore`."""
-        return dump_unit(UnitState(self._table, self._accepted, list(self._faults.pending)))
+        held = self._pasids.held() if self._pasids is not None else []
+        return dump_unit(self._table, self._accepted, self._faults.pending, held)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Become what `saved` says; SnapshotError, with nothing changed, if it does not fit. No events.
 
         Nothing that was in flight lands any more.
         """
-        state = load_unit(saved, self.settings, self._table.endpoint_settings())
+        pasids = self._pasids.set if self._pasids is not None else None
+        state = load_unit(saved, self.settings, self._table.endpoint_settings(), pasids)
         self.in_flight.cancel_all()
+        if self._pasids is not None:
+            self._pasids.restore(state.table, state.pasids)
         self._table = state.table
         self._faults.replace(state.pending_faults)
         self.set_features(state.features)
-
-
-def _nobody(*_: Any) -> None:
-    """No one wants to know."""
 
 
 # type: its record, the feature that must be offered, what serves it

@@ -12,20 +12,26 @@ from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
 
 ACCESS_MASK = wire.FAULT_F_READ | wire.FAULT_F_WRITE
+Z3 = bytes(3)
 PLAIN_FLAGS = ACCESS_MASK | wire.FAULT_F_ADDRESS
 
 
 def fault_record(reason: int, access: int, endpoint: int, iova: int, tag: Tag | None = None) -> bytes:
     """One struct virtio_iommu_fault, or of an access with a PASID one virtio_iommu_fault_pasid. D57, D58: reserved
     fields and undefined flags are zero."""
-    flags, address = (access & ACCESS_MASK) | wire.FAULT_F_ADDRESS, iova & ((1 << 64) - 1)
+    flags = (access & ACCESS_MASK) | wire.FAULT_F_ADDRESS
+    iova &= (1 << 64) - 1
     if tag is None:
-        return wire.Fault(reason, bytes(3), flags, endpoint, 0, address).pack()
-    flags |= pasid_wire.FAULT_F_PASID
-    # P49: what the access requested
+        return wire.Fault(reason, bytes(3), flags, endpoint, 0, iova).pack()
+    flags |= _tag_flags(tag)
+    return pasid_wire.FaultPasid(reason, Z3, flags, endpoint, tag.pasid, iova).pack()
+
+
+def _tag_flags(tag: Tag) -> int:
+    """P48, P49: that there was a PASID, and what the access requested."""
+    flags = pasid_wire.FAULT_F_PASID
     flags |= pasid_wire.FAULT_F_EXEC if tag.execute else 0
-    flags |= pasid_wire.FAULT_F_PRIVILEGED if tag.privileged else 0
-    return pasid_wire.FaultPasid(reason, bytes(3), flags, endpoint, tag.pasid, address).pack()
+    return flags | (pasid_wire.FAULT_F_PRIVILEGED if tag.privileged else 0)
 
 
 def fitted(record: bytes, nbytes: int, *, has_pasids: bool) -> bytes:

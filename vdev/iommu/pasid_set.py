@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from vdev.errors import VdevError
 from vdev.iommu.events import (
     Event,
     PasidAllocated,
@@ -79,6 +78,9 @@ class Member(Protocol):
     def quota_changed(self) -> None:
         """The configuration shows another quota."""
 
+    def used_changed(self) -> None:
+        """The configuration shows another number of them."""
+
     def revoke(self, pasids: frozenset[int]) -> None:
         """The host has taken these away: no pair has them any more, no access with them lands."""
 
@@ -113,7 +115,7 @@ class PasidSet:
         self._questions: list[_Question] = []
         self._quota = allocator.terms.quota
         self._is_told_exceeded = False
-        self._is_untouched = True  # nothing was asked of the allocator yet, nor reconciled with it
+        self.is_untouched = True  # nothing was asked of the allocator yet, nor reconciled with it
         allocator.terms_changed = self._terms_changed
 
     def join(self, unit: Member) -> None:
@@ -198,7 +200,7 @@ class PasidSet:
 
     def ask(self, unit: str, first: int, stop: int, answer: Answer, *, by_attach: bool = False) -> None:
         """Ask the allocator for one of [first, stop), which `refusal` let pass; `answer` is called once, later."""
-        self._is_untouched = False
+        self.is_untouched = False
         asked = self._asked(first) if by_attach else None
         if asked is not None:
             asked.answers.append(answer)
@@ -250,6 +252,7 @@ class PasidSet:
             self._allocator.release([found])
             return Refusal.UNREACHABLE
         held = self._held[found] = Held(found, question.unit, question.by_attach)
+        self._used_changed()
         self._is_told_exceeded = False
         self._emit(PasidAllocated(question.unit, found))
         return held
@@ -328,6 +331,7 @@ class PasidSet:
         if ended:
             for pasid in ended:
                 del self._held[pasid]
+            self._used_changed()
             self._allocator.release(ended)
             self._emit(PasidEnded(tuple(ended)))
 
@@ -344,7 +348,7 @@ class PasidSet:
     def reconcile(self, held: Iterable[int]) -> None:
         """The authority, reachable again, says what it holds for this VM, grants it has yet to answer left out: what
         the set does not know goes back (a grant that came too late), what the authority does not hold is gone."""
-        self._is_untouched = False
+        self.is_untouched = False
         theirs = set(held)
         unknown = sorted(theirs - self._held.keys())
         if unknown:
@@ -360,16 +364,22 @@ class PasidSet:
             self._held.pop(pasid).freed = True
         for unit in self.members:
             unit.revoke(gone)
+        self._used_changed()
         self._emit(PasidEnded(tuple(sorted(gone))))
         self._wake()
 
-    def adopt(self, given: Iterable[Held]) -> None:
-        """PASIDs of a unit's saved state, in a set that is as new; `reconcile` finds what is not so. VdevError else."""
-        adopted = list(given)
-        if adopted and not self._is_untouched:
-            numbers = ", ".join(str(held.pasid) for held in adopted[:8])
-            raise VdevError(f"PASIDs {numbers} are not in the set any more")
+    def adopt(self, adopted: Iterable[Held]) -> None:
+        """PASIDs of a unit's saved state, into a set that `is_untouched`; `reconcile` finds those that are not so."""
         self._held.update((held.pasid, held) for held in adopted)
+
+    def settle(self, unwanted: Iterable[Held]) -> None:
+        """A unit was restored: free `unwanted`, and end what waits for nothing."""
+        self._free([held for held in unwanted if not held.freed])
+        self._end_unused([held for held in self._held.values() if held.freed])
+
+    def _used_changed(self) -> None:
+        for unit in self.members:
+            unit.used_changed()
 
     def _terms_changed(self) -> None:
         before, self._quota = self._quota, self.quota

@@ -22,13 +22,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vdev.errors import RequestError
-from vdev.iommu.domains import Endpoint, Pair
+from vdev.iommu.domains import DomainTable, Endpoint, Pair
 from vdev.iommu.events import PasidAttached, PasidDetached, RequestHandled
 from vdev.iommu.in_flight import InFlight, Late, Wait, wait_of_free
 from vdev.iommu.kinds import OK_TAIL
 from vdev.iommu.pairs import all_pairs, choose_domain, put_pair, take_pair
 from vdev.iommu.pasid_held import Held
 from vdev.iommu.pasid_set import PasidSet, Refusal
+from vdev.iommu.pasid_snapshot import PasidsLoaded
 from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
 from vdev.wire.record import Record
@@ -69,6 +70,11 @@ class UnitPasids:
         """P5: told to a driver that knows of quotas."""
         if self._accepted:
             self._engine.config_changed()
+
+    def used_changed(self) -> None:
+        """The driver may be reading the configuration."""
+        if self._accepted:
+            self._engine.config_moved()
 
     def revoke(self, pasids: frozenset[int]) -> None:
         """The host has taken these away."""
@@ -277,6 +283,28 @@ class UnitPasids:
         self.set.pairs_gone(pair.held for pair in pairs)
         self.set.free_all_of(self.name)
 
+    def held(self) -> list[Held]:
+        """What was allocated through the unit, by number."""
+        return self.set.allocated_through(self.name)
+
+    def restore(self, table: DomainTable, saved: PasidsLoaded) -> None:
+        """The unit's pairs become those of `table`, which takes the place of the present one. Nothing is in flight."""
+        self.set.cancel(self.name)
+        unwanted = [held for held in self.held() if held.pasid not in saved.kept or saved.kept[held.pasid][1]]
+        self.set.adopt(saved.adopted.values())
+        for pair in list(all_pairs(table)):
+            if self.set.of_guest(pair.pasid) is pair.held:
+                self.set.pair_attached(pair.held)
+            else:
+                take_pair(table, pair)  # what was in flight was the last that used it
+        present = list(all_pairs(self._engine.table))
+        for pair in present:
+            if pair.held.is_host:
+                put_pair(table, table.endpoints[pair.endpoint.id], pair.held, None)
+        self.set.pairs_gone(pair.held for pair in present if not pair.held.is_host)
+        unpaired = [held for held in saved.adopted.values() if held.by_attach and not held.npairs]
+        self.set.settle([*unwanted, *unpaired])
+
     # the host's own
 
     def host_attach_mirror(self, endpoint_id: int, pasid: int) -> None:
@@ -297,7 +325,7 @@ class UnitPasids:
         return {
             "mode": "managed" if self.is_managed else "unmanaged" if self.is_accepted else "not-negotiated",
             "pairs": self._engine.table.npairs,
-            "allocated": len(self.set.allocated_through(self.name)),
+            "allocated": len(self.held()),
         }
 
     def list_pairs(self) -> list[dict[str, Any]]:

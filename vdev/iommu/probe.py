@@ -34,19 +34,24 @@ class Properties:
 
 
 def endpoint_properties(unit: UnitSettings, endpoint: EndpointSettings) -> Properties:
-    """`probe_size` bytes each: the properties, back to back (D50), the rest zero (D52). ConfigError: too many."""
+    """Both answers. ConfigError where one does not fit `probe_size`."""
+    plain = probe_reply(unit, endpoint)
+    given = endpoint.pasid if unit.pasids else None
+    return Properties(plain, plain if given is None else probe_reply(unit, endpoint, _pasid_properties(given)))
+
+
+def probe_reply(unit: UnitSettings, endpoint: EndpointSettings, more: bytes = b"") -> bytes:
+    """`probe_size` bytes: the endpoint's properties, back to back (D50), then `more` of them, the rest zero (D52).
+    ConfigError: too many."""
     regions = probed_regions(unit, endpoint.reserved)
-    plain = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in regions)
-    packed = plain
-    if unit.pasids and endpoint.pasid is not None:
-        packed += _pasid_properties(endpoint.pasid)
+    packed = b"".join(wire.resv_mem(r.start, r.stop, is_msi=r.is_msi) for r in regions) + more
     if unit.probe_size and len(packed) > unit.probe_size:
         raise ConfigError(
             f"endpoint {endpoint.name}",
             f"its properties take {len(packed)} bytes, probe_size is {unit.probe_size}",
             "raise the unit's probe_size",
         )
-    return Properties(plain.ljust(unit.probe_size, b"\0"), packed.ljust(unit.probe_size, b"\0"))
+    return packed.ljust(unit.probe_size, b"\0")
 
 
 def _pasid_properties(given: PasidSettings) -> bytes:

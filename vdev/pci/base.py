@@ -110,6 +110,11 @@ class PciFunction:
             at = config.find(cap_id, extended=True)
             if at is not None:
                 config.watch(at + register, 2, partial(self._trace_change, name, flags))
+        self._pasid = config.find(pci.ExtCapId.PASID, extended=True)
+        self._pasid_capability = 0
+        if self._pasid is not None:
+            self._pasid_capability = config.get(self._pasid + pci.PASID_CAPABILITY, 2)
+            config.watch(self._pasid + pci.PASID_CONTROL, 2, self._pasid_control_written)
 
     @property
     def dma_enabled(self) -> bool:
@@ -127,9 +132,19 @@ class PciFunction:
         return bool(self.config.get(pci.COMMAND, 2) & pci.Command.MEMORY) and not self.removed
 
     @property
-    def pasid_enabled(self) -> bool:
-        """Whether a PASID capability is there and enabled."""
-        return self._control_bit(pci.ExtCapId.PASID, pci.PASID_CONTROL, pci.PASID_ENABLE)
+    def pasid_control(self) -> int:
+        """What the driver has enabled, `wire.pci.PasidControl`; 0 without a PASID capability."""
+        return 0 if self._pasid is None else self.config.get(self._pasid + pci.PASID_CONTROL, 2)
+
+    @property
+    def pasid_rights(self) -> int:
+        """What the driver can enable beside PASIDs as such: PASID_EXECUTE, PASID_PRIVILEGED."""
+        return self._pasid_capability & (pci.PASID_EXECUTE | pci.PASID_PRIVILEGED)
+
+    @property
+    def pasid_bits(self) -> int:
+        """The width of the PASID capability; 0 for none."""
+        return self._pasid_capability >> pci.PASID_WIDTH_SHIFT
 
     @property
     def ats_enabled(self) -> bool:
@@ -300,6 +315,10 @@ class PciFunction:
         if after & pci.DEVCTL_FLR:
             self._reset(function_level=True)
 
+    def _pasid_control_written(self, before: int, after: int) -> None:
+        if before & ~after:
+            self.on_pasid_rights_lost()
+
     def _msix_control_written(self, before: int, after: int) -> None:
         self._trace_change("msix_control", pci.MsixControl, before & _MSIX_BITS, after & _MSIX_BITS)
         if self.msix_table is not None and after & pci.MSIX_ENABLE:
@@ -321,6 +340,12 @@ class PciFunction:
 
     def on_bus_master(self, enabled: bool) -> None:
         """`dma_enabled` changed to `enabled`."""
+
+    def on_pasid_rights_lost(self) -> None:
+        """The driver took back something of the PASID capability's control: what it let through may not land."""
+
+    def on_kernel_pasid(self, pasid: int) -> None:
+        """The host has attached `pasid` for what the guest's kernel maps for this function; 0: it has none."""
 
     def on_quiesce(self) -> None:
         """Stop DMA for an IOMMU reset. The safe default is the gate; a function that can abort its work and be

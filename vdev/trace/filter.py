@@ -21,6 +21,8 @@ REQUEST_STATUSES = ("OK", "IOERR", "UNSUPP", "DEVERR", "INVAL", "RANGE", "NOENT"
 DMA_REASONS = (
     "bus-master-off", "frozen", "unsupported-request", "unknown-endpoint", "no-domain", "outside-address-space",
     "reserved", "not-mapped", "outside-input-range", "no-write", "no-read", "translation-changed", "cancelled",
+    "pasid-not-attached", "pasid-free-pending", "pasid-rid-unattached", "pasid-rid-bypasses", "no-execute",
+    "pasid-required", "pasid-disabled", "pasid-too-wide", "execute-disabled", "privileged-disabled",
 )  # fmt: skip
 STATUSES = (*REQUEST_STATUSES, *DMA_REASONS)
 ALWAYS_SHOWN = ("header", "trace", "lost", "note")  # kinds without which the rest would mislead

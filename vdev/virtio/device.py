@@ -21,6 +21,9 @@ class VirtioDevice(Protocol):
     def config_write(self, offset: int, data: bytes, accepted_features: int) -> None:
         """A driver's write; fields that are not writable are ignored."""
 
+    def features_ok(self, accepted_features: int) -> bool:
+        """The driver wants FEATURES_OK with these, offered ones all: whether it gets it, and has accepted them."""
+
     def driver_ok(self, accepted_features: int, queues: tuple[Queue | None, ...]) -> None:
         """DRIVER_OK was set: `queues[i]` is None where the driver did not enable queue i."""
 

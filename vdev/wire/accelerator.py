@@ -35,6 +35,8 @@ class Register(IntEnum):
     DEVMEM_NBYTES = 0x48
     COMPLETED = 0x50
     FAULTED = 0x54
+    RING_PASID = 0x58
+    KERNEL_PASID = 0x5C
 
 
 class Status(IntFlag):
@@ -86,9 +88,12 @@ class Flag(IntFlag):
     SRC_DEVMEM = 2
     DST_DEVMEM = 4
     PASID_VALID = 8
+    EXECUTE = 16  # with PASID_VALID only, as the next
+    PRIVILEGED = 32
 
 
-FLAGS_DEFINED = int(Flag.IRQ | Flag.SRC_DEVMEM | Flag.DST_DEVMEM | Flag.PASID_VALID)
+FLAGS_DEFINED = sum(Flag)
+PASID_STOP = 1 << 20
 
 
 class Access(IntEnum):
@@ -135,7 +140,7 @@ class Completion(Record):
     tag: int
     status: int
     reserved0: int
-    reserved1: int
+    pasid: int  # of the refused access
     result: int
     fault_iova: int
     access: int

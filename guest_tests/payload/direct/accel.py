@@ -135,14 +135,15 @@ class Accel:
 
     # life
 
-    def start(self, ring_iova: int | None = None) -> Accel:
+    def start(self, ring_iova: int | None = None, ring_pasid: int = 0) -> Accel:
         """Start the engine, with its ring where the device finds it at `ring_iova`; returns itself.
 
         Without one the ring is at its guest-physical address: right for an endpoint that bypasses the IOMMU.
+        With a `ring_pasid` the device reaches its ring, and writes completions, in that PASID's address space.
         The engine touches its ring with the first operation. Raises EngineStopped.
         """
         where = self.ring.gpa if ring_iova is None else ring_iova
-        self.engine = engine.Accelerator(self.registers, self.ring.memory, where)
+        self.engine = engine.Accelerator(self.registers, self.ring.memory, where, ring_pasid)
         self.engine.start()
         if not self.is_running:
             raise self._stopped("the engine did not start")
@@ -174,21 +175,21 @@ class Accel:
 
     # operations: each raises the AccelError that fits, EngineStopped, or AcceleratorTimeout
 
-    def copy(self, src_iova: int, dst_iova: int, nbytes: int, *, flags: int = 0) -> engine.Completion:
+    def copy(self, src_iova: int, dst_iova: int, nbytes: int, *, flags: int = 0, pasid: int = 0) -> engine.Completion:
         """COPY; `flags` may say that an address is an offset into device memory (engine.FLAG_SRC_DEVMEM, ...)."""
-        return self.do(engine.Operation(engine.COPY, src_iova, dst_iova, nbytes, flags=flags))
+        return self.do(engine.Operation(engine.COPY, src_iova, dst_iova, nbytes, flags=flags, pasid=pasid))
 
-    def fill(self, dst_iova: int, nbytes: int, pattern: int) -> engine.Completion:
+    def fill(self, dst_iova: int, nbytes: int, pattern: int, *, pasid: int = 0) -> engine.Completion:
         """FILL with the 64-bit `pattern`."""
-        return self.do(engine.Operation(engine.FILL, dst=dst_iova, nbytes=nbytes, arg=pattern))
+        return self.do(engine.Operation(engine.FILL, dst=dst_iova, nbytes=nbytes, arg=pattern, pasid=pasid))
 
-    def compare(self, src_iova: int, dst_iova: int, nbytes: int) -> engine.Completion:
+    def compare(self, src_iova: int, dst_iova: int, nbytes: int, *, pasid: int = 0) -> engine.Completion:
         """COMPARE; raises Mismatch where they differ."""
-        return self.do(engine.Operation(engine.COMPARE, src_iova, dst_iova, nbytes))
+        return self.do(engine.Operation(engine.COMPARE, src_iova, dst_iova, nbytes, pasid=pasid))
 
-    def checksum(self, src_iova: int, nbytes: int) -> int:
+    def checksum(self, src_iova: int, nbytes: int, *, pasid: int = 0) -> int:
         """CHECKSUM: the CRC-32."""
-        return self.do(engine.Operation(engine.CHECKSUM, src_iova, nbytes=nbytes)).result
+        return self.do(engine.Operation(engine.CHECKSUM, src_iova, nbytes=nbytes, pasid=pasid)).result
 
     def nop(self) -> engine.Completion:
         """NOP: only the ring's own DMA."""

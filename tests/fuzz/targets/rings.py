@@ -49,11 +49,15 @@ class Transport:
 
     def __init__(self) -> None:
         self.dma_enabled = True
+        self.pasid_control = self.pasid_bits = 0
         self.interrupts = 0
         self.memory = RegionTable()
 
     def interrupt_queue(self, index: int) -> None:
         self.interrupts += 1
+
+    def config_moved(self) -> None:
+        """Nobody listens."""
 
     def config_changed(self) -> None:
         self.interrupts += 1
