@@ -32,7 +32,7 @@ class Peer:
             os.close(fd)
 
     def read_all(self) -> list[bytes]:
-        found = []
+        found: list[bytes] = []
         while True:
             try:
                 data = self.sock.recv(1 << 17)
