@@ -1,0 +1,121 @@
+"""Starting an authority where there is none: by whoever needs it first, once, and detached from it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdev.authority.messages import LEASE_SOCKET
+from vdev.errors import VdevError
+from vdev.transports.listener import make_directory
+
+LOCK = "lock"  # held by the authority as long as it lives
+_START_LOCK = "start.lock"  # held by the one that starts it
+LOG = "authority.log"
+START_S = 15.0  # from a start to its socket, on a machine that is busy
+_LOOK_S = 0.03
+_NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+def default_directory() -> Path:
+    """Where a host's authority is unless a configuration says otherwise: one per user, one of root's."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(runtime if runtime and os.geteuid() else "/run") / "vdev-authority"
+
+
+async def connect(directory: Path, config: Path | None, *, start: bool = True) -> socket.socket:
+    """A connection to the authority of `directory`, started if there is none. VdevError says what is in the way."""
+    sock = _try_connect(directory)
+    if sock is not None:
+        return sock
+    if not start:
+        raise VdevError(f"no PASID authority answers in {directory}")
+    make_directory(directory)
+    deadline = asyncio.get_running_loop().time() + START_S
+    while asyncio.get_running_loop().time() < deadline:
+        with _locked(directory / _START_LOCK) as is_ours:
+            sock = _try_connect(directory)
+            if sock is not None:
+                return sock
+            if is_ours:
+                await _start(directory, config)
+                return await _wait_for(directory, deadline)
+        await asyncio.sleep(_LOOK_S)
+    raise _late(directory)
+
+
+def _try_connect(directory: Path) -> socket.socket | None:
+    """None when nobody listens."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setblocking(False)
+    try:
+        sock.connect(str(directory / LEASE_SOCKET))
+    except BlockingIOError:  # its backlog is full: it is there, and busy
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        if error.errno in _NOBODY:
+            return None
+        raise VdevError(f"the PASID authority in {directory} cannot be reached: {error.strerror}") from None
+    return sock
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether we are the one that starts it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+async def _start(directory: Path, config: Path | None) -> None:
+    """The process we start forks at once and ends: what goes on is nobody's child, and outlives us."""
+    words = ["--on-demand", "--runtime-dir", str(directory)]
+    if config is not None:
+        words += ["--config", str(config)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vdev.authority", *words,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await process.wait()
+
+
+async def _wait_for(directory: Path, deadline: float) -> socket.socket:
+    while asyncio.get_running_loop().time() < deadline:
+        sock = _try_connect(directory)
+        if sock is not None:
+            return sock
+        problem = start_problem(directory)
+        if problem:
+            raise VdevError(f"the PASID authority in {directory} did not start: {problem}")
+        await asyncio.sleep(_LOOK_S)
+    raise _late(directory)
+
+
+def start_problem(directory: Path) -> str:
+    """What the last start on demand left behind when it failed."""
+    with contextlib.suppress(OSError):
+        return (directory / FAILED).read_text(encoding="utf-8", errors="replace").strip()[:500]
+    return ""
+
+
+FAILED = "failed"  # written by a start on demand that cannot be, removed by the next
+
+
+def _late(directory: Path) -> VdevError:
+    return VdevError(f"the PASID authority in {directory} did not answer within {START_S:g} s: see {directory / LOG}")
