@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vdev import __version__
 from vdev.app import serve
+from vdev.authority import command as authority
 from vdev.config import config_warnings, load_config
 from vdev.ctl.run import run as ctl
 from vdev.errors import ConfigError, PartsError, VdevError
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--trace", metavar="FILE", help="record the decoded trace; the word memory: in memory only")
     tracing = commands.add_parser("trace", help="show a running VM's decoded trace, or one from a file")
     trace_cli.add_arguments(tracing)
+    authority.add_arguments(
+        commands.add_parser("authority", help="serve this host's PASIDs to its VMs' backends until stopped")
+    )
     commands.add_parser("ctl", help="ask and steer a running VM: the monitor's commands", add_help=False)
     arguments = commands.add_parser("qemu-args", help="print the QEMU arguments to add to an own command line")
     arguments.add_argument("config", type=Path, help="the YAML file")
@@ -142,6 +146,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
+    "authority": authority.run,
     "trace": trace_cli.run,
     "qemu-args": _qemu_args,
     "doctor": _doctor,

@@ -253,7 +253,7 @@ def test_a_fenced_set_gets_nothing_more_and_can_be_drained() -> None:
     vm = opened(policy, "vm")
     pasid = grant(policy, vm).guest
 
-    do(policy, policy.fence(vm, "by order", force=False))
+    do(policy, policy.fence(vm, force=False))
     refused, claimed = why(policy, vm), policy.claim(vm)
     do(policy, policy.release(vm, [pasid]))
 
@@ -269,11 +269,11 @@ def test_a_set_without_backend_is_taken_away_by_force_only() -> None:
     do(policy, policy.quarantine(vm))
 
     with pytest.raises(PolicyError, match="pid 100 is not known to be dead; use force"):
-        policy.fence(vm, "by order", force=False)
-    do(policy, policy.fence(vm, "by order", force=True))
+        policy.fence(vm, force=False)
+    do(policy, policy.fence(vm, force=True))
 
     assert policy.used == 0
-    assert policy.sets == {}
+    assert policy.sets[vm].state == "fenced"
 
 
 def test_a_vm_is_named_by_its_name_where_there_is_one_alone_else_by_its_number() -> None:
@@ -305,7 +305,7 @@ def test_a_decision_alone_changes_nothing() -> None:
     policy.allocate(vm, *ALL)
     policy.open("other", owner(9), None)
     policy.set_quota(vm, 5)
-    policy.fence(vm, "by order", force=True)
+    policy.fence(vm, force=True)
 
     assert list(policy.dump()) == before
 

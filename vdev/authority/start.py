@@ -19,6 +19,7 @@ from vdev.transports.listener import make_directory
 LOCK = "lock"  # held by the authority as long as it lives
 _START_LOCK = "start.lock"  # held by the one that starts it
 LOG = "authority.log"
+FAILED = "failed"  # written by a start on demand that cannot be, removed by the next
 START_S = 15.0  # from a start to its socket, on a machine that is busy
 _LOOK_S = 0.03
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
@@ -37,7 +38,8 @@ async def connect(directory: Path, config: Path | None, *, start: bool = True) -
         return sock
     if not start:
         raise VdevError(f"no PASID authority answers in {directory}")
-    make_directory(directory)
+    if not directory.is_dir():  # noqa: ASYNC240 # a look at a runtime directory
+        make_directory(directory)
     deadline = asyncio.get_running_loop().time() + START_S
     while asyncio.get_running_loop().time() < deadline:
         with _locked(directory / _START_LOCK) as is_ours:
@@ -71,7 +73,12 @@ def _try_connect(directory: Path) -> socket.socket | None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Whether we are the one that starts it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise VdevError(
+            f"no PASID authority answers, and {path.parent} is not ours to start one: {error.strerror}"
+        ) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,6 +92,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 async def _start(directory: Path, config: Path | None) -> None:
     """The process we start forks at once and ends: what goes on is nobody's child, and outlives us."""
+    (directory / FAILED).unlink(missing_ok=True)
     words = ["--on-demand", "--runtime-dir", str(directory)]
     if config is not None:
         words += ["--config", str(config)]
@@ -112,9 +120,6 @@ def start_problem(directory: Path) -> str:
     with contextlib.suppress(OSError):
         return (directory / FAILED).read_text(encoding="utf-8", errors="replace").strip()[:500]
     return ""
-
-
-FAILED = "failed"  # written by a start on demand that cannot be, removed by the next
 
 
 def _late(directory: Path) -> VdevError:

@@ -35,11 +35,24 @@ _decode_request = msgspec.json.Decoder(Request).decode
 class Command:
     """One row of the command table: what answers it, called with the arguments the schema lets through.
 
-    A command with a `stream` is the last of its connection: lines follow its answer until either side ends.
+    A command with a `stream` is the last of its connection: lines follow its answer until either side ends. One that
+    `knows_caller` gets a `caller`, too.
     """
 
     answer: Callable[..., object]
     stream: Callable[..., AsyncGenerator[bytes, None]] | None = None
+    knows_caller: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The process at the other end, as the kernel says. pid 0: it is not visible from here."""
+
+    pid: int
+    uid: int
+
+
+NOBODY = Caller(0, -1)
 
 
 class ControlServer:
@@ -107,11 +120,11 @@ class ControlServer:
             sock.close()
             return
         # The task is ours: one that asyncio makes logs a traceback when the loop ends under it.
-        client = asyncio.get_running_loop().create_task(self._client(sock, pid))
+        client = asyncio.get_running_loop().create_task(self._client(sock, Caller(pid, uid)))
         self._clients[client] = pid
         client.add_done_callback(self._clients.pop)
 
-    async def _client(self, sock: socket.socket, pid: int) -> None:
+    async def _client(self, sock: socket.socket, caller: Caller) -> None:
         try:
             reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_NBYTES)
         except BaseException:
@@ -121,7 +134,7 @@ class ControlServer:
             while line := await reader.readline():
                 if not line.strip():
                     continue
-                answer, lines = self._answer(line)
+                answer, lines = self._answer(line, caller)
                 writer.write(answer + b"\n")
                 await writer.drain()
                 if lines is not None:
@@ -129,7 +142,7 @@ class ControlServer:
                     return
                 await asyncio.sleep(0)  # many lines may have come at once, and others have their turn between them
         except (ConnectionError, ValueError, RecursionError) as error:
-            self._note(logging.INFO, "clients dropped", f"client (pid {pid}) dropped: {error}")
+            self._note(logging.INFO, "clients dropped", f"client (pid {caller.pid}) dropped: {error}")
         finally:
             writer.close()
 
@@ -138,9 +151,9 @@ class ControlServer:
 
     def answer(self, line: bytes) -> bytes:
         """The reply to one request line, without its newline; never raises on what the line contains."""
-        return self._answer(line)[0]
+        return self._answer(line, NOBODY)[0]
 
-    def _answer(self, line: bytes) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
+    def _answer(self, line: bytes, caller: Caller) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
         """The reply, and what is to be streamed after it."""
         stream = None
         try:
@@ -154,7 +167,8 @@ class ControlServer:
         described, command = self._commands[request.execute]
         try:
             arguments = check_arguments(described, request.arguments)
-            reply["return"] = command.answer(**arguments)
+            known = {"caller": caller} if command.knows_caller else {}
+            reply["return"] = command.answer(**arguments, **known)
             stream = command.stream(**arguments) if command.stream is not None else None
         except VdevError as error:
             reply["error"] = ErrorBody("GenericError", str(error))

@@ -209,20 +209,19 @@ class Policy:
             return [Released(set_id, guest) for guest in wanted]
         return self._move(set_id, wanted, "quarantined")
 
-    def fence(self, set_id: int, why: str, *, force: bool) -> list[Change]:
+    def fence(self, set_id: int, *, force: bool) -> list[Change]:
         """An administrator takes the whole set away: its backend drains it, and nothing is granted any more.
 
-        `force` ends it at once. PolicyError without it where the backend is gone: its QEMU may be alive.
+        `force` frees all of it at once. PolicyError without it where the backend is gone: its QEMU may be alive. The
+        set stays, fenced, until its QEMU has ended: else the same guest would get another.
         """
         known = self.sets[set_id]
-        if force:
-            return [SetEnded(set_id, why)]
-        if known.state == "quarantined":
+        if known.state == "quarantined" and not force:
             raise PolicyError(
                 f"VM {known.name}: its backend is gone and pid {known.owner.pid} is not known to be dead; use force"
             )
         fenced: list[Change] = [SetChanged(set_id, "fenced")] if known.state != "fenced" else []
-        return fenced + self._move(set_id, known.pasids, "quarantined")
+        return fenced + self.reclaim(set_id, known.pasids, force=force)
 
     def set_quota(self, set_id: int, quota: int) -> list[Change]:
         """Another quota from now on; below what is used it takes nothing away. PolicyError where it cannot be had."""

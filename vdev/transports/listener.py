@@ -20,7 +20,13 @@ _KEY = "socket path"
 class Listener:
     """Owns a listening socket and its path; the directory is 0700 and ours, the socket 0600, or as `access` says."""
 
-    def __init__(self, path: Path, access: SocketAccess = OURS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        access: SocketAccess = OURS,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+        backlog: int = BACKLOG,
+    ) -> None:
         """Listen on `path`; ConfigError when the path is too long, in use, or in a directory others can enter."""
         encoded = os.fsencode(path)
         if len(encoded) > MAX_PATH_NBYTES:
@@ -33,12 +39,12 @@ class Listener:
         self._withdrawn = False
         make_directory(path.parent, access)
         _remove_stale(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = socket.socket(socket.AF_UNIX, kind)
         try:
             os.fchmod(self.socket.fileno(), access.socket_mode)
             _bind(self.socket, path)
             access.hand_over(path)
-            self.socket.listen(BACKLOG)
+            self.socket.listen(backlog)
             self.socket.setblocking(False)
             self._inode = os.lstat(path).st_ino
         except OSError as error:
