@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tests.support.iommu_requests import HOLE, MSI, Z3
+from tests.support.iommu_requests import HOLE, MSI, READ, Z3, map_
 from tests.support.pasid_allocator import TERMS, PlainAllocator
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event
+from vdev.iommu.in_flight import Flight, Wait
 from vdev.iommu.pasid_set import PasidSet, Terms
 from vdev.iommu.settings import EndpointSettings, PasidSettings, UnitSettings
 from vdev.iommu.tag import Tag
@@ -65,6 +66,10 @@ class Vm:
     def status(self, request: bytes, writable_nbytes: int = 4, unit: Engine | None = None) -> int:
         return self.send(request, writable_nbytes, unit)[-wire.TAIL_NBYTES]
 
+    def state(self) -> tuple[object, ...]:
+        """All a driver could tell apart."""
+        return self.unit.snapshot(), self.unit.config_bytes(), self.set.list_pasids(), self.unit.pasids.list_pairs()
+
     def attach(self, domain: int, endpoint: int, pasid: int, flags: int = 0, unit: Engine | None = None) -> int:
         return self.status(attach_request(domain, endpoint, pasid, flags), unit=unit)
 
@@ -91,6 +96,23 @@ class Vm:
         """How many were freed, status."""
         reply = self.send(free_request(first, first if last is None else last), 12, unit)
         return pasid_wire.PasidFreed.parse(reply).freed, reply[8]
+
+    def attached(self, domain: int = 1, endpoint: int = ACCEL, unit: int = 0) -> int:
+        """A PASID in a domain with a page at IOVA 0x1000."""
+        pasid = self.alloc(unit=self.units[unit])
+        self.attach(domain, endpoint, pasid, unit=self.units[unit])
+        map_(self.units[unit], domain, 0x1000, 0x1FFF)
+        return pasid
+
+    def flying(self, pasid: int, endpoint: int = ACCEL, unit: int = 0) -> Flight:
+        """An access with `pasid` in flight, to a page that is there."""
+        return self.units[unit].begin(endpoint, 0x1000, 8, READ, Tag(pasid))
+
+    def waits(self, request: bytes, room: int = 4, unit: int = 0) -> Wait | None:
+        """What the answer to `request` waits for."""
+        self.units[unit].handle(request, room)
+        wait, self.units[unit].wait = self.units[unit].wait, None
+        return wait
 
     def reach(self, endpoint: int, pasid: int, iova: int, access: int = 1, unit: Engine | None = None) -> int:
         """Where one byte leads; raises TranslationFault."""

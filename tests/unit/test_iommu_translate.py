@@ -24,7 +24,7 @@ from tests.support.iommu_requests import (
 from vdev.errors import TranslationFault
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event, FaultRaised, FaultsDropped, UnitReset
-from vdev.iommu.explain import explain
+from vdev.iommu.explain import Asked, explain
 from vdev.wire import viommu as wire
 
 
@@ -51,7 +51,7 @@ def test_what_is_outside_the_input_range_is_told_from_what_is_not_mapped(iova: i
     unit = engine(replace(UNIT, input_start=0x1000, input_stop=0x8000))
     attach(unit, 1, PLAIN)
 
-    explained = explain(unit.table, unit.settings, PLAIN, iova, 1, READ).fault
+    explained = explain(unit.table, unit.settings, PLAIN, Asked(iova, 1, READ)).fault
 
     assert _fault(unit, PLAIN, iova, 1, READ) == (wire.FAULT_R_MAPPING, reason, iova)
     assert explained is not None

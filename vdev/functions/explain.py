@@ -10,19 +10,22 @@ from dataclasses import dataclass, field
 from vdev.errors import ConfigError, MemoryAccessError
 from vdev.functions.dma import WRITE, DmaDoor, joined
 from vdev.iommu.engine import Engine
-from vdev.iommu.explain import MAX_EXPLAINED, Step, explain
+from vdev.iommu.explain import MAX_EXPLAINED, Asked, Step, explain
+from vdev.iommu.tag import Tag
 from vdev.memory import Region, RegionTable
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One access of an endpoint, READ=1 or WRITE=2. `holders` says who holds its DMA, if the door is frozen."""
+    """One access of an endpoint, READ=1 or WRITE=2, `tag` with a PASID. `holders` says who holds its DMA, if the door
+    is frozen."""
 
     endpoint: str
     iova: int
     nbytes: int
     access: int
     holders: str = ""
+    tag: Tag | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def explain_access(engine: Engine, door: DmaDoor, asked: Access) -> AccessExplan
     if door.frozen:
         return told._refuse("frozen", f"its DMA is held ({asked.holders})", "frozen")
     told._pass("frozen", "nobody holds its DMA")
-    found = explain(engine.table, engine.settings, number, asked.iova, asked.nbytes, asked.access)
+    found = explain(engine.table, engine.settings, number, Asked(asked.iova, asked.nbytes, asked.access, asked.tag))
     told.steps += found.steps
     told.pieces = [piece for given in found.pieces for piece in _split(function.memory, *given)]
     if len(told.pieces) > MAX_EXPLAINED:

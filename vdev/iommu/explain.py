@@ -1,4 +1,5 @@
-"""Why an access is translated as it is: the decisions of `DomainTable.translate`, one by one, for people.
+"""Why an access is translated as it is: the decisions of `DomainTable.translate`, and with a PASID of `translate_pair`,
+one by one, for people.
 
 A second account of the same rules, so that the first can stay fast. A property test holds them to each other: pieces
 and refusals are the same. Nothing here changes anything.
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from vdev.errors import ConfigError, TranslationFault
 from vdev.iommu.domains import READ, WRITE, DomainTable, Endpoint
 from vdev.iommu.intervals import Interval, IntervalMap
+from vdev.iommu.pairs import PAIR_REFUSALS, closed_regions, reached_domain
 from vdev.iommu.settings import ADDRESS_SPACE, ReservedRegion, UnitSettings
+from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
 
 MAX_EXPLAINED = 256  # mappings and regions one access may cross: as many as one slice of DMA takes
@@ -47,28 +50,63 @@ class Explanation:
         self.fault = TranslationFault(reason, word, iova, text)
 
 
-def explain(
-    table: DomainTable, settings: UnitSettings, endpoint_id: int, iova: int, nbytes: int, access: int
-) -> Explanation:
-    """How `table` translates one access (READ=1 or WRITE=2, `nbytes` positive).
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An access: [iova, iova + nbytes), READ=1 or WRITE=2, `nbytes` positive; with a PASID, `tag`."""
+
+    iova: int
+    nbytes: int
+    access: int
+    tag: Tag | None = None
+
+
+def explain(table: DomainTable, settings: UnitSettings, endpoint_id: int, asked: Asked) -> Explanation:
+    """How `table` translates one access.
 
     ConfigError where it crosses more than MAX_EXPLAINED mappings and regions: no device does that in one go.
     """
-    told = Explanation()
+    told, iova, nbytes, tag = Explanation(), asked.iova, asked.nbytes, asked.tag
     endpoint = table.endpoints.get(endpoint_id)
     if endpoint is None:
         text = f"the unit has no endpoint {endpoint_id:#x}"
         told.refuse("domain", text, wire.FAULT_R_UNKNOWN, "unknown-endpoint", iova)
         return told
-    mappings = _explain_domain(told, table, endpoint, iova)
+    if tag is None:
+        mappings = _explain_domain(told, table, endpoint, iova)
+    else:
+        mappings = _explain_pair(told, table, settings, endpoint, asked)
     if told.fault is not None:
         return told
     if iova + nbytes > ADDRESS_SPACE:
         text = f"[{iova:#x}, +{nbytes:#x}) leaves the 64-bit address space"
         told.refuse("mapping", text, wire.FAULT_R_MAPPING, "outside-address-space", iova)
         return told
-    _Walk(told, settings, endpoint, mappings, access).run(iova, iova + nbytes)
+    regions = endpoint.reserved if tag is None else closed_regions(endpoint)
+    needs_execute = tag is not None and tag.execute
+    _Walk(told, settings, endpoint, regions, mappings, asked.access, needs_execute).run(iova, iova + nbytes)
     return told
+
+
+def _explain_pair(
+    told: Explanation, table: DomainTable, settings: UnitSettings, endpoint: Endpoint, asked: Asked
+) -> IntervalMap | None:
+    """As `_explain_domain`, of an access with a PASID."""
+    pasid = asked.tag.pasid if asked.tag is not None else 0
+    name, pair = f"PASID {pasid:#x} of {endpoint.name}", endpoint.pairs.get(pasid)
+    try:
+        domain = reached_domain(table, settings, endpoint, pasid, asked.iova)
+    except TranslationFault as error:
+        told.refuse("pasid", f"{name}: {PAIR_REFUSALS[error.reason]}", error.fault_reason, error.reason, asked.iova)
+        return None
+    told.add("pasid", f"{name} follows its RID" if pair is not None and pair.domain is None else f"{name} is attached")
+    if domain is None:
+        told.add("bypass", "bypass is 1, and isolation is off: the pair passes untranslated as its RID does")
+        return None
+    if domain.bypass:
+        told.add("bypass", f"domain {domain.id} was made with the BYPASS flag: accesses pass untranslated")
+        return None
+    told.add("domain", f"it reaches domain {domain.id}, which has {len(domain.mappings)} mappings")
+    return domain.mappings
 
 
 def _explain_domain(told: Explanation, table: DomainTable, endpoint: Endpoint, iova: int) -> IntervalMap | None:
@@ -97,8 +135,10 @@ class _Walk:
     told: Explanation
     settings: UnitSettings
     endpoint: Endpoint
+    regions: tuple[ReservedRegion, ...]
     mappings: IntervalMap | None
     access: int
+    needs_execute: bool = False
 
     def run(self, start: int, stop: int) -> None:
         """Cut [start, stop) at the edges of regions and mappings, until something refuses a piece."""
@@ -120,7 +160,7 @@ class _Walk:
 
     def _regions(self, start: int, stop: int) -> Iterator[ReservedRegion]:
         """Those the access touches, by rising address."""
-        return (region for region in self.endpoint.reserved if region.start < stop and start < region.stop)
+        return (region for region in self.regions if region.start < stop and start < region.stop)
 
     def _in_region(self, region: ReservedRegion, cursor: int, limit: int) -> None:
         """D56: only writes to an MSI doorbell pass, untranslated."""
@@ -182,5 +222,7 @@ class _Walk:
             self.told.refuse("permission", f"it allows {allowed}, not WRITE", wire.FAULT_R_MAPPING, "no-write", iova)
         elif self.access & READ and not flags & READ:
             self.told.refuse("permission", f"it allows {allowed}, not READ", wire.FAULT_R_MAPPING, "no-read", iova)
+        elif self.needs_execute:
+            self.told.refuse("permission", "MAP allows no execution", wire.FAULT_R_MAPPING, "no-execute", iova)
         else:
             self.told.add("permission", f"it allows {allowed}")
