@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine
-from vdev.config import Config, config_warnings, isolation_line
 from vdev.authority.lease import Lease
+from vdev.config import Config, config_warnings, isolation_line
 from vdev.control.event_log import EventLog
 from vdev.control.event_stream import Around, EventStream, events_commands
 from vdev.control.iommu_actions import iommu_actions

@@ -11,6 +11,7 @@ PASIDs of its endpoints.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ async def lease_for(config: Config, directory: Path) -> Lease | None:
     given = config.vm.pasids
     if given is None:
         return None
-    where = default_directory() if given.authority is None else directory.absolute() / given.authority
-    rules = None if given.authority_config is None else Path(given.authority_config).absolute()
+    where = default_directory() if given.authority is None else Path(os.path.abspath(directory), given.authority)
+    rules = None if given.authority_config is None else Path(os.path.abspath(given.authority_config))
     try:
         return await join(where, config.vm.name, rules, quota=given.quota)
     except VdevError as error:

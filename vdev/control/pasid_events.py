@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -19,3 +20,21 @@ class PasidsReclaimed:
 
     pasids: tuple[int, ...]
     reason: str
+
+
+def ranges_of(pasids: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as ranges, inclusive and rising."""
+    found: list[tuple[int, int]] = []
+    for pasid in sorted(set(pasids)):
+        if found and found[-1][1] == pasid - 1:
+            found[-1] = (found[-1][0], pasid)
+        else:
+            found.append((pasid, pasid))
+    return found
+
+
+def ranges_text(pasids: Iterable[int], limit: int = 8) -> str:
+    """The same in words; so many ranges, and how many more there are."""
+    ranges = ranges_of(pasids)
+    shown = [f"{first:#x}" if first == last else f"{first:#x}..{last:#x}" for first, last in ranges[:limit]]
+    return ", ".join(shown) + (f" and {len(ranges) - limit} more" if len(ranges) > limit else "")

@@ -45,6 +45,10 @@ class Endpoint(Function, Worker, Protocol):
     translate_message: Callable[[int], int | None]  # set by the machine: where an MSI-X message leads; None: refused
 
     @property
+    def pasid_control(self) -> int:
+        """What of its PASID capability the guest's driver has enabled, as `wire.pci.PasidControl`."""
+
+    @property
     def pasid_bits(self) -> int:
         """The width of its PASID capability; 0 for none."""
 

@@ -17,7 +17,6 @@ from vdev.iommu.pasid_held import Held
 from vdev.iommu.pasid_set import PasidSet, Refusal
 from vdev.iommu.settings import PasidSettings
 
-
 NOT_YET = "the host has not answered yet"
 
 
