@@ -11,14 +11,13 @@ PASIDs of its endpoints.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vdev.authority.lease import Lease, State, join
 from vdev.authority.start import default_directory
-from vdev.config import Config
+from vdev.config import Config, PasidsConfig
 from vdev.control.pasid_events import PasidLease, PasidsReclaimed
 from vdev.errors import ConfigError, VdevError
 from vdev.functions.kernel_pasid import KernelPasids
@@ -34,12 +33,16 @@ async def lease_for(config: Config, directory: Path) -> Lease | None:
     given = config.vm.pasids
     if given is None:
         return None
-    where = default_directory() if given.authority is None else Path(os.path.abspath(directory), given.authority)
-    rules = None if given.authority_config is None else Path(os.path.abspath(given.authority_config))
     try:
-        return await join(where, config.vm.name, rules, quota=given.quota)
+        return await join(*_asked_of(given, directory, config.vm.name), quota=given.quota)
     except VdevError as error:
         raise ConfigError("vm.pasids", str(error)) from None
+
+
+def _asked_of(given: PasidsConfig, directory: Path, vm: str) -> tuple[Path, str, Path | None]:
+    """The authority's directory, the name it knows the VM by, and the rules for starting one."""
+    where = default_directory() if given.authority is None else directory.absolute() / given.authority
+    return where, vm, None if given.authority_config is None else Path(given.authority_config).absolute()
 
 
 class VmPasids:
