@@ -25,6 +25,7 @@ from tests.support.authority import (
     kill_authority,
     restarted,
     rows,
+    stop_authority,
     until,
 )
 from vdev.authority import start
@@ -198,7 +199,7 @@ async def test_an_allocation_is_refused_within_a_second_while_the_authority_is_a
     with Vm() as vm:
         lease, served = await held_lease(directory, vm)
         had = await granted(lease)
-        os.kill(authority_pid(directory), signal.SIGSTOP)  # there, and silent
+        stop_authority(directory)  # there, and silent
 
         began = monotonic()
         found = await allocate(lease)
@@ -289,7 +290,7 @@ async def test_a_ledger_of_another_version_is_left_alone(directory: Path) -> Non
 
 async def test_a_backend_that_joins_while_the_authority_is_killed_finds_the_next_one(directory: Path) -> None:
     first = await join(directory, "first")
-    os.kill(authority_pid(directory), signal.SIGSTOP)  # it takes the connection, and says nothing
+    stop_authority(directory)  # it takes the connection, and says nothing
     joining = asyncio.ensure_future(join(directory, "second"))
     await asyncio.sleep(0.2)
 

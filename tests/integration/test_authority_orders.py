@@ -19,6 +19,7 @@ from tests.support.authority import (
     kill_authority,
     restarted,
     rows,
+    stop_authority,
     until,
 )
 from vdev.authority.admin_client import ask
@@ -98,7 +99,7 @@ async def test_what_is_said_late_of_a_pasid_taken_by_force_is_not_about_its_next
         lease, served = await held_lease(directory, vm)
         pasid = await granted(lease)
         set_id = lease.set_id
-        os.kill(authority_pid(directory), signal.SIGSTOP)
+        stop_authority(directory)
         ordered = asyncio.ensure_future(
             ask(directory, "pasid-reclaim", {"vm": str(set_id), "pasid": pasid, "force": True})
         )

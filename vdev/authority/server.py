@@ -40,6 +40,10 @@ _CONFIG, _BOOT = "config", "boot"
 log = logging.getLogger(__name__)
 
 
+class LockedError(ConfigError):
+    """Another process is the authority of the directory."""
+
+
 class Authority:
     """Owns everything of the process but the lock."""
 
@@ -167,7 +171,7 @@ def _now_us() -> int:
 
 @contextlib.contextmanager
 def locked(directory: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """The right to be the authority of `directory`, for as long as this process lives. ConfigError: another has it."""
+    """The right to be the authority of `directory`, for as long as this process lives. LockedError: another has it."""
     fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
@@ -179,7 +183,7 @@ def locked(directory: Path, *, wait_s: float = 0.0) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
                     problem = f"another authority serves {directory} (pid {pid})"
-                    raise ConfigError("--runtime-dir", problem, "use that one, or end it") from None
+                    raise LockedError("--runtime-dir", problem, "use that one, or end it") from None
                 time.sleep(_LOCK_LOOK_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
