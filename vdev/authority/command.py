@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from vdev.authority.server import IDLE_S, LOCK_S, locked, serve
+from vdev.authority.server import LOCK_S, locked, serve
 from vdev.authority.settings import load_host_config
-from vdev.authority.start import FAILED, LOG, default_directory
+from vdev.authority.start import FAILED, IDLE_S, LOG, default_directory
 from vdev.errors import VdevError
 from vdev.transports.listener import make_directory
 

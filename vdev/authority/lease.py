@@ -40,6 +40,7 @@ from vdev.authority.messages import (
     encode,
 )
 from vdev.authority.packets import PacketLink
+from vdev.authority.processes import has_ended
 from vdev.authority.questions import Questions
 from vdev.authority.start import connect
 from vdev.errors import VdevError
@@ -156,9 +157,9 @@ class Lease:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
+        self._forget_vm()
         if self._link is not None:
             self._link.end("closed")
-        self._forget_vm()
         self._questions.give_up()
         self._limited_log.flush(log)
 
@@ -299,12 +300,11 @@ class Lease:
     def _refused(self, answer: Refused) -> None:
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_exception(LeaseError(answer.problem))
-        elif answer.again:
-            self._note(answer.problem)
-            asyncio.get_running_loop().call_later(AGAIN_S, self._open)
+        elif self._pidfd is not None and has_ended(self._pidfd):
+            self._lose_set(answer.problem)
         else:
-            self._note(answer.problem)
-            self._forget_vm()
+            self._note(answer.problem)  # the VM lives, so what it has stays as it is
+            asyncio.get_running_loop().call_later(AGAIN_S, self._open)
 
     def _opened(self, answer: Opened) -> None:
         self.set_id = answer.set_id
@@ -348,7 +348,11 @@ class Lease:
             self.reclaimed(gone, answer.reason)
 
     def _ended(self, answer: Ended) -> None:
-        self._note(f"the VM's PASID set is no more: {answer.why}")
+        self._lose_set(answer.why)
+
+    def _lose_set(self, why: str) -> None:
+        """The VM's process is dead: nothing is held any more."""
+        self._note(f"the VM's PASID set is no more: {why}")
         self._forget_vm()
         if self.holder is not None:
             self.holder.reconcile(())

@@ -23,7 +23,7 @@ from vdev.authority.ledger import Ledger, LedgerError
 from vdev.authority.messages import ADMIN_SOCKET, LEASE_SOCKET
 from vdev.authority.processes import boot_id, pin
 from vdev.authority.settings import HostConfig, host_config_from, plain
-from vdev.authority.start import LOCK
+from vdev.authority.start import IDLE_S, LOCK
 from vdev.authority.watch import Watch
 from vdev.control.server import ControlServer
 from vdev.errors import ConfigError
@@ -32,7 +32,6 @@ from vdev.transports.listener import Listener
 from vdev.transports.sd_notify import READY, STOPPING, notify
 
 LEDGER = "ledger.sqlite3"
-IDLE_S = 60.0  # without a VM and without a lease, before one that was started on demand ends
 BACKLOG = 128
 LOCK_S = 5.0  # for the one before us to end
 _LOCK_LOOK_S = 0.05

@@ -20,6 +20,7 @@ LOCK = "lock"  # held by the authority as long as it lives
 _START_LOCK = "start.lock"  # held by the one that starts it
 LOG = "authority.log"
 FAILED = "failed"  # written by a start on demand that cannot be, removed by the next
+IDLE_S = 60.0  # without a VM and without a lease, before one that was started on demand ends
 START_S = 15.0  # from a start to its socket, on a machine that is busy
 _LOOK_S = 0.03
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
@@ -93,7 +94,7 @@ def _locked(path: Path) -> Iterator[bool]:
 async def _start(directory: Path, config: Path | None) -> None:
     """The process we start forks at once and ends: what goes on is nobody's child, and outlives us."""
     (directory / FAILED).unlink(missing_ok=True)
-    words = ["--on-demand", "--runtime-dir", str(directory)]
+    words = ["--on-demand", "--runtime-dir", str(directory), "--idle", str(IDLE_S)]
     if config is not None:
         words += ["--config", str(config)]
     process = await asyncio.create_subprocess_exec(
