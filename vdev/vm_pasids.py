@@ -36,7 +36,9 @@ async def lease_for(config: Config, directory: Path) -> Lease | None:
     try:
         return await join(*_asked_of(given, directory, config.vm.name), quota=given.quota)
     except VdevError as error:
-        key, _, problem = str(error).rpartition(": ") if str(error).startswith("vm.pasids.") else ("vm.pasids", "", error)
+        key, _, problem = (
+            str(error).rpartition(": ") if str(error).startswith("vm.pasids.") else ("vm.pasids", "", error)
+        )
         raise ConfigError(key, str(problem)) from None
 
 
