@@ -14,6 +14,8 @@ COPY_NBYTES = 1 << 20
 
 class _EnabledFunction:
     dma_enabled = True
+    pasid_control = 1
+    pasid_bits = 20
 
     def __init__(self, memory: RegionTable) -> None:
         self.memory = memory

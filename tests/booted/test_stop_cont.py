@@ -30,13 +30,14 @@ from guest_tests.payload.load import NCOPIES, OPENING
 from qmp_bridge.plan import Options
 from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
-from tests.support.patience import heard
+from tests.support.patience import heard, patience
 from vdev.config import Config, load_config, parse_size
 from vdev.config.schema import ATTACHMENTS, Attach
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROUNDS = 100 if os.environ.get("VDEV_TIER") == "soak" else 5
+MOST_ROUNDS = ROUNDS + 50  # on a busy machine a handful of stops may all come between two rounds of copies
 MEMORY = "256M"  # all of it is hashed twice a round
 PROGRESS_S = 60.0
 CONTROL_TRIES = 100
@@ -66,7 +67,8 @@ def is_working(registers: dict[str, Any]) -> bool:
 class Bench:
     """A loaded guest under our hands: its monitor, its backend, its RAM."""
 
-    def __init__(self, qmp: QMPClient, control: Control, ram: mmap.mmap) -> None:
+    def __init__(self, vm: RunningVm, qmp: QMPClient, control: Control, ram: mmap.mmap) -> None:
+        self.vm = vm
         self.qmp = qmp
         self.control = control
         self.ram = ram
@@ -78,9 +80,9 @@ class Bench:
         return registers
 
     async def make_progress(self) -> None:
-        """Wait until another round's worth of copies is done and the next is under way. TimeoutError if not."""
+        """Wait until another round's worth of copies is done and the next is under way."""
         target = (await self.accelerator())["completed"] + NCOPIES
-        async with asyncio.timeout(PROGRESS_S):
+        async with patience(self.vm, PROGRESS_S, "copies"):
             while (registers := await self.accelerator())["completed"] < target or not is_working(registers):
                 pass
 
@@ -115,7 +117,7 @@ class Bench:
             pytest.fail(f"none of {CONTROL_TRIES} stops came while copies were under way")
         before = await self.hash()
         await self.control.execute("thaw", by="the test, to see RAM change")
-        async with asyncio.timeout(PROGRESS_S):
+        async with patience(self.vm, PROGRESS_S, "copies of a thawed backend"):
             while not held_by_rings and (await self.accelerator())["completed"] == registers["completed"]:
                 pass
         after = await self.hash()
@@ -145,7 +147,7 @@ async def bench(vm: RunningVm) -> AsyncIterator[Bench]:
         await qmp.connect(vm.monitor_path)
         try:
             with guest_ram(pid, parse_size(MEMORY)) as ram:
-                yield Bench(qmp, control, ram)
+                yield Bench(vm, qmp, control, ram)
         finally:
             await qmp.disconnect()
 
@@ -164,8 +166,8 @@ async def test_under_load_nothing_is_lost_and_a_stopped_vms_ram_does_not_change(
         messages = heard(vm)
         opened = [await anext(messages) for _ in range(1 + len(OPENING))][1:]
         async with bench(vm) as hands:
-            stops = []
-            for _ in range(ROUNDS):
+            stops: list[Stop] = []
+            while len(stops) < ROUNDS or (not any(stop.working for stop in stops) and len(stops) < MOST_ROUNDS):
                 await hands.make_progress()
                 stops.append(await hands.stop())
             changed_when_thawed = await hands.stop_unguarded(held_by_rings=attach == "vhost-user")

@@ -159,29 +159,6 @@ def test_options_choose_the_capabilities(options: dict[str, int | str | bool], p
     assert {cap for cap in pci.ExtCapId if config.find(cap, extended=True) is not None} == present
 
 
-def test_options_give_the_pasid_capability_its_width_and_rights() -> None:
-    function = Bench({"pasid_bits": 8, "pasid_execute": True, "pasid_privileged": True}).function
-
-    assert function.pasid_bits == 8
-    assert function.pasid_rights == pci.PASID_EXECUTE | pci.PASID_PRIVILEGED
-
-
-@pytest.mark.parametrize("right", ["pasid_execute", "pasid_privileged"])
-def test_a_right_needs_a_pasid_capability(right: str) -> None:
-    with pytest.raises(ConfigError, match=f"{right}: needs a PASID capability"):
-        Bench({"pasid_bits": 0, right: True})
-
-
-def test_kernel_pasid_is_what_the_host_gave_and_outlives_resets() -> None:
-    bench = Bench()
-    bench.function.on_kernel_pasid(77)
-
-    bench.write(Register.CONTROL, Control.RESET)
-    bench.write(Register.KERNEL_PASID, 5)
-
-    assert bench.read(Register.KERNEL_PASID) == 77
-
-
 @pytest.mark.parametrize("devmem", [65536, "64K", "64k"])
 def test_devmem_is_a_number_or_a_size(devmem: int | str) -> None:
     assert Bench({"devmem": devmem}).function.bars[1].nbytes == 65536
@@ -370,38 +347,3 @@ def test_with_small_pages_a_slice_moves_only_what_one_look_up_covers() -> None:
 
     assert slices == 4 * 1024 // 256
     assert rig.completion(3).status == CompletionStatus.OK
-
-
-def test_taking_pasids_away_in_flight_drops_what_was_under_way_and_refuses_it_then() -> None:
-    bench = Bench({"latency": 10})
-    at = bench.function.config.find(pci.ExtCapId.PASID, extended=True)
-    assert at is not None
-    bench.function.config_write(at + pci.PASID_CONTROL, b"\1\0")
-    bench.write(Register.RING_SIZE, 2)
-    bench.write(Register.COMPLETION_BASE, COMPLETIONS, 8)
-    bench.write(Register.CONTROL, Control.ENABLE)
-    entry = descriptor(Op.FILL, flags=Flag.PASID_VALID, pasid=7, dst=DST, nbytes=8, arg=0x55)
-    bench.ram[:64] = entry.pack()
-    bench.write(Register.RING_TAIL, 1)
-    bench.function.run_slice(0)
-    in_flight = len(bench.iommu.in_flight.of(0x100))
-
-    bench.function.config_write(at + pci.PASID_CONTROL, b"\0\0")
-    cancelled = len(bench.iommu.in_flight.of(0x100))
-    bench.function.run_slice(10_000)
-
-    done = Completion.parse(bench.ram, COMPLETIONS)
-    assert (in_flight, cancelled) == (1, 0)
-    assert (done.status, done.pasid, done.fault_iova) == (CompletionStatus.TRANSLATION_FAULT, 7, DST)
-    assert bench.ram[DST : DST + 8] == bytes(8)
-
-
-def test_a_function_level_reset_disables_pasids() -> None:
-    function = Bench().function
-    at = function.config.find(pci.ExtCapId.PASID, extended=True)
-    assert at is not None
-    function.config_write(at + pci.PASID_CONTROL, b"\1\0")
-
-    function.reset()
-
-    assert function.pasid_control == 0

@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.accelerator import COMPLETIONS, PAGE, READ, RING, WRITE, Rig, descriptor
 from vdev.endpoints.accelerator_engine import SLICE_NBYTES
-from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
     MAX_OPERATION_NBYTES,
     PASID_STOP,
@@ -162,64 +161,6 @@ def test_flags_of_operands_an_operation_does_not_use_are_ignored() -> None:
     rig = rig_with_buffers()
     done = rig.do(descriptor(Op.FILL, flags=Flag.SRC_DEVMEM, src=1 << 60, dst=B, nbytes=8))
     assert done.status == CompletionStatus.OK
-
-
-def test_operands_of_a_descriptor_with_a_pasid_are_those_of_its_space() -> None:
-    rig = rig_with_buffers()
-    space = rig.door.space(255)
-    space.map(0x1000, 8 * PAGE, PAGE)
-    rig.door.ram[8 * PAGE : 8 * PAGE + 4] = b"here"
-
-    done = rig.do(descriptor(Op.COPY, flags=Flag.PASID_VALID, pasid=255, src=0x1000, dst=0x1800, nbytes=4))
-
-    assert outcome(done) == (CompletionStatus.OK, 4, 0, 0)
-    assert rig.door.ram[8 * PAGE + 0x800 : 8 * PAGE + 0x804] == b"here"
-
-
-def test_a_refused_access_with_a_pasid_says_which_in_its_completion() -> None:
-    rig = rig_with_buffers()
-
-    done = rig.do(descriptor(Op.COPY, flags=Flag.PASID_VALID, pasid=9, src=A, dst=B, nbytes=8))
-
-    assert outcome(done) == (CompletionStatus.TRANSLATION_FAULT, 0, A, Access.READ)
-    assert done.pasid == 9
-    assert rig.read32(Register.FAULTED) == 1
-
-
-def test_execution_is_requested_with_reads_of_the_source_alone_and_privilege_with_all() -> None:
-    rig = rig_with_buffers()
-    rig.door.space(9).map(A, 4 * PAGE, PAGE)
-    flags = Flag.PASID_VALID | Flag.EXECUTE | Flag.PRIVILEGED
-
-    rig.do(descriptor(Op.COPY, flags=flags, pasid=9, src=A, dst=A + 64, nbytes=8))
-
-    assert rig.door.tags == [Tag(9, False, True), Tag(9, True, True)]
-
-
-def test_the_ring_is_read_and_completions_are_written_with_ring_pasid() -> None:
-    rig = Rig()
-    rig.door.space(3).pages.update(rig.door.pages)
-    rig.door.pages.clear()
-    rig.write32(Register.RING_PASID, 3)
-    rig.start()
-
-    done = rig.do(descriptor(Op.NOP, tag=7))
-
-    assert (done.status, done.tag) == (CompletionStatus.OK, 7)
-    assert rig.door.tags == [Tag(3)]
-
-
-def test_ring_pasid_has_twenty_bits_and_stays_while_running() -> None:
-    rig = Rig()
-    rig.write32(Register.RING_PASID, PASID_STOP)
-    refused = rig.start().read32(Register.ERROR)
-    rig.write32(Register.RING_PASID, 0)
-    rig.start()
-    rig.write32(Register.RING_PASID, 5)
-
-    assert refused == ErrorCode.BAD_CONFIG
-    assert rig.read32(Register.STATUS) == Status.RUNNING
-    assert rig.read32(Register.RING_PASID) == 0
 
 
 # --- faults of operands

@@ -266,7 +266,7 @@ def test_p23_a_pair_reaches_what_its_own_domain_maps() -> None:
     rig.attach(other, domain=7)
     rig.map(7, RAM_GPA + PAGE)
 
-    rig.door.tagged(tag).write(IOVA, b"by its pair")
+    rig.door.tagged(tag).views(IOVA, 11, write=True)[0][:] = b"by its pair"
     rig.door.write(IOVA, b"by the RID")
     rig.door.tagged(Tag(other)).write(IOVA, b"by another")
 

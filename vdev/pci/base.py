@@ -94,11 +94,6 @@ class PciFunction:
             address_bits = -bar.nbytes & 0xFFFFFFFF  # of the lower half
             self.config.watch(pci.BAR0 + 4 * bar.index, 4, partial(self._bar_written, address_bits))
         self._was_bus_master = False
-        self._pasid = self.config.find(pci.ExtCapId.PASID, extended=True)
-        self._pasid_capability = 0
-        if self._pasid is not None:
-            self._pasid_capability = self.config.get(self._pasid + pci.PASID_CAPABILITY, 2)
-            self.config.watch(self._pasid + pci.PASID_CONTROL, 2, self._pasid_control_written)
 
     def _add_capabilities(self, standard: tuple[Capability, ...], extended: tuple[Capability, ...]) -> None:
         config, layout = self.config, self._msix
@@ -115,6 +110,11 @@ class PciFunction:
             at = config.find(cap_id, extended=True)
             if at is not None:
                 config.watch(at + register, 2, partial(self._trace_change, name, flags))
+        self._pasid = config.find(pci.ExtCapId.PASID, extended=True)
+        self._pasid_capability = 0
+        if self._pasid is not None:
+            self._pasid_capability = config.get(self._pasid + pci.PASID_CAPABILITY, 2)
+            config.watch(self._pasid + pci.PASID_CONTROL, 2, self._pasid_control_written)
 
     @property
     def dma_enabled(self) -> bool:
