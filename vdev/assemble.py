@@ -72,6 +72,9 @@ class Unit:
                     "endpoint": self.doors[name].endpoint_id,
                     **spaces[self.doors[name].endpoint_id],
                     "refused": dict(self.doors[name].refused),
+                    "refused-pasids": [
+                        {"pasid": pasid, "count": count} for pasid, count in self.doors[name].refused_pasids.items()
+                    ],
                     "in-flight": self.doors[name].nflights,
                     **endpoint.describe(),
                 }

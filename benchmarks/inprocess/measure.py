@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.inprocess.authority import Leases, ledger_pair, policy_pair
-from benchmarks.inprocess.dma import dma
+from benchmarks.inprocess.dma import dma, small_dma
 from benchmarks.inprocess.plain import dict_update, fence, memcpy
 from benchmarks.inprocess.requests import attached_engine, map_unmap, ring, traced_ring
 from benchmarks.results import InProcessRow
@@ -63,6 +63,11 @@ def _rows(scratch: Path) -> list[Row]:
         Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, dma(paged=False)),
         Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, dma(paged=True)),
         Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, dma(paged=True, scattered=True)),
+        Row(
+            "the same, with a PASID", "DMA 1 MiB, 256 scattered pages", 50, dma(paged=True, scattered=True, pasid=True)
+        ),
+        Row("DMA read of 64 bytes", "dict set and delete", 20_000, small_dma()),
+        Row("DMA read of 64 bytes, with a PASID", "DMA read of 64 bytes", 20_000, small_dma(pasid=True)),
     ]
 
 

@@ -32,9 +32,9 @@ def map_page(page: int) -> bytes:
 class CarrierRig:
     """Everything the carrier asks of the world is noted. `start` and `stop` are QEMU's."""
 
-    def __init__(self, *, hold: Hold | None = None) -> None:
+    def __init__(self, *, hold: Hold | None = None, engine: Engine | None = None) -> None:
         self.notes: list[str] = []
-        self.engine = Engine(UnitSettings("unit"), [EndpointSettings(ENDPOINT, "ep")])
+        self.engine = engine or Engine(UnitSettings("unit"), [EndpointSettings(ENDPOINT, "ep")])
         self.device = ViommuDevice(
             self.engine,
             wake=self._wake,

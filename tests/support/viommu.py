@@ -24,11 +24,19 @@ INVAL = wire.TAILS[wire.S_INVAL]
 class ViommuRig:
     """Engine, device, function and a running driver; everything the device asks of the world is noted."""
 
-    def __init__(self, *, event_idx: bool = False, hold: Hold | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        event_idx: bool = False,
+        hold: Hold | None = None,
+        limits: Limits | None = None,
+        engine: Engine | None = None,
+        accept: int = -1,
+    ) -> None:
         self.notes: list[str] = []
         self.woken = 0
         settings = UnitSettings("unit", limits=limits or Limits())
-        self.engine = Engine(settings, [EndpointSettings(ENDPOINT, "ep")])
+        self.engine = engine or Engine(settings, [EndpointSettings(ENDPOINT, "ep")])
         self.device = ViommuDevice(
             self.engine,
             wake=self._wake,
@@ -38,7 +46,7 @@ class ViommuRig:
         )
         self.function = viommu_function(self.device, NoOrdering())
         self.driver = PciDriver(self.function)
-        features = self.device.offered_features & ~(0 if event_idx else F_EVENT_IDX)
+        features = self.device.offered_features & ~(0 if event_idx else F_EVENT_IDX) & accept
         self.requests, self.events = self.driver.start(features, event_idx=event_idx)
         self.now = 0
         self.idle()
@@ -67,10 +75,10 @@ class ViommuRig:
                 return
         raise AssertionError("the device does not go idle")
 
-    def ask(self, *requests: bytes) -> list[bytes]:
+    def ask(self, *requests: bytes, room: int = 4) -> list[bytes]:
         """Submit requests, run one slice, return what the device wrote of each."""
         for request in requests:
-            self.driver.submit(0, [request], [4])
+            self.driver.submit(0, [request], [room])
         self.run()
         return [done.data[: done.used_nbytes] for done in self.requests.reap()]
 
