@@ -92,9 +92,9 @@ class SimMachine:
         self._slice_ns = slice_ns
         self.now_ns = 0
         self.allocator = PlainAllocator(_terms(config))
-        pasids = None if config.vm.pasids is None else PasidSet(self.allocator, emit)
+        self.pasids = None if config.vm.pasids is None else PasidSet(self.allocator, emit)
         self.vdev = Machine(
-            config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering(), pasids=pasids
+            config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering(), pasids=self.pasids
         )
         for unit in self.vdev.units.values():
             for worker in unit.endpoints.values():
