@@ -27,7 +27,7 @@ ONLY, ONLY_EP = 5, 0x600  # number of that accelerator, and what the unit knows 
 NARROW_PASIDS = range(6, 14)  # what the first endpoint of the narrow unit can have and does not keep
 KEPT = (3, 4, 5, 14)  # what it keeps
 MAX_PAIRS = 3  # of the narrow unit
-RING_DOMAIN, RING_IOVA = 77, 0x0100_0000
+RING_DOMAINS, RING_IOVA = 0x8000, 0x0100_0000
 NEVER = 0x777  # what no test allocates
 REFUSED_ADDRESS = 0x5000
 
@@ -65,8 +65,9 @@ def with_ring_apart(viommu: Viommu, accel: Accel) -> Accel:
     """Start an engine whose ring has a PASID and a domain of its own, so that the RID and other PASIDs are free."""
     accel.function.enable_pasids(7)
     ring = viommu.pasids.alloc(first=0x100).pasid
-    viommu.pasids.attach(domain=RING_DOMAIN, endpoint=accel.endpoint, pasid=ring)
-    viommu.map_buffer(RING_DOMAIN, RING_IOVA, accel.ring)
+    domain = RING_DOMAINS + accel.endpoint
+    viommu.pasids.attach(domain=domain, endpoint=accel.endpoint, pasid=ring)
+    viommu.map_buffer(domain, RING_IOVA, accel.ring)
     return accel.start(RING_IOVA, ring)
 
 
