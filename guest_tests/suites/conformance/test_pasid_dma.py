@@ -342,7 +342,7 @@ def test_p42_an_access_of_another_pasid_of_the_guests_is_refused_at_another_endp
     managed_narrow: Viommu, open_accel: OpenAccel
 ) -> None:
     accel = bypassing(managed_narrow, open_accel)
-    mine = managed_narrow.pasids.alloc(7, 7).pasid
+    mine = managed_narrow.pasids.alloc(6, 13).pasid
 
     fault = refused(managed_narrow, accel, 0x500000, mine)
 
