@@ -88,10 +88,15 @@ class HotPlug:
         options: object = None,
         until: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
+        **pasids: object,
     ) -> dict[str, Any]:
-        """`endpoint-plug`: the endpoint as query-endpoints shows it. HotPlugError, or the error of who refused."""
+        """`endpoint-plug`: the endpoint as query-endpoints shows it. HotPlugError, or the error of who refused.
+
+        `pasids`: what vdev is told of its PASIDs.
+        """
         _check_timeout(timeout)
         given = {"name": name, "model": model, "bdf": bdf, "reserved": reserved, "options": options}
+        given |= {key.replace("_", "-"): value for key, value in pasids.items()}
         wanted = {key: value for key, value in given.items() if value is not None}
         operation = self._begin(name, "being plugged in")
         plugged: dict[str, Any] = await self._run(name, operation, self._plug(operation, wanted, until, timeout))

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine
+from vdev.authority.lease import Lease
 from vdev.config import Config, config_warnings, isolation_line
 from vdev.control.event_log import EventLog
 from vdev.control.event_stream import Around, EventStream, events_commands
@@ -29,6 +30,7 @@ from vdev.endpoint_commands import endpoint_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
 from vdev.hot_plug import Endpoints, Surroundings
+from vdev.pasid_commands import pasid_commands
 from vdev.qemu.machine import VIOT_NAME, viot_table
 from vdev.trace.commands import trace_commands
 from vdev.tracing import make_trace, options_of
@@ -39,6 +41,7 @@ from vdev.transports.identity import peer_of
 from vdev.transports.listener import Listener, write_beside
 from vdev.transports.scheduler import Scheduler
 from vdev.transports.sd_notify import READY, STOPPING, notify
+from vdev.vm_pasids import VmPasids, lease_for
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +51,24 @@ VM_LOOK_S = 1.0  # with leave_with_vm: how often to look, and how long a launche
 class App:
     """Owns everything one `vdev serve` process has."""
 
-    def __init__(self, config: Config, directory: Path, *, leave_with_vm: bool = False) -> None:
-        """Build the machine; raises ConfigError. Nothing listens yet. `leave_with_vm`: stop once the VM is gone."""
+    def __init__(
+        self, config: Config, directory: Path, *, leave_with_vm: bool = False, lease: Lease | None = None
+    ) -> None:
+        """Build the machine; raises ConfigError. Nothing listens yet. `leave_with_vm`: stop once the VM is gone.
+        `lease` is `lease_for` of the configuration: without one the VM has no PASIDs."""
         self.config = config
         self.leave_with_vm = leave_with_vm
         self.directory = directory
         self.events = EventLog(time.monotonic)
         self.scheduler = Scheduler(on_crash=self._worker_crashed)
+        self.pasids = None if lease is None else VmPasids(lease, self.events.emit)
         self.machine = Machine(
             config,
             emit=self.events.emit,
             wake=self.scheduler.wake,
             wake_at=self.scheduler.wake_at,
             ordering=make_ordering(),
+            pasids=None if self.pasids is None else self.pasids.set,
         )
         for unit in self.machine.units.values():
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
@@ -72,6 +80,9 @@ class App:
             access=self.access,
         )
         self.vm.was_replaced = self._forget_run_state
+        if self.pasids is not None and self.machine.kernel_pasids is not None:
+            self.pasids.kernel = self.machine.kernel_pasids
+            self.vm.was_bound = partial(self.pasids.bind, self.vm.identity)
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self._viot = directory / VIOT_NAME
         self._viot_written = False
@@ -112,6 +123,7 @@ class App:
             **iommu_actions(self.machine.units),
             **events_commands(self.event_stream),
             **endpoint_commands(self.endpoints),
+            **pasid_commands(self.machine.units, self.config, self.pasids),
             **trace_commands(self.trace),
         }
 
@@ -124,6 +136,7 @@ class App:
             "crashed": self.crashed,
             "process": self.vm.describe(),
             "scheduler": self.scheduler.describe(),
+            **({} if self.pasids is None else {"pasids": self.pasids.describe_lease()}),
             "functions": [server.describe() for server in self.servers.values()],
         }
 
@@ -162,6 +175,8 @@ class App:
         log.info("%s", isolation_line(self.config))
         write_beside(self._viot, viot_table(self.config), self.access)  # for whoever starts QEMU, once we are ready
         self._viot_written = True
+        if self.pasids is not None and not self.vm.identity.checked:
+            self.pasids.bind(self.vm.identity)  # no process will be: the set lives as long as we do
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.scheduler.run(), name="scheduler")]
             self.endpoints.start(group)
@@ -211,7 +226,15 @@ async def serve(config: Config, directory: Path, announce: Callable[[str], None]
 
     `exit_with_vm`: also until the VM's process has ended, or whoever started us has before there was a VM.
     """
-    app = App(config, directory, leave_with_vm=exit_with_vm)
+    lease = await lease_for(config, directory)
+    try:
+        return await _serve(App(config, directory, leave_with_vm=exit_with_vm, lease=lease), announce)
+    finally:
+        if lease is not None:
+            await lease.close()
+
+
+async def _serve(app: App, announce: Callable[[str], None]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stopping.set)

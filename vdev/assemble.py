@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from vdev.backends.entropy import open_entropy
-from vdev.config import Config, EndpointConfig, Reserved, UnitConfig, VmConfig, unit_policy
+from vdev.config import Config, EndpointConfig, Reserved, UnitConfig, VmConfig, pasid_ranges, unit_policy
+from vdev.config.pasids import needs_pasid_capability
 from vdev.config.text import parse_bdf, parse_size
 from vdev.endpoints.base import Bay, Endpoint, OptionValue
 from vdev.endpoints.table import MODELS
@@ -17,6 +18,7 @@ from vdev.events import Trace
 from vdev.functions.base import Worker
 from vdev.functions.dma import DmaDoor
 from vdev.functions.freezer import Freezer
+from vdev.functions.kernel_pasid import KernelPasids
 from vdev.functions.message_door import MessageDoor
 from vdev.functions.stages import Stages
 from vdev.functions.vhost import VhostCarrier
@@ -24,10 +26,12 @@ from vdev.functions.viommu import ViommuDevice, viommu_function
 from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.engine import Engine
 from vdev.iommu.events import Event
-from vdev.iommu.settings import EndpointSettings, Limits, ReservedRegion, UnitSettings
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.settings import EndpointSettings, Limits, PasidSettings, ReservedRegion, UnitSettings
 from vdev.pci.base import PciFunction
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.polling import PollWindow
+from vdev.wire import pci
 
 ADDRESS_SPACE = 1 << 64
 Handle = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
@@ -68,6 +72,9 @@ class Unit:
                     "endpoint": self.doors[name].endpoint_id,
                     **spaces[self.doors[name].endpoint_id],
                     "refused": dict(self.doors[name].refused),
+                    "refused-pasids": [
+                        {"pasid": pasid, "count": count} for pasid, count in self.doors[name].refused_pasids.items()
+                    ],
                     "in-flight": self.doors[name].nflights,
                     **endpoint.describe(),
                 }
@@ -87,8 +94,12 @@ class Machine:
         wake: Callable[[Worker], None],
         wake_at: Callable[[Worker, int], None],
         ordering: Ordering,
+        pasids: PasidSet | None = None,
     ) -> None:
-        """Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint)."""
+        """`pasids` is the VM's set; without one its units offer no PASIDs.
+
+        Raises ConfigError for what only the cores can judge (options of a model, regions of an endpoint).
+        """
         self.units: dict[str, Unit] = {}
         self._wake = wake
         self._wake_at = wake_at
@@ -96,6 +107,8 @@ class Machine:
         self._trace: Trace | None = None
         self._has_slots = bool(config.slots)
         self._vm = config.vm
+        self._pasids = pasids
+        self.kernel_pasids = None if pasids is None else KernelPasids(pasids)
         for unit in config.units:
             behind = [endpoint for endpoint in config.endpoints if endpoint.unit == unit.name]
             self.units[unit.name] = self._build_unit(unit, behind, emit)
@@ -126,9 +139,7 @@ class Machine:
         Raises ConfigError for what only the cores can judge; then nothing has changed.
         """
         unit = self.units[config.unit]
-        endpoint, door = self._build_endpoint(unit, config)
-        unit.engine.add_endpoint(_endpoint_settings(unit.config, config))
-        self._put(unit, endpoint, door)
+        endpoint, door = self._add(unit, config)
         endpoint.trace = door.trace = self._trace
         if unit.freezer.holders:
             endpoint.freeze(True)
@@ -138,6 +149,8 @@ class Machine:
         """Detach endpoint `name` and forget it; nobody may be connected to it. KeyError if it is not there."""
         unit = next(unit for unit in self.units.values() if name in unit.endpoints)
         number = unit.doors[name].endpoint_id
+        if self.kernel_pasids is not None:
+            self.kernel_pasids.remove(number)
         unit.engine.remove_endpoint(number)  # while its name is known to whoever hears of the detach
         unit.stages.remove(number)
         del unit.doors[name]
@@ -160,9 +173,8 @@ class Machine:
         }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
-        engine = Engine(
-            _unit_settings(self._vm, config), [_endpoint_settings(config, endpoint) for endpoint in behind], emit
-        )
+        pasids = self._pasids if config.probe_size else None  # without PROBE no driver could learn of them
+        engine = Engine(_unit_settings(self._vm, config, pasids=pasids is not None), (), emit, pasids)
         endpoints: dict[str, Endpoint] = {}
 
         def quiesce() -> None:
@@ -175,7 +187,7 @@ class Machine:
         engine.reached = stages.reach
         unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, stages, endpoints)
         for endpoint in behind:
-            self._put(unit, *self._build_endpoint(unit, endpoint))
+            self._add(unit, endpoint)
         return unit
 
     def _carry(self, config: UnitConfig, device: ViommuDevice, freezer: Freezer) -> VirtioPciFunction | VhostCarrier:
@@ -192,6 +204,17 @@ class Machine:
         for unit in self.units.values():
             if isinstance(unit.function, VhostCarrier):
                 unit.function.function_was_reset()
+
+    def _add(self, unit: Unit, config: EndpointConfig) -> tuple[Endpoint, DmaDoor]:
+        """An endpoint that the unit knows. ConfigError, and then nothing has changed."""
+        endpoint, door = self._build_endpoint(unit, config)
+        pasid = _pasid_settings(config, endpoint) if unit.engine.settings.pasids else None
+        unit.engine.add_endpoint(_endpoint_settings(unit.config, config, pasid))
+        self._put(unit, endpoint, door)
+        door.pasid_only = config.dma == "pasid_only"
+        if self.kernel_pasids is not None and config.kernel_pasid and pasid is not None:
+            self.kernel_pasids.add(unit.engine, door.endpoint_id, pasid, endpoint.on_kernel_pasid)
+        return endpoint, door
 
     def _put(self, unit: Unit, endpoint: Endpoint, door: DmaDoor) -> None:
         """`endpoint` into its place behind `unit`, whose engine knows it."""
@@ -224,7 +247,7 @@ class Machine:
         return endpoint, doors[0]
 
 
-def _unit_settings(vm: VmConfig, config: UnitConfig) -> UnitSettings:
+def _unit_settings(vm: VmConfig, config: UnitConfig, *, pasids: bool) -> UnitSettings:
     granule = parse_size(config.granule, f"units[{config.name}].granule")
     limits, policy = config.limits, unit_policy(vm, config)
     return UnitSettings(
@@ -242,19 +265,39 @@ def _unit_settings(vm: VmConfig, config: UnitConfig) -> UnitSettings:
         isolation=vm.isolation,
         mmio=config.mmio,
         probe_size=config.probe_size,
+        pasids=pasids,
         limits=Limits(
             max_domains=limits.max_domains,
             max_mappings_per_domain=limits.max_mappings_per_domain,
             max_mappings=limits.max_mappings,
+            max_pairs=limits.max_pairs,
             max_pending_faults=limits.max_pending_faults,
             max_request_nbytes=limits.max_request_nbytes,
         ),
     )
 
 
-def _endpoint_settings(unit: UnitConfig, endpoint: EndpointConfig) -> EndpointSettings:
+def _endpoint_settings(unit: UnitConfig, endpoint: EndpointConfig, pasid: PasidSettings | None) -> EndpointSettings:
     reserved = tuple(_region(region) for region in (*unit.reserved, *endpoint.reserved))
-    return EndpointSettings(parse_bdf(endpoint.bdf), endpoint.name, reserved)
+    return EndpointSettings(parse_bdf(endpoint.bdf), endpoint.name, reserved, pasid)
+
+
+def _pasid_settings(config: EndpointConfig, endpoint: Endpoint) -> PasidSettings | None:
+    """What the unit tells of the endpoint's PASIDs; None where its model, or its options, gave it no capability."""
+    if not endpoint.pasid_bits:
+        key = needs_pasid_capability(config)
+        if key:
+            problem = f"{config.name} has no PASID capability"
+            raise ConfigError(f"endpoints[{config.name}].{key}", problem, "leave it out; of models accelerator has one")
+        return None
+    rights = endpoint.pasid_rights
+    return PasidSettings(
+        endpoint.pasid_bits,
+        execute=bool(rights & pci.PASID_EXECUTE),
+        privileged=bool(rights & pci.PASID_PRIVILEGED),
+        only=config.dma == "pasid_only",
+        reserved=pasid_ranges(config),
+    )
 
 
 def _region(region: Reserved) -> ReservedRegion:

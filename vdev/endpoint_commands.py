@@ -14,6 +14,7 @@ from vdev.iommu.engine import Engine
 from vdev.iommu.probe import probed_regions
 from vdev.iommu.settings import RESV_PROPERTY_NBYTES, ReservedRegion
 from vdev.qemu.machine import port_of
+from vdev.wire.pci import PASID_ENABLE
 
 
 def endpoint_commands(endpoints: Endpoints) -> dict[str, Command]:
@@ -65,9 +66,14 @@ class _Handlers:
         bdf: str | None = None,
         reserved: Sequence[Mapping[str, Any]] = (),
         options: object = None,
+        dma: str = "any",
+        kernel_pasid: bool = False,
+        reserved_pasids: Sequence[str] = (),
     ) -> dict[str, Any]:
         """endpoint-add. ConfigError, and then nothing has changed."""
-        given = {"name": name, "model": model, "reserved": reserved, "options": {} if options is None else options}
+        given: dict[str, object] = {"name": name, "model": model, "reserved": reserved, "options": {}}
+        given |= {} if options is None else {"options": options}
+        given |= {"dma": dma.replace("-", "_"), "kernel_pasid": kernel_pasid, "reserved_pasids": reserved_pasids}
         made = self._endpoints.add(given if bdf is None else {**given, "bdf": bdf})
         alone = MODELS[made.model].in_linux and self._endpoints.unit_of(made).engine.has_driver
         until = "attached" if alone else "enumerated"
@@ -102,7 +108,28 @@ def describe(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
         "probe": properties.hex(),
         "dma-refused": [{"name": name, "count": count} for name, count in unit.doors[config.name].refused.items()],
         "in-flight": unit.doors[config.name].nflights,
+        **_pasids(endpoints, config),
         "state": unit.endpoints[config.name].describe(),
+    }
+
+
+def _pasids(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
+    unit, number = endpoints.unit_of(config), parse_bdf(config.bdf)
+    known = unit.engine.table.endpoints[number]
+    if known.pasid is None:
+        return {}
+    kernel = next((pair.pasid for pair in known.pairs.values() if pair.held.is_host), None)
+    return {
+        "pasids": {
+            "bits": known.pasid.bits,
+            "enabled": bool(unit.endpoints[config.name].pasid_control & PASID_ENABLE),
+            "execute": known.pasid.execute,
+            "privileged": known.pasid.privileged,
+            "dma": "pasid-only" if known.pasid.only else "any",
+            "pairs": len(known.pairs),
+            **({} if kernel is None else {"kernel": kernel}),
+            "reserved": [{"first": start, "last": stop - 1} for start, stop in known.pasid.reserved],
+        }
     }
 
 

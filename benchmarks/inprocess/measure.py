@@ -9,10 +9,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.inprocess.dma import dma
+from benchmarks.inprocess.authority import Leases, ledger_pair, policy_pair
+from benchmarks.inprocess.dma import dma, small_dma
 from benchmarks.inprocess.plain import dict_update, fence, memcpy
 from benchmarks.inprocess.requests import attached_engine, map_unmap, ring, traced_ring
 from benchmarks.results import InProcessRow
@@ -36,8 +38,8 @@ class Row:
 
 def measure(say: Say) -> list[InProcessRow]:
     """Measure every row ROUNDS times, interleaved."""
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = _rows(Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="vdev-", dir="/tmp") as scratch, ExitStack() as stack:
+        rows = [*_rows(Path(scratch)), *_authority_rows(Path(scratch), stack)]
         for number in range(ROUNDS):
             say(f"in process, round {number + 1}/{ROUNDS}")
             for row in rows:
@@ -61,4 +63,21 @@ def _rows(scratch: Path) -> list[Row]:
         Row("DMA 1 MiB, one mapping", "memcpy 1 MiB", 200, dma(paged=False)),
         Row("DMA 1 MiB, 256 neighbouring pages", "memcpy 1 MiB", 50, dma(paged=True)),
         Row("DMA 1 MiB, 256 scattered pages", "memcpy 1 MiB", 50, dma(paged=True, scattered=True)),
+        Row(
+            "the same, with a PASID", "DMA 1 MiB, 256 scattered pages", 50, dma(paged=True, scattered=True, pasid=True)
+        ),
+        Row("DMA read of 64 bytes", "dict set and delete", 20_000, small_dma()),
+        Row("DMA read of 64 bytes, with a PASID", "DMA read of 64 bytes", 20_000, small_dma(pasid=True)),
+    ]
+
+
+def _authority_rows(scratch: Path, stack: ExitStack) -> list[Row]:
+    """What a guest's PASID_ALLOC and PASID_FREE cost on the host: a pair each."""
+    (scratch / "authority").mkdir(mode=0o700)
+    leases = stack.enter_context(Leases(scratch / "authority"))
+    return [
+        Row("PASID grant+release, the policy alone", "dict set and delete", 5_000, policy_pair()),
+        Row("the same with the ledger", "PASID grant+release, the policy alone", 2_000, ledger_pair(scratch, stack)),
+        Row("the same of another process, through a lease", "the same with the ledger", 1_000, leases.one),
+        Row("the same, 64 leases at once, per pair", "the same with the ledger", 64 * 20, leases.all),
     ]

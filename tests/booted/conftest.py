@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,4 +92,9 @@ def _machine_id(machine: tuple[str, Attach]) -> str:
 )
 def first_light(request: pytest.FixtureRequest) -> GuestRun:
     """The demo's machine, once per kernel and attachment."""
-    return boot_guest(CONFIG, *request.param)
+    return _first_light(*request.param)
+
+
+@functools.cache  # pytest makes a fixture anew for each module that wants the other machine in between
+def _first_light(kernel: str, attach: Attach) -> GuestRun:
+    return boot_guest(CONFIG, kernel, attach)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.accelerator import PAGE, READ, WRITE, Rig, descriptor
-from vdev.wire.accelerator import Access, CompletionStatus, Op
+from vdev.wire.accelerator import Access, CompletionStatus, Descriptor, Flag, Op
 
 PAGES = 6
 A, B = 0x100_0000, 0x200_0000
@@ -17,7 +17,10 @@ A, B = 0x100_0000, 0x200_0000
 
 @dataclass
 class Case:
-    """Two operands over shuffled pages; `holes` are (operand, page) whose mapping is missing or lacks a right."""
+    """Two operands over shuffled pages, of which some are not mapped or lack a right, in the address space of `pasid`.
+
+    With a PASID the function's own space, without one that of PASID 1 has other pages at the same addresses.
+    """
 
     order: list[int]
     access: list[int]
@@ -26,15 +29,32 @@ class Case:
     nbytes: int
     arg: int
     latency_ns: int
+    pasid: int  # 0: none
+    flags: int  # of the descriptor
 
     def build(self, seed: bytes) -> Rig:
         rig = Rig(ram_nbytes=2 * PAGES * PAGE, latency_ns=self.latency_ns)
+        here = rig.door.space(self.pasid) if self.pasid else rig.door
+        elsewhere = rig.door if self.pasid else rig.door.space(1)
         for index in range(2 * PAGES):
-            base = A if index < PAGES else B
+            iova = (A if index < PAGES else B) + index % PAGES * PAGE
+            elsewhere.map(iova, rig.at(self.order[index - 1] * PAGE), PAGE)
             if self.access[index]:
-                rig.map(base + index % PAGES * PAGE, self.order[index] * PAGE, PAGE, self.access[index])
+                here.map(iova, rig.at(self.order[index] * PAGE), PAGE, self.access[index])
         rig.ram[:] = (seed * (len(rig.ram) // len(seed) + 1))[: len(rig.ram)]
         return rig.start()
+
+    def descriptor(self, op: Op) -> Descriptor:
+        """The operation on the case's operands."""
+        return descriptor(
+            op,
+            flags=self.flags,
+            pasid=self.pasid,
+            src=A + self.src,
+            dst=B + self.dst,
+            nbytes=self.nbytes,
+            arg=self.arg,
+        )
 
     def virtual(self, rig: Rig, operand: int) -> bytearray:
         """The operand's address space as flat bytes, whatever its rights."""
@@ -55,6 +75,8 @@ def cases(draw: st.DrawFn) -> Case:
     nbytes = draw(st.integers(1, PAGES * PAGE))
     room = PAGES * PAGE - nbytes
     access = st.sampled_from([READ | WRITE] * 12 + [0, READ, WRITE])
+    pasid = draw(st.sampled_from([0, 0, 1, 0xFFFFF]))
+    rights = draw(st.sampled_from([0, Flag.EXECUTE, Flag.PRIVILEGED, Flag.EXECUTE | Flag.PRIVILEGED]))
     return Case(
         order=draw(st.permutations(range(2 * PAGES))),
         access=draw(st.lists(access, min_size=2 * PAGES, max_size=2 * PAGES)),
@@ -63,6 +85,8 @@ def cases(draw: st.DrawFn) -> Case:
         nbytes=nbytes,
         arg=draw(st.integers(0, (1 << 64) - 1)),
         latency_ns=draw(st.sampled_from([0, 1])),
+        pasid=pasid,
+        flags=Flag.PASID_VALID | rights if pasid else 0,
     )
 
 
@@ -79,13 +103,13 @@ def test_an_operation_does_what_flat_memory_would_or_faults_and_changes_nothing(
     source = case.virtual(rig, 0)[case.src : case.src + case.nbytes]
     target = case.virtual(rig, 1)
     old = bytes(target[case.dst : case.dst + case.nbytes])
-    done = rig.do(descriptor(op, src=A + case.src, dst=B + case.dst, nbytes=case.nbytes, arg=case.arg))
+    done = rig.do(case.descriptor(op))
 
     for operand, (base, right) in enumerate(zip((A, B), RIGHTS[op], strict=True)):
         refused = case.first_refused(operand, right) if right else None
         if refused is not None:
             assert (done.status, done.result) == (CompletionStatus.TRANSLATION_FAULT, 0)
-            assert (done.fault_iova, done.access) == (base + refused, Access(right))
+            assert (done.fault_iova, done.access, done.pasid) == (base + refused, Access(right), case.pasid)
             assert rig.ram == before
             return
 
@@ -106,13 +130,12 @@ def test_an_operation_does_what_flat_memory_would_or_faults_and_changes_nothing(
 def test_compare_after_copy_is_equal_until_one_byte_is_changed(case: Case, flip: int) -> None:
     case.access = [READ | WRITE] * len(case.access)
     rig = case.build(bytes(range(1, 250)))
-    operands = {"src": A + case.src, "dst": B + case.dst, "nbytes": case.nbytes}
-    rig.do(descriptor(Op.COPY, **operands))
-    assert rig.do(descriptor(Op.COMPARE, **operands)).status == CompletionStatus.OK
+    rig.do(case.descriptor(Op.COPY))
+    assert rig.do(case.descriptor(Op.COMPARE)).status == CompletionStatus.OK
     at = flip % case.nbytes
     page = case.order[PAGES + (case.dst + at) // PAGE]
     rig.ram[page * PAGE + (case.dst + at) % PAGE] ^= 1
-    done = rig.do(descriptor(Op.COMPARE, **operands))
+    done = rig.do(case.descriptor(Op.COMPARE))
     assert (done.status, done.result) == (CompletionStatus.MISMATCH, at)
 
 

@@ -1,7 +1,8 @@
 """The authority's decisions and its ledger against a model of them, with crashes at every point of every commit.
 
-VDEV_TIER=soak takes 100,000 steps of each kind of host. A crash is one that the ledger sees: the process stops at a point of a commit, and
-another one begins with what is in the file. After each step the policy, the file and the model must say the same.
+VDEV_TIER=soak takes 100,000 steps of each kind of host. A crash is one that the ledger sees: the process stops at a
+point of a commit, and another one begins with what is in the file. After each step the policy, the file and the model
+must say the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -26,6 +28,8 @@ from vdev.host.policy import STOP_PASID, AllocationRefused, PolicyError
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 STEPS = 100_000 if SOAK else 1000  # of each of four
 TOP = 60
+Space = Literal["system", "per-vm"]
+Overcommit = Literal["share", "reserve"]
 WHO = Audit(1000, 1, "", "test", None, "", "", "")
 POINTS = ("before", "written", "committed")
 CRASH_SHARE = 0.08
@@ -44,7 +48,7 @@ class Crash(BaseException):
 class Play:
     """One host: real desk and ledger beside the model."""
 
-    def __init__(self, path: Path, seed: int, space: str, overcommit: str) -> None:
+    def __init__(self, path: Path, seed: int, space: Space, overcommit: Overcommit) -> None:
         self.random = random.Random(seed)
         self.path = path
         self.config = HostConfig(
@@ -67,7 +71,7 @@ class Play:
             self.counts[f"crash {point}"] += 1
             raise Crash
 
-    def run(self, act: Callable[[], None], true: Callable[[], None]) -> None:
+    def run(self, act: Callable[[], object], true: Callable[[], None]) -> None:
         """Do `act`, then make it `true` in the model; a crash before the commit leaves everything as it was."""
         self.crash_at = self.random.choice(POINTS) if self.random.random() < CRASH_SHARE else ""
         try:
@@ -297,7 +301,7 @@ ACTS: list[tuple[Callable[[Play], None], int]] = [
 @pytest.mark.parametrize("overcommit", ["share", "reserve"])
 @pytest.mark.parametrize("space", ["system", "per-vm"])
 def test_policy_ledger_and_model_agree_whatever_happens_and_wherever_the_process_ends(
-    tmp_path: Path, space: str, overcommit: str, record_property: Callable[[str, object], None]
+    tmp_path: Path, space: Space, overcommit: Overcommit, record_property: Callable[[str, object], None]
 ) -> None:
     play = Play(tmp_path / "ledger", 8, space, overcommit)
     acts, weights = zip(*ACTS, strict=True)

@@ -138,7 +138,11 @@ class Rig:
 
     def map(self, iova: int, offset: int | None, nbytes: int, access: int = READ | WRITE) -> None:
         """Map [iova, +nbytes) to `self.ram[offset:]`."""
-        self.door.map(iova, None if offset is None else offset + 2 * PAGE, nbytes, access)
+        self.door.map(iova, None if offset is None else self.at(offset), nbytes, access)
+
+    def at(self, offset: int) -> int:
+        """The offset in all of the door's RAM of one in `ram`."""
+        return offset + 2 * PAGE
 
     def read32(self, register: int) -> int:
         return int.from_bytes(self.engine.registers.read(register, 4), "little")

@@ -8,7 +8,7 @@ import select
 import signal
 import sqlite3
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ class Vm:
     """A process that stands for a QEMU: what the authority knows of one is that it lives."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # ends with us at the latest
         self.identity = VmIdentity()
         self.identity.pid = self.process.pid
         self.identity.pidfd = os.pidfd_open(self.process.pid)
@@ -98,8 +98,11 @@ async def allocate(lease: Lease, first: int = ALL[0], stop: int = ALL[1]) -> int
 
 
 async def granted(lease: Lease, first: int = ALL[0], stop: int = ALL[1]) -> int:
-    """As `allocate`, where a refusal is a failure."""
-    found = await allocate(lease, first, stop)
+    """As `allocate`, where a refusal is a failure; that the machine is too busy to answer in time is none."""
+    async with asyncio.timeout(WAIT_S):
+        found = await allocate(lease, first, stop)
+        while found is Refusal.UNREACHABLE:
+            found = await allocate(lease, first, stop)
     assert isinstance(found, int), found
     return found
 
@@ -119,25 +122,46 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def restarted(directory: Path, *leases: Lease) -> None:
+    """Kill the authority, and wait until each lease has lost it and is held by another."""
+    told: dict[str, list[str]] = {lease.name: [] for lease in leases}
+    for lease in leases:
+        lease.changed = told[lease.name].append
+    kill_authority(directory)
+    await until(lambda: all(states[:1] == ["lost"] and states[-1] == "held" for states in told.values()))
+
+
 def authority_pid(directory: Path) -> int:
     """Of the one that serves `directory`, or did last."""
     return int((directory / LOCK).read_text())
 
 
-def kill_authority(directory: Path, number: int = signal.SIGKILL) -> None:
-    """As a crash; returns once it is gone."""
-    pid = authority_pid(directory)
+def kill_authority(directory: Path, number: int = signal.SIGKILL) -> bool:
+    """As a crash; returns once it is gone. Whether there was one."""
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
+        pidfd = os.pidfd_open(authority_pid(directory))
+    except (FileNotFoundError, ValueError, ProcessLookupError):  # ValueError: its number is not written yet
+        return False
     try:
         signal.pidfd_send_signal(pidfd, number)
         wait_for_end(pidfd)
     except ProcessLookupError:
-        return
+        return False
     finally:
         os.close(pidfd)
+    return True
+
+
+def stop_authority(directory: Path) -> None:
+    """It is there, and silent; SIGCONT lets it go on."""
+    pid = authority_pid(directory)
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(int(WAIT_S * 1000)):
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            if stat.read().rpartition(")")[2].split()[0] == "T":
+                return
+        time.sleep(0.001)
+    raise TimeoutError("it does not stop")
 
 
 def wait_for_end(pidfd: int) -> None:
@@ -155,6 +179,15 @@ def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
     finally:
         database.close()
+
+
+def peak(directory: Path) -> int:
+    """How many PASIDs were granted at the same time, at most."""
+    most = used = 0
+    for (kind,) in rows(directory, "SELECT kind FROM journal ORDER BY seq"):
+        used += {"grant": 1, "release": -1}.get(kind, 0)
+        most = max(most, used)
+    return most
 
 
 class LedgerProblem(AssertionError):

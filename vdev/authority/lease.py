@@ -40,6 +40,7 @@ from vdev.authority.messages import (
     encode,
 )
 from vdev.authority.packets import PacketLink
+from vdev.authority.processes import has_ended
 from vdev.authority.questions import Questions
 from vdev.authority.start import connect
 from vdev.errors import VdevError
@@ -62,6 +63,10 @@ _REFUSALS = {
 
 class LeaseError(VdevError):
     """There is no lease to be had; the text says why."""
+
+
+class _Gone(LeaseError):
+    """It hung up before it said anything: the next one may say more."""
 
 
 class Holder(Protocol):
@@ -132,8 +137,12 @@ class Lease:
     # its life
 
     async def begin(self) -> None:
-        """Connect for the first time; VdevError when that fails. From then on the lease looks after itself."""
-        await self._connect()
+        """Connect for the first time; VdevError when that is refused. From then on the lease looks after itself."""
+        while self._link is None:
+            try:
+                await self._connect()
+            except _Gone:
+                await asyncio.sleep(AGAIN_S)
         self._running = asyncio.get_running_loop().create_task(self._run(), name=f"PASID lease of {self.name}")
 
     def bind(self, identity: VmIdentity) -> None:
@@ -156,9 +165,9 @@ class Lease:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
+        self._forget_vm()
         if self._link is not None:
             self._link.end("closed")
-        self._forget_vm()
         self._questions.give_up()
         self._limited_log.flush(log)
 
@@ -280,7 +289,7 @@ class Lease:
 
     def _ended_link(self, why: str) -> None:
         if self._greeted is not None and not self._greeted.done():
-            self._greeted.set_exception(LeaseError(f"the PASID authority in {self.directory} is gone: {why}"))
+            self._greeted.set_exception(_Gone(f"the PASID authority in {self.directory} is gone: {why}"))
         self._link = None
         self._arriving.clear()
         if self.state == "held":
@@ -299,12 +308,11 @@ class Lease:
     def _refused(self, answer: Refused) -> None:
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_exception(LeaseError(answer.problem))
-        elif answer.again:
-            self._note(answer.problem)
-            asyncio.get_running_loop().call_later(AGAIN_S, self._open)
+        elif self._pidfd is not None and has_ended(self._pidfd):
+            self._lose_set(answer.problem)
         else:
-            self._note(answer.problem)
-            self._forget_vm()
+            self._note(answer.problem)  # the VM lives, so what it has stays as it is
+            asyncio.get_running_loop().call_later(AGAIN_S, self._open)
 
     def _opened(self, answer: Opened) -> None:
         self.set_id = answer.set_id
@@ -348,7 +356,11 @@ class Lease:
             self.reclaimed(gone, answer.reason)
 
     def _ended(self, answer: Ended) -> None:
-        self._note(f"the VM's PASID set is no more: {answer.why}")
+        self._lose_set(answer.why)
+
+    def _lose_set(self, why: str) -> None:
+        """The VM's process is dead: nothing is held any more."""
+        self._note(f"the VM's PASID set is no more: {why}")
         self._forget_vm()
         if self.holder is not None:
             self.holder.reconcile(())

@@ -240,12 +240,12 @@ class LeaseServer:
         other = self._backend_of(known.id) if known is not None else None
         if other is not None:
             text = f"VM {backend.name}: backend pid {other.peer.pid} has the set of pid {owner.pid}"
-            backend.send(Refused(text, again=True))
+            backend.send(Refused(text))
             return
         try:
             opened, is_claimed = self._desk.open(backend.name, owner, backend.quota)
         except (PolicyError, LedgerError) as error:
-            backend.send(Refused(str(error), again=True))
+            backend.send(Refused(str(error)))
             return
         backend.set_id, backend.had_set = opened.id, False
         self._watch.add(opened.id, pidfd)
@@ -339,6 +339,7 @@ class LeaseServer:
             backend.set_id, backend.had_set = None, True
             backend.unanswered.clear()
             backend.send(Ended("its process has ended"))
+            backend.send(self.terms(backend))
         self._idle_changed()
 
     def describe(self) -> list[dict[str, Any]]:

@@ -228,10 +228,12 @@ class Ledger:
         self._record(time_us, change.state, change.set_id, None, None, "")
 
     def _ended(self, change: SetEnded, time_us: int) -> None:
-        for guest, host in self._db.execute(
-            "DELETE FROM pasids WHERE set_id = ? RETURNING guest, host", (change.set_id,)
-        ).fetchall():
-            self._record(time_us, "release", change.set_id, guest, host, "end")
+        self._db.execute(
+            "INSERT INTO journal (time_us, kind, set_id, guest, host, note) "
+            "SELECT ?, 'release', set_id, guest, host, 'end' FROM pasids WHERE set_id = ?",
+            (time_us, change.set_id),
+        )
+        self._since_pruned += self._db.execute("DELETE FROM pasids WHERE set_id = ?", (change.set_id,)).rowcount
         self._db.execute("DELETE FROM sets WHERE id = ?", (change.set_id,))
         self._record(time_us, "end", change.set_id, None, None, change.why)
 

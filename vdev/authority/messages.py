@@ -77,10 +77,9 @@ class Welcome(msgspec.Struct, tag="welcome", tag_field="op", frozen=True):
 
 
 class Refused(msgspec.Struct, tag="refused", tag_field="op", frozen=True):
-    """The answer to a `Hello` or `Open` that cannot be. `again`: it may be possible soon."""
+    """The answer to a `Hello` or `Open` that cannot be."""
 
     problem: str
-    again: bool = False
 
 
 class Opened(msgspec.Struct, tag="opened", tag_field="op", frozen=True):

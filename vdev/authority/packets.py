@@ -70,6 +70,8 @@ class PacketLink:
             socket.send_fds(self.sock, [data], fds)
         except BlockingIOError:
             return False
+        except ConnectionError:
+            return True  # it is closed: what was said before that is to be read first, the end comes after it
         except OSError as error:
             self.end(error.strerror or "the connection broke")
             return False
@@ -92,6 +94,8 @@ class PacketLink:
                 data, fds, flags, _ = socket.recv_fds(self.sock, MAX_PACKET_NBYTES, MAX_FDS, _FLAGS)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it closed without reading all: what it said comes after that
             except OSError as error:
                 self.end(error.strerror or "the connection broke")
                 return

@@ -10,7 +10,7 @@ import msgspec
 
 from vdev.config.load import EXAMPLES
 from vdev.config.schema import SocketsConfig
-from vdev.config.text import convert, parse_yaml
+from vdev.config.text import WHOLE, convert, parse_yaml
 from vdev.errors import ConfigError
 from vdev.host.policy import DEFAULT_QUOTA, FIRST_PASID, STOP_PASID, HostSettings
 
@@ -78,6 +78,13 @@ def load_host_config(path: Path | None) -> HostConfig:
 
 def host_config_from(data: Any) -> HostConfig:
     """The configuration that plain `data` says. ConfigError."""
+    vms = data.get("vms") if isinstance(data, dict) else None
+    for name, quota in vms.items() if isinstance(vms, dict) else ():
+        try:
+            convert(quota, VmQuota, _CURES)
+        except ConfigError as error:
+            key = f"vms.{name}" if error.key == WHOLE else f"vms.{name}.{error.key}"
+            raise ConfigError(key, error.problem, error.cure) from None
     config: HostConfig = convert(data, HostConfig, _CURES)
     _check(config)
     return config

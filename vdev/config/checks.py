@@ -12,6 +12,7 @@ from math import isfinite
 
 from vdev.config.boot import check_boot
 from vdev.config.isolation import check_isolation, regions_outside, unit_policy
+from vdev.config.pasids import check_pasids
 from vdev.config.schema import (
     FREE_SLOTS,
     ROOT_PORT_SLOTS,
@@ -58,7 +59,7 @@ def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
     for check in (
         _check_vm, _check_sockets, _check_names, _check_units, check_isolation, _check_addresses, _check_reserved,
-        _check_options, _check_trace,
+        check_pasids, _check_options, _check_trace,
     ):  # fmt: skip
         check(config)
 

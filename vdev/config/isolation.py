@@ -82,7 +82,14 @@ def regions_outside(unit: UnitConfig, reserved: Sequence[Reserved]) -> int:
 def isolation_line(config: Config) -> str:
     """What holds in this VM, for people: told at each start, whatever it is."""
     isolation = config.vm.isolation
-    return f"isolation: {isolation}: {_LINES[isolation]}"
+    pasids = "" if config.vm.pasids is None else f"; {_PASIDS[isolation == 'off']}"
+    return f"isolation: {isolation}: {_LINES[isolation]}{pasids}"
+
+
+_PASIDS = {
+    True: "accesses with a PASID may pass untranslated, too",
+    False: "no access with a PASID passes untranslated",
+}
 
 
 _LINES: dict[Isolation, str] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from vdev.config.checks import check_config
+from vdev.config.pasids import pasid_warnings
 from vdev.config.schema import Config
 from vdev.config.text import convert, parse_size, parse_yaml
 from vdev.errors import ConfigError
@@ -26,6 +27,7 @@ EXAMPLES = {  # cures for values of the wrong type, by key
     "domain_range": "such as [0, 0xffff], both inclusive", "extra_args": "such as [-device, virtio-rng-pci]",
     "reserved": "give a list such as - {start: 0x1000, end: 0x1fff}", "options": "such as devmem: 1M",
     "owner": "a user, such as libvirt-qemu or 64055", "group": "a group, such as kvm or 104",
+    "pasids": "such as pasids: {}, which takes what is usual", "reserved_pasids": 'give a list such as ["0x1..0xf"]',
     "mode": 'of the directory, such as "0750"', "start": "the first address", "end": "the last address, inclusive",
 }  # fmt: skip
 
@@ -88,6 +90,7 @@ def config_warnings(config: Config) -> list[str]:
         warnings.append(
             "vm.isolation: off: every endpoint reaches all of guest memory until the guest's driver stops it"
         )
+    warnings += pasid_warnings(config)
     if config.vm.isolation == "required" and any(word.lstrip("-") == "device" for word in config.vm.extra_args):
         warnings.append(
             "vm.extra_args: devices of QEMU's own are behind no unit: isolation: required is not about them"

@@ -19,6 +19,7 @@ KERNEL_NAMES = ["cloud", "generic", "cloud-backports", "generic-backports"]
 Attach = Literal["vfio-user", "vhost-user"]
 Bypass = Literal["on", "off", "not-offered"]
 Isolation = Literal["required", "preferred", "off"]
+Dma = Literal["any", "pasid_only"]
 ATTACHMENTS: tuple[Attach, ...] = get_args(Attach)
 
 
@@ -36,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_domains: int = 65536
     max_mappings_per_domain: int = 1 << 20
     max_mappings: int = 1 << 21
+    max_pairs: int = 65536
     max_pending_faults: int = 1024
     max_request_nbytes: int = 65536
 
@@ -67,6 +69,10 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     unit: str = "iommu0"
     bdf: str = "01:00.0"
     reserved: tuple[Reserved, ...] = ()
+    # These need vm.pasids, and a model with a PASID capability: docs/pasids.md.
+    dma: Dma = "any"  # pasid_only: accesses without a PASID are refused
+    kernel_pasid: bool = False  # whether the host attaches a PASID that follows what the guest's kernel maps
+    reserved_pasids: tuple[int | str, ...] = ()  # the endpoint's own: "0x1..0xf", inclusive, or one number
     options: dict[str, int | str | bool] = {}
 
 
@@ -75,6 +81,14 @@ class SlotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     bdf: str
     unit: str = "iommu0"
+
+
+class PasidsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The VM has PASIDs, which an authority of the host grants (docs/pasids.md); `pasids: {}` takes what is usual."""
+
+    authority: str | None = None  # its directory; relative: to the VM's runtime directory; None: the user's own
+    authority_config: str | None = None  # its rules, if it has to be started; relative to where `vdev serve` was
+    quota: int | None = None  # None: what the authority gives a VM that has none
 
 
 class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +110,7 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     boot_timeout: float = 180.0
     identity: Literal["peer", "unchecked"] = "peer"
     isolation: Isolation = "preferred"  # docs/isolation.md
+    pasids: PasidsConfig | None = None  # None: nothing of PASIDs is offered
     unsealed_ram: Literal["refuse", "allow"] = "refuse"  # allow: RAM files that may shrink and so kill vdev (hugetlbfs)
     extra_args: tuple[str, ...] = ()
 

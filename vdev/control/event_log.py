@@ -8,14 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from vdev.control.pasid_events import ranges_text
 from vdev.iommu.events import ReplyHeld, RequestHandled
 from vdev.wire.viommu import S_OK, STATUS_NAMES
 
 log = logging.getLogger("vdev.event")
 
-ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags")
+ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags", "pasid")
 
-QUIET = frozenset({"RequestHandled", "ReplyHeld"})  # not for the log: what a driver does all the time
+QUIET = frozenset(  # not for the log: what a driver does all the time
+    {
+        "RequestHandled", "ReplyHeld", "PasidAllocated", "PasidFreed", "PasidEnded", "PasidAttached", "PasidDetached",
+    }
+)  # fmt: skip
 HISTORY_NEVENTS = 4096  # bounds the memory a busy guest can make us keep
 LOGGED_PER_SECOND = 50  # bounds what a guest that provokes faults can write to the log's disk
 
@@ -87,7 +92,8 @@ def describe(event: object) -> str:
         why = f" ({event.problem})" if event.problem else ""
         return " ".join([event.unit, event.type_name, *_words(event.fields), "->", answer + why])
     if isinstance(event, ReplyHeld):
-        late = f"answered after {event.held_ns / 1e6:.3f} ms, for {event.naccesses} accesses in flight"
+        whom = f"{event.naccesses} accesses in flight" if event.naccesses else "the PASID authority"
+        late = f"answered after {event.held_ns / 1e6:.3f} ms, for {whom}"
         return " ".join([event.unit, event.type_name, *_words(event.fields), late])
     plain = as_plain(event)
     return " ".join([str(plain.pop("event")), *_words(plain)])
@@ -98,6 +104,8 @@ def _words(values: Mapping[str, object]) -> list[str]:
 
 
 def _show(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return ranges_text(value) or "none"
     if isinstance(value, bool) or not isinstance(value, int):
         return str(value)
     if name == "endpoint" and value < 1 << 16:

@@ -27,10 +27,17 @@ from vdev.control.server import Command
 from vdev.errors import ConfigError
 from vdev.functions.dma import READ, WRITE
 from vdev.functions.explain import Access, explain_access
+from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
+from vdev.wire import viommu_pasid as pasid_wire
 
 MAX_ACCESS_NBYTES = 1 << 20
 _ACCESS = {"read": READ, "write": WRITE}
+_FAULT_FLAGS = (
+    (wire.FAULT_F_READ, "read"), (wire.FAULT_F_WRITE, "write"), (pasid_wire.FAULT_F_EXEC, "execute"),
+    (pasid_wire.FAULT_F_PRIVILEGED, "privileged"),
+)  # fmt: skip
+_REASON_NAMES = {**wire.FAULT_REASON_NAMES, **pasid_wire.FAULT_REASON_NAMES}
 
 Reply = dict[str, Any]
 
@@ -79,6 +86,7 @@ class IommuQueries:
                 "id": domain.id,
                 "bypass": domain.bypass,
                 "endpoints": [domain.endpoints[number].name for number in sorted(domain.endpoints)],
+                "pairs": domain.npairs,
                 "mappings": len(domain.mappings),
             }
             for domain in shown
@@ -115,7 +123,9 @@ class IommuQueries:
             "reason": reason_word(fault.reason),
             "id": fault.endpoint,
             **({"endpoint": name} if name is not None else {}),
-            "flags": flag_names(fault.flags & (wire.FAULT_F_READ | wire.FAULT_F_WRITE)),
+            "flags": [word for bit, word in _FAULT_FLAGS if fault.flags & bit],
+            # of an access with a PASID it is where the specification has reserved bytes
+            **({"pasid": fault.reserved1} if fault.flags & pasid_wire.FAULT_F_PASID else {}),
             "address": fault.address,
         }
 
@@ -128,12 +138,16 @@ class IommuQueries:
             replies.append(reply if waiting is None else {**reply, "waiting": waiting})
         return replies
 
-    def translate(self, endpoint: str, iova: int, nbytes: int = 1, access: str = "read") -> Reply:
+    def translate(
+        self, endpoint: str, iova: int, nbytes: int = 1, access: str = "read", pasid: int | None = None,
+        execute: bool = False, privileged: bool = False,
+    ) -> Reply:  # fmt: skip
         """translate."""
         check_number("nbytes", nbytes, 1, MAX_ACCESS_NBYTES)
+        tag = _tag(pasid, access, execute=execute, privileged=privileged)
         unit = self._unit_of(endpoint)
         holders = ", ".join(sorted(unit.freezer.holders))
-        asked = Access(endpoint, iova, nbytes, _ACCESS[access], holders)
+        asked = Access(endpoint, iova, nbytes, _ACCESS[access], holders, tag)
         told = explain_access(unit.engine, unit.doors[endpoint], asked)
         return {
             "endpoint": endpoint,
@@ -157,7 +171,19 @@ class IommuQueries:
 
 def reason_word(reason: int) -> str:
     """A fault record's reason in the schema's words."""
-    return wire.FAULT_REASON_NAMES[reason].lower()
+    return _REASON_NAMES[reason].lower().replace("_", "-")
+
+
+def _tag(pasid: int | None, access: str, *, execute: bool, privileged: bool) -> Tag | None:
+    if pasid is None:
+        for key, given in (("execute", execute), ("privileged", privileged)):
+            if given:
+                raise ConfigError(key, "only an access with a PASID can request it", "give pasid, or leave it out")
+        return None
+    check_number("pasid", pasid, 1, pasid_wire.PASID_LAST)
+    if execute and access != "read":
+        raise ConfigError("execute", "an access that requests execution reads", "leave access out")
+    return Tag(pasid, execute, privileged)
 
 
 def _next(rest: list[int]) -> Mapping[str, int]:
@@ -194,6 +220,7 @@ def _unit_reply(unit: Unit) -> Reply:
         "mappings": state["mappings"],
         "endpoints": len(state["endpoints"]),
         "pending-faults": state["pending_faults"],
+        **({"pasids": {"unit": given.name, **state["pasids"]}} if "pasids" in state else {}),
         "counters": {
             "requests": _counts(counters["requests"]),
             "refused": _counts(counters["refused"]),

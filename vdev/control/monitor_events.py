@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from vdev.control.pasid_events import PasidLease, PasidsReclaimed, ranges_of
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAdded,
@@ -15,12 +16,15 @@ from vdev.iommu.events import (
     EndpointStage,
     FaultRaised,
     FaultsDropped,
+    PasidQuotaChanged,
+    PasidQuotaExceeded,
     RequestHandled,
     UnitReset,
 )
 from vdev.wire.viommu import FAULT_F_WRITE, S_OK, STATUS_NAMES
 
 EVENTS_LOST = "EVENTS_LOST"
+MAX_RANGES = 64  # of PASIDs in one event
 
 Data = dict[str, Any]
 Names = Callable[[str, int], str | None]  # unit and endpoint ID -> the endpoint's name, if it is there
@@ -57,6 +61,7 @@ def _fault(event: FaultRaised, names: Names) -> Data:
         "reason": event.reason,
         "access": access,
         "iova": event.iova & ((1 << 64) - 1),
+        **({"pasid": event.pasid} if event.pasid else {}),
     }
 
 
@@ -82,7 +87,17 @@ def _came_or_went(event: EndpointAdded | EndpointRemoved, names: Names) -> Data:
     return {"unit": event.unit, "id": event.id, "endpoint": event.endpoint}
 
 
-# A guest chooses what the first six hold, and how often; keys are of few values each (see event_limits.MAX_KEYS).
+def _lease(event: PasidLease, names: Names) -> Data:
+    return {"state": event.state, **({"problem": event.problem} if event.problem else {})}
+
+
+def _reclaimed(event: PasidsReclaimed, names: Names) -> Data:
+    pieces = ranges_of(event.pasids)[:MAX_RANGES]
+    ranges = [{"first": first, "last": last} for first, last in pieces]
+    return {"count": len(event.pasids), "pasids": ranges, "reason": event.reason}
+
+
+# A guest chooses what the first eight hold, and how often; keys are of few values each (see event_limits.MAX_KEYS).
 EVENTS: dict[type, Told] = {
     FaultRaised: Told("FAULT", _fault, lambda event: (event.unit, event.reason, event.endpoint)),
     FaultsDropped: Told(
@@ -100,6 +115,15 @@ EVENTS: dict[type, Told] = {
         "BYPASS_CHANGED", lambda event, names: {"unit": event.unit, "bypass": event.bypass},
         lambda event: event.unit, counted=False,
     ),
+    PasidQuotaExceeded: Told(
+        "PASID_QUOTA_EXCEEDED", lambda event, names: {"quota": event.quota, "used": event.used}, lambda event: None,
+    ),
+    PasidQuotaChanged: Told(
+        "PASID_QUOTA_CHANGED", lambda event, names: {"before": event.before, "after": event.after},
+        lambda event: None, counted=False,
+    ),
+    PasidLease: Told("PASID_LEASE", _lease, lambda event: None, counted=False),
+    PasidsReclaimed: Told("PASID_RECLAIMED", _reclaimed),
     EndpointAdded: Told("ENDPOINT_ADDED", _came_or_went),
     EndpointRemoved: Told("ENDPOINT_REMOVED", _came_or_went),
     EndpointStage: Told(

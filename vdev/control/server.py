@@ -8,9 +8,10 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -36,7 +37,8 @@ class Command:
     """One row of the command table: what answers it, called with the arguments the schema lets through.
 
     A command with a `stream` is the last of its connection: lines follow its answer until either side ends. One that
-    `knows_caller` gets a `caller`, too.
+    `knows_caller` gets a `caller`, too. An `answer` that has to ask somebody else is a coroutine function: meanwhile
+    other clients are served, and this one's next command waits.
     """
 
     answer: Callable[..., object]
@@ -53,6 +55,27 @@ class Caller:
 
 
 NOBODY = Caller(0, -1)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The reply to one request, what is to be streamed after it, and what is still to be waited for."""
+
+    reply: dict[str, object]
+    lines: AsyncGenerator[bytes, None] | None = None
+    late: Coroutine[Any, Any, object] | None = None
+
+    def refuse(self, text: str, error_class: str = "GenericError") -> None:
+        self.reply["error"] = ErrorBody(error_class, text)
+
+    async def complete(self) -> None:
+        """Wait until the reply is whole."""
+        if self.late is None:
+            return
+        try:
+            self.reply["return"] = await self.late
+        except VdevError as error:
+            self.refuse(str(error))
 
 
 class ControlServer:
@@ -134,11 +157,12 @@ class ControlServer:
             while line := await reader.readline():
                 if not line.strip():
                     continue
-                answer, lines = self._answer(line, caller)
-                writer.write(answer + b"\n")
+                answer = self._answer(line, caller)
+                await answer.complete()
+                writer.write(_encode(answer.reply) + b"\n")
                 await writer.drain()
-                if lines is not None:
-                    await _stream(lines, reader, writer)
+                if answer.lines is not None:
+                    await _stream(answer.lines, reader, writer)
                     return
                 await asyncio.sleep(0)  # many lines may have come at once, and others have their turn between them
         except (ConnectionError, ValueError, RecursionError) as error:
@@ -150,29 +174,38 @@ class ControlServer:
         self._limited_log.log(log, level, ("control", kind), f"control: {text}")
 
     def answer(self, line: bytes) -> bytes:
-        """The reply to one request line, without its newline; never raises on what the line contains."""
-        return self._answer(line, NOBODY)[0]
+        """The reply to one request line, without its newline; never raises on what the line contains.
 
-    def _answer(self, line: bytes, caller: Caller) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
-        """The reply, and what is to be streamed after it."""
-        stream = None
+        Of a command that has to wait for somebody else: that it does.
+        """
+        answer = self._answer(line, NOBODY)
+        if answer.late is not None:
+            answer.late.close()
+            answer.refuse("it takes time, and nobody waits for it here")
+        return _encode(answer.reply)
+
+    def _answer(self, line: bytes, caller: Caller) -> _Answer:
         try:
             request = _decode_request(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _encode({"error": ErrorBody("GenericError", f"not a request: {error}")}), None
-        reply: dict[str, object] = {"id": request.id} if request.id is not None else {}
+            return _Answer({"error": ErrorBody("GenericError", f"not a request: {error}")})
+        answer = _Answer({"id": request.id} if request.id is not None else {})
         if request.execute not in self._commands:
-            reply["error"] = ErrorBody("CommandNotFound", self._not_found(request.execute))
-            return _encode(reply), None
+            answer.refuse(self._not_found(request.execute), "CommandNotFound")
+            return answer
         described, command = self._commands[request.execute]
         try:
             arguments = check_arguments(described, request.arguments)
             known = {"caller": caller} if command.knows_caller else {}
-            reply["return"] = command.answer(**arguments, **known)
-            stream = command.stream(**arguments) if command.stream is not None else None
+            returned = command.answer(**arguments, **known)
+            if isinstance(returned, Coroutine):
+                answer.late = returned
+                return answer
+            answer.reply["return"] = returned
+            answer.lines = command.stream(**arguments) if command.stream is not None else None
         except VdevError as error:
-            reply["error"] = ErrorBody("GenericError", str(error))
-        return _encode(reply), stream
+            answer.refuse(str(error))
+        return answer
 
     def _not_found(self, name: str) -> str:
         if name in self._bridge_only:

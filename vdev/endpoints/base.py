@@ -44,6 +44,21 @@ class Endpoint(Function, Worker, Protocol):
     trace: Trace | None  # set while somebody traces
     translate_message: Callable[[int], int | None]  # set by the machine: where an MSI-X message leads; None: refused
 
+    @property
+    def pasid_control(self) -> int:
+        """What of its PASID capability the guest's driver has enabled, as `wire.pci.PasidControl`."""
+
+    @property
+    def pasid_bits(self) -> int:
+        """The width of its PASID capability; 0 for none."""
+
+    @property
+    def pasid_rights(self) -> int:
+        """Which requests it can make with a PASID: PASID_EXECUTE, PASID_PRIVILEGED."""
+
+    def on_kernel_pasid(self, pasid: int) -> None:
+        """The host has attached `pasid` for what the guest's kernel maps for it; 0: it has none."""
+
     def keep_msix_table(self) -> None:
         """Keep the MSI-X table itself: QEMU can unplug the function then, and sends no message of it. Before QEMU
         connects."""

@@ -42,6 +42,7 @@ from vdev.wire.viommu_pasid import FAULT_R_PASID_DISABLED, FAULT_R_PASID_REQUIRE
 READ = 1
 WRITE = 2
 
+MAX_COUNTED_PASIDS = 64  # a guest has a million to try
 MAX_PIECES = 256  # mappings under one slice: they cost a microsecond or two each, whatever their size
 
 
@@ -99,6 +100,7 @@ class DmaDoor:
         self.frozen = False
         self.pasid_only = False  # refuse what carries no PASID
         self.refused: dict[str, int] = {}  # by reason; reasons are a fixed set of words, so this stays small
+        self.refused_pasids: dict[int, int] = {}  # of those by PASID, the first so many; 0: with any other
         self.slice_nbytes = MAX_PIECES * engine.granule
         self.trace: Trace | None = None
         self.function = function
@@ -199,6 +201,10 @@ class DmaDoor:
     def _refuse(self, error: DmaError, iova: int, nbytes: int, access: int, tag: Tag | None) -> None:
         """Count, trace and report a refusal, which the caller raises."""
         self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
+        if tag is not None:
+            counted = self.refused_pasids
+            pasid = tag.pasid if tag.pasid in counted or len(counted) < MAX_COUNTED_PASIDS else 0
+            counted[pasid] = counted.get(pasid, 0) + 1
         if self.trace is not None:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, 0, error.reason, _pasid_of(tag)))
         if isinstance(error, TranslationFault):

@@ -13,6 +13,8 @@ from vdev.iommu.engine import Engine
 from vdev.iommu.explain import MAX_EXPLAINED, Asked, Step, explain
 from vdev.iommu.tag import Tag
 from vdev.memory import Region, RegionTable
+from vdev.wire import pci
+from vdev.wire.viommu_pasid import FAULT_R_PASID_DISABLED, FAULT_R_PASID_REQUIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def explain_access(engine: Engine, door: DmaDoor, asked: Access) -> AccessExplan
     if door.frozen:
         return told._refuse("frozen", f"its DMA is held ({asked.holders})", "frozen")
     told._pass("frozen", "nobody holds its DMA")
+    if not _explain_tag(told, door, asked.tag):
+        return told
     found = explain(engine.table, engine.settings, number, Asked(asked.iova, asked.nbytes, asked.access, asked.tag))
     told.steps += found.steps
     told.pieces = [piece for given in found.pieces for piece in _split(function.memory, *given)]
@@ -85,6 +89,36 @@ def explain_access(engine: Engine, door: DmaDoor, asked: Access) -> AccessExplan
         return told._refuse("memory", str(error), "unsupported-request")
     told._pass("memory", "it is RAM that allows the access")
     return told
+
+
+def _explain_tag(told: AccessExplanation, door: DmaDoor, tag: Tag | None) -> bool:
+    """The door's decisions about PASIDs; whether the access goes on."""
+    function = door.function
+    if tag is None:
+        if not door.pasid_only:
+            return True
+        told._refuse("pasid", "it has no PASID, and the endpoint is configured as dma: pasid_only", "pasid-required")
+        told.fault = FAULT_R_PASID_REQUIRED
+        return False
+    control, bits = function.pasid_control, function.pasid_bits
+    for holds, text, reason in (
+        (control & pci.PASID_ENABLE, "the endpoint's PASID capability is not enabled", "pasid-disabled"),
+        (not tag.pasid >> bits, f"PASID {tag.pasid:#x} does not fit the capability's {bits} bits", "pasid-too-wide"),
+        (
+            not tag.execute or control & pci.PASID_EXECUTE,
+            "it requests execution, which the capability has not enabled", "execute-disabled",
+        ),
+        (
+            not tag.privileged or control & pci.PASID_PRIVILEGED,
+            "it requests privilege, which the capability has not enabled", "privileged-disabled",
+        ),
+    ):  # fmt: skip
+        if not holds:
+            told._refuse("pasid", text, reason)
+            told.fault = FAULT_R_PASID_DISABLED
+            return False
+    told._pass("pasid", f"the endpoint's capability lets accesses with PASID {tag.pasid:#x} out")
+    return True
 
 
 def _split(memory: RegionTable, iova: int, gpa: int, nbytes: int) -> list[MemoryPiece]:

@@ -264,7 +264,7 @@ class Engine:
         else:
             pieces, domain = translate_pair(self._table, self.settings, endpoint, (iova, nbytes), access, tag)
             pasid = tag.pasid
-        flight = Flight(endpoint, domain, iova, iova + nbytes, access, pieces, pasid=pasid)
+        flight = Flight(endpoint, domain, iova, iova + nbytes, access, pieces, False, pasid)
         self.in_flight.begin(flight)
         return flight
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import nsmallest
 from typing import Any, Literal, Protocol
 
 from vdev.iommu.events import (
@@ -171,8 +172,10 @@ class PasidSet:
             "asked": len(self._questions),
         }
 
-    def list_pasids(self) -> list[dict[str, Any]]:
-        """Every PASID by number, for queries; no more than the quota ever was."""
+    def list_pasids(self, first: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """PASIDs by number from `first` on, for queries; at most `limit`, or no more than the quota ever was."""
+        wanted = (pasid for pasid in self._held if pasid >= first)
+        numbers = sorted(wanted) if limit is None else nsmallest(limit, wanted)
         return [
             {
                 "pasid": held.pasid,
@@ -181,7 +184,7 @@ class PasidSet:
                 "pairs": held.npairs,
                 "owner": "host" if held.is_host else "guest",
             }
-            for _, held in sorted(self._held.items())
+            for held in map(self._held.__getitem__, numbers)
         ]
 
     # allocation

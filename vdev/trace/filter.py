@@ -9,10 +9,12 @@ from vdev.errors import ConfigError
 
 Record = Mapping[str, Any]
 
-REQUEST_TYPES = ("ATTACH", "DETACH", "MAP", "UNMAP", "PROBE")
+REQUEST_TYPES = (
+    "ATTACH", "DETACH", "MAP", "UNMAP", "PROBE", "ATTACH_PASID", "DETACH_PASID", "PASID_ALLOC", "PASID_FREE",
+)  # fmt: skip
 OTHER_TYPES = (
     "FAULT", "DROPPED", "DMA", "REG", "RESET", "RINGS", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING",
-    "ADDED", "REMOVED", "STAGE", "BYPASS",
+    "ADDED", "REMOVED", "STAGE", "BYPASS", "PASID",
 )  # fmt: skip
 # every request, those of unknown type too; answers that were held; events this version has no words for
 GROUPS = ("REQUEST", "HELD", "EVENT")

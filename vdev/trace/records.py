@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 from vdev import events
+from vdev.control.pasid_events import PasidLease, PasidsReclaimed, ranges_text
 from vdev.control.run_state import RunStateChanged
 from vdev.iommu.events import (
     BypassChanged,
@@ -18,14 +20,24 @@ from vdev.iommu.events import (
     EndpointStage,
     FaultRaised,
     FaultsDropped,
+    PasidAllocated,
+    PasidAttached,
+    PasidDetached,
+    PasidEnded,
+    PasidFreed,
+    PasidQuotaChanged,
+    PasidQuotaExceeded,
+    PasidRefused,
     ReplyHeld,
     RequestHandled,
     UnitReset,
 )
 from vdev.wire.viommu import ATTACH_F_BYPASS, MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE, STATUS_NAMES
+from vdev.wire.viommu_pasid import ATTACH_PASID_F_BYPASS, ATTACH_PASID_F_MIRROR_RID
 
 FORMAT_VERSION = 1
 ADDRESSES = frozenset({"virt_start", "virt_end", "phys_start"})
+PASIDS = frozenset({"pasid", "first", "last"})
 ACCESS_WORDS = {1: "read", 2: "write", 3: "read-write"}
 
 Record = dict[str, Any]
@@ -163,6 +175,8 @@ def _request_fields(names: Decoder, event: RequestHandled | ReplyHeld) -> Record
     for name, value in event.fields.items():
         if name in ADDRESSES:
             shown[name] = names.address(event.unit, value)
+        elif name in PASIDS:
+            shown[name] = f"{value:#x}"
         elif name != "endpoint":
             shown[name] = value
     if "flags" in shown:
@@ -192,6 +206,8 @@ def _request_flags(type_name: str, flags: int) -> str:
     known: Mapping[int, str] = {ATTACH_F_BYPASS: "BYPASS"}
     if type_name == "MAP":
         known = {MAP_F_READ: "READ", MAP_F_WRITE: "WRITE", MAP_F_MMIO: "MMIO"}
+    elif type_name == "ATTACH_PASID":
+        known = {ATTACH_PASID_F_BYPASS: "BYPASS", ATTACH_PASID_F_MIRROR_RID: "MIRROR_RID"}
     words = [word for bit, word in known.items() if flags & bit]
     rest = flags & ~sum(known)
     return "|".join([*words, *([f"{rest:#x}"] if rest else [])])
@@ -201,8 +217,12 @@ def _fault(names: Decoder, event: FaultRaised) -> Record:
     access = ACCESS_WORDS.get(event.access, f"access {event.access}")
     return {
         "kind": "fault", "type": "FAULT", "unit": event.unit, **names.endpoint(event.endpoint), "status": event.reason,
-        "fields": {"access": access, "iova": names.address(event.unit, event.iova)},
+        "fields": {"access": access, "iova": names.address(event.unit, event.iova), **_pasid(event.pasid)},
     }  # fmt: skip
+
+
+def _pasid(pasid: int) -> Record:
+    return {"pasid": f"{pasid:#x}"} if pasid else {}
 
 
 def _dropped(names: Decoder, event: FaultsDropped) -> Record:
@@ -215,7 +235,7 @@ def _dma(names: Decoder, event: events.DmaDone) -> Record:
         "kind": "dma", "type": "DMA", "unit": unit, **names.endpoint(event.endpoint), "status": event.reason or "OK",
         "fields": {
             "access": "write" if event.write else "read", "iova": names.address(unit, event.iova),
-            "nbytes": event.nbytes, "pieces": event.npieces,
+            "nbytes": event.nbytes, "pieces": event.npieces, **_pasid(event.pasid),
         },
     }  # fmt: skip
 
@@ -286,6 +306,21 @@ def _endpoint(names: Decoder, event: EndpointAdded | EndpointRemoved | EndpointS
     }
 
 
+def _pasid_event(what: str, names: Decoder, event: Any) -> Record:
+    """A PASID of the VM, or several: `what` happened. "" for a unit is the host itself."""
+    unit, shown = getattr(event, "unit", ""), {"what": what}
+    for f in fields(event):
+        value = getattr(event, f.name)
+        if f.name in ("pasids", "pending"):
+            shown[f.name] = ranges_text(value)
+        elif f.name == "pasid":
+            shown[f.name] = f"{value:#x}"
+        elif f.name not in ("unit", "endpoint") and value not in (None, ""):
+            shown[f.name] = value
+    endpoint = names.endpoint(event.endpoint) if hasattr(event, "endpoint") else {}
+    return {"kind": "pasid", "type": "PASID", **({"unit": unit} if unit else {}), **endpoint, "fields": shown}
+
+
 def _any(names: Decoder, event: object) -> Record:
     """An event that nobody has given words to yet: what it holds, by name."""
     held = {f.name: getattr(event, f.name) for f in fields(event)} if is_dataclass(event) else {}
@@ -314,6 +349,16 @@ _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     events.DeviceError: _device_error,
     events.ConnectionChanged: _connection,
     events.RingsChanged: _rings,
+    PasidAllocated: partial(_pasid_event, "allocated"),
+    PasidRefused: partial(_pasid_event, "refused"),
+    PasidFreed: partial(_pasid_event, "freed"),
+    PasidEnded: partial(_pasid_event, "ended"),
+    PasidAttached: partial(_pasid_event, "attached"),
+    PasidDetached: partial(_pasid_event, "detached"),
+    PasidQuotaChanged: partial(_pasid_event, "quota"),
+    PasidQuotaExceeded: partial(_pasid_event, "quota-exceeded"),
+    PasidLease: partial(_pasid_event, "lease"),
+    PasidsReclaimed: partial(_pasid_event, "reclaimed"),
     RunStateChanged: _run_state,
     Note: _note,
     Lost: _lost,

@@ -33,7 +33,11 @@ def header_lines(header: Record) -> list[str]:
 def line(record: Record, *, colour: bool = False) -> str:
     """One record as one line, without a newline."""
     what = _WHAT.get(record["kind"], _any)(record)
-    who = record.get("unit", "") if record["kind"] in ("request", "held", "fault") else record.get("function", "")
+    who = (
+        record.get("unit", "")
+        if record["kind"] in ("request", "held", "fault", "pasid")
+        else record.get("function", "")
+    )
     who = who or record.get("unit", "") or "-"
     time = f"{record['t']:12.6f}"
     body = f"{who:<{WHO_WIDTH}}  {record['type']:<{TYPE_WIDTH}}  "
@@ -96,13 +100,31 @@ def _request(record: Record) -> str:
             return f"domain {fields['domain']} {_range(fields['virt_start'], fields['virt_end'])}"
         case "PROBE" if "endpoint" in record:
             return _endpoint(record)
+        case "ATTACH_PASID" | "DETACH_PASID" if "pasid" in fields:
+            return _pair_request(record)
+        case "PASID_ALLOC" if "first" in fields:
+            return f"one of {fields['first']}..{fields['last']}"
+        case "PASID_FREE" if "first" in fields:
+            return f"{fields['first']}..{fields['last']}"
     return _any(record)
+
+
+def _pair_request(record: Record) -> str:
+    fields = record["fields"]
+    pair = f"{_endpoint(record)} PASID {fields['pasid']}"
+    if record["type"] == "DETACH_PASID":
+        return f"{pair} from " + (
+            f"domain {fields['domain']}" if fields["domain"] else "what the endpoint is attached to"
+        )
+    flags = f" {fields['flags']}" if fields.get("flags") else ""
+    return f"{pair} follows the endpoint" if flags == " MIRROR_RID" else f"{pair} to domain {fields['domain']}{flags}"
 
 
 def _held(record: Record) -> str:
     fields = record["fields"]
     accesses = "1 access" if fields["accesses"] == 1 else f"{fields['accesses']} accesses"
-    return f"{_request(record)}  answered now, held {fields['held_us']:.1f} us for {accesses} in flight"
+    whom = f"{accesses} in flight" if fields["accesses"] else "the host's PASID authority"
+    return f"{_request(record)}  answered now, held {fields['held_us']:.1f} us for {whom}"
 
 
 def _letters(flags: str) -> str:
@@ -117,7 +139,7 @@ def _fault(record: Record) -> str:
     fields = record["fields"]
     if record["type"] == "DROPPED":
         return f"the queue of faults is full, {fields['total']} dropped so far"
-    return f"{_endpoint(record)} {fields['access']:<5} {fields['iova']}"
+    return f"{_endpoint(record)} {fields['access']:<5} {fields['iova']}{_with_pasid(fields)}"
 
 
 def _dma(record: Record) -> str:
@@ -125,7 +147,42 @@ def _dma(record: Record) -> str:
     start, nbytes = fields["iova"], fields["nbytes"]
     end = f"0x{int(start, 16) + max(nbytes, 1) - 1:0{len(start) - 2}x}"
     pieces = f" in {fields['pieces']} pieces" if fields["pieces"] > 1 else ""
-    return f"{fields['access']:<5} {start}..{end} {size_words(nbytes):>5}{pieces}"
+    return f"{fields['access']:<5} {start}..{end} {size_words(nbytes):>5}{pieces}{_with_pasid(fields)}"
+
+
+def _with_pasid(fields: Mapping[str, Any]) -> str:
+    return f" PASID {fields['pasid']}" if "pasid" in fields else ""
+
+
+def _pasid(record: Record) -> str:
+    fields = record["fields"]
+    by_whom = f"through {record['unit']}" if "unit" in record else "for the host itself"
+    match fields["what"]:
+        case "allocated":
+            return f"{fields['pasid']} is the VM's, allocated {by_whom}"
+        case "refused":
+            return f"none to be had {by_whom}: {fields['why']}"
+        case "freed":
+            pending = f"; in use still: {fields['pending']}" if fields["pending"] else ""
+            return f"{fields['pasids']} freed{pending}"
+        case "ended":
+            return f"{fields['pasids']} not the VM's any more"
+        case "attached" | "detached" as what:
+            to, of = ("to", "follows") if what == "attached" else ("from", "follows no longer")
+            where = f"{what} {to} domain {fields['domain']}" if "domain" in fields else f"{of} the endpoint"
+            return f"{_endpoint(record)} PASID {fields['pasid']} {where}"
+        case "quota":
+            return f"the quota was {fields['before']}, now it is {fields['after']}"
+        case "quota-exceeded":
+            return f"the quota of {fields['quota']} is used up ({fields['used']} used)"
+        case "lease":
+            problem = f": {fields['problem']}" if "problem" in fields else ""
+            return f"the lease is {fields['state']}{problem}"
+        case "reclaimed":
+            return f"{fields['pasids']} taken by an administrator" + (
+                f": {fields['reason']}" if "reason" in fields else ""
+            )
+    return _any(record)
 
 
 def _register(record: Record) -> str:
@@ -200,6 +257,7 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "connection": lambda record: f"process {record['fields']['pid']}",
     "run-state": _run_state,
     "endpoint": _endpoint_event,
+    "pasid": _pasid,
     "note": lambda record: str(record["fields"]["text"]),
     "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
     "trace": lambda record: str(record["fields"]["detail"]),

@@ -42,6 +42,7 @@ class VmContext:
         self.limited_log = LimitedLog()
         self.ram = RamFiles(require_sealed=require_sealed, limited_log=self.limited_log)
         self.was_replaced: Callable[[], None] = lambda: None  # set by the app: a new QEMU came after one that died
+        self.was_bound: Callable[[], None] = lambda: None  # set by the app: `identity` is of a process it was not of
         self.interrupts_held = False
         self._connections: set[Connection[Any]] = set()
 
@@ -51,9 +52,12 @@ class VmContext:
         if is_successor:
             for connection in tuple(self._connections):
                 connection.end()
+        pid = self.identity.pid
         peer = self.identity.admit(sock)
         if is_successor:
             self.was_replaced()
+        if is_successor or self.identity.pid != pid:
+            self.was_bound()
         return peer
 
     def hold_interrupts(self, held: bool) -> None:

@@ -55,6 +55,7 @@ class TranslationFault(AccelError):
         super().__init__(completion)
         self.fault_iova = completion.fault_iova
         self.access = Access(completion.access)
+        self.pasid = completion.pasid
 
 
 class UnsupportedRequest(AccelError):
@@ -251,6 +252,11 @@ class Accel:
     def error(self) -> int:
         """ERROR: one of engine.ERROR_*, or 0."""
         return self.registers.read32(engine.ERROR)
+
+    @property
+    def kernel_pasid(self) -> int:
+        """The PASID the host attached for the kernel's own DMA; 0: none."""
+        return self.registers.read32(engine.KERNEL_PASID)
 
     def _stopped(self, words: str) -> EngineStopped:
         read32, read64 = self.registers.read32, self.registers.read64

@@ -11,7 +11,7 @@ from .memory import Allocator
 from .queue import LOOK_S, TIMEOUT_S, Queue
 from .virtio import DeviceStatus, VirtioPci
 from .vring import Segment
-from .wire import FAULT_NBYTES, Fault, Feature
+from .wire import FAULT_NBYTES, FAULT_PASID_NBYTES, Fault, Feature
 
 _SLOT_NBYTES = 64  # of the ring's own memory for each buffer; larger ones are allocated
 
@@ -28,13 +28,14 @@ class EventQueue(Queue):
         """See `Queue`."""
         super().__init__(transport, index, memory, features, size=size, slot_nbytes=_SLOT_NBYTES)
         self.nshort = 0
+        self.fault_nbytes = FAULT_PASID_NBYTES if features & Feature.PASID else FAULT_NBYTES  # Q8: of a buffer
         self.reposts = True
         self._pending: deque[Fault] = deque()
 
-    def post(self, count: int = 1, nbytes: int = FAULT_NBYTES) -> None:
-        """Give the device `count` buffers of `nbytes`. Raises RingFull."""
+    def post(self, count: int = 1, nbytes: int | None = None) -> None:
+        """Give the device `count` buffers of `nbytes`, by default what a whole record takes. Raises RingFull."""
         for _ in range(count):
-            self.ring.post(self.ring.chain([Segment(nbytes, is_writable=True)]))
+            self.ring.post(self.ring.chain([Segment(nbytes or self.fault_nbytes, is_writable=True)]))
         if count:
             self.publish()
 
@@ -68,6 +69,6 @@ class EventQueue(Queue):
             if len(record) < FAULT_NBYTES:
                 self.nshort += 1
             else:
-                self._pending.append(Fault.parse(record[:FAULT_NBYTES]))
+                self._pending.append(Fault.parse(record))
             if self.reposts:
                 self.post(1, nbytes)

@@ -37,6 +37,10 @@ CAP_PCIE = 0x10
 CAP_MSIX = 0x11
 EXT_AER, EXT_ATS, EXT_PRI, EXT_PASID = 0x01, 0x0F, 0x13, 0x1B
 
+PASID_CAPABILITY, PASID_CONTROL = 0x04, 0x06  # of the PASID capability
+PASID_ENABLE, PASID_EXECUTE, PASID_PRIVILEGED = 1, 2, 4  # of both, but for ENABLE
+_PASID_WIDTH_SHIFT, _PASID_WIDTH_MASK = 8, 0x1F
+
 _DEVCAP, _DEVCTL = 0x04, 0x08  # of the PCI Express capability
 _DEVCAP_FLR = 1 << 28
 _DEVCTL_FLR = 1 << 15
@@ -117,6 +121,21 @@ class Function:
         """Switch command bits by one 16-bit write; returns what the register then holds."""
         self.write_config(COMMAND, 2, (self.command | on) & ~off)
         return self.command
+
+    @property
+    def pasid_bits(self) -> int:
+        """The width its PASID capability gives. Raises NotNegotiated where there is none."""
+        at = self.capability(EXT_PASID, extended=True).offset + PASID_CAPABILITY
+        return self.read_config(at, 2) >> _PASID_WIDTH_SHIFT & _PASID_WIDTH_MASK
+
+    def enable_pasids(self, control: int = PASID_ENABLE) -> int:
+        """Set the control register of the PASID capability, 0 switches it off; returns what it then holds.
+
+        PASID_EXECUTE and PASID_PRIVILEGED stay only where the capability has them. Raises NotNegotiated.
+        """
+        at = self.capability(EXT_PASID, extended=True).offset + PASID_CONTROL
+        self.write_config(at, 2, control)
+        return self.read_config(at, 2)
 
     def bus_master(self, enabled: bool) -> None:
         """Let the function do DMA, or not."""

@@ -22,11 +22,13 @@ from .events import EventQueue
 from .function import Function, PciFunction
 from .memory import Allocator, DmaBuffer
 from .msix import NO_VECTOR, MsixTable, Vector
+from .pasids import Pasids
 from .queue import TIMEOUT_S
 from .requests import RequestQueue
 from .virtio import DEVICE_ID_BASE, VENDOR_VIRTIO, DeviceStatus, VirtioPci
 from .vring import Chain
 from .wire import Access, Config, Fault, Feature, Request
+from .wire_pasid import acceptable
 
 # What a driver accepts of what is offered, unless told otherwise.
 DEFAULT_FEATURES = (
@@ -58,6 +60,7 @@ class Viommu:
         self.function = transport.function
         self.transport = transport
         self.features = Feature(0)  # what was negotiated
+        self.pasids = Pasids(self)
         self.msix: MsixTable | None = None
         self._memory = memory.arena()
         self._release = ExitStack()  # gives the function back, if `open` took it
@@ -72,6 +75,7 @@ class Viommu:
         *,
         features: int | None = None,
         without: int = 0,
+        also: int = 0,
         queue_size: int | None = None,
         nevents: int = NEVENTS,
         msix: bool = False,
@@ -88,7 +92,9 @@ class Viommu:
             viommu._release = undo.pop_all()
         try:
             viommu.function.awake()
-            viommu.start(features=features, without=without, queue_size=queue_size, nevents=nevents, msix=msix)
+            viommu.start(
+                features=features, without=without, also=also, queue_size=queue_size, nevents=nevents, msix=msix
+            )
         except BaseException:
             with suppress(NoAnswer):
                 viommu.close()
@@ -102,22 +108,25 @@ class Viommu:
         *,
         features: int | None = None,
         without: int = 0,
+        also: int = 0,
         queue_size: int | None = None,
         nevents: int = NEVENTS,
         msix: bool = False,
     ) -> None:
         """Reset, negotiate, set up both queues, DRIVER_OK: whatever state the device was left in.
 
-        `features`: exactly these; by default those of DEFAULT_FEATURES that are offered, but for `without`.
+        `features`: exactly these; by default those of DEFAULT_FEATURES that are offered, and `also`, but for `without`
+        and what depends on it.
         `queue_size`: entries of both queues; by default what the device has.
         `nevents`: event buffers posted; 0 starves the event queue until `events.post`.
         `msix`: let the device interrupt, into the vectors of `vectors`; else it is asked for no interrupts.
 
-        Raises NoAnswer (no reset), FeaturesRefused, QueueRefused, OutOfDmaMemory.
+        Raises NoAnswer (no reset), NotNegotiated (`also` is not offered), FeaturesRefused, QueueRefused,
+        OutOfDmaMemory.
         """
         self.reset()
         offered = self.transport.offered()
-        wanted = Feature((DEFAULT_FEATURES & offered & ~without) if features is None else features)
+        wanted = Feature(features) if features is not None else _wanted(offered, also, without)
         self.transport.negotiate(wanted)
         self.features = wanted
         requests = RequestQueue(self.transport, wire.REQUEST_QUEUE, self._memory, wanted, size=queue_size)
@@ -322,3 +331,9 @@ class Viommu:
         if self._queues is None:
             raise NotNegotiated("the device is reset: start it first")
         return self._queues
+
+
+def _wanted(offered: Feature, also: int, without: int) -> Feature:
+    if missing := Feature(also & ~offered):
+        raise NotNegotiated(f"the device does not offer {missing!r}")
+    return acceptable((DEFAULT_FEATURES & offered | also) & ~without)

@@ -211,11 +211,11 @@ class VirtioPci:
         """Set it, likewise."""
         _write(self._device, offset, nbytes, value)
 
-    def read_config_bytes(self, widths: tuple[int, ...]) -> bytes:
-        """Consecutive fields of these widths from offset 0 on, all of one generation. Raises NoAnswer."""
+    def read_config_bytes(self, widths: tuple[int, ...], offset: int = 0) -> bytes:
+        """Consecutive fields of these widths from `offset` on, all of one generation. Raises NoAnswer."""
         for _ in range(_GENERATION_TRIES):
             before = self.generation
-            at, parts = 0, list[bytes]()
+            at, parts = offset, list[bytes]()
             for nbytes in widths:
                 parts.append(self.read_config(at, nbytes).to_bytes(nbytes, "little"))
                 at += nbytes

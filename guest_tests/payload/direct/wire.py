@@ -1,14 +1,14 @@
 """What goes through the IOMMU's two queues: requests, answers' tails, probe properties, fault records.
 
-virtio 1.4, "IOMMU Device"; little endian. `pack` gives the device-readable part of a request. Its fields may hold
-anything that fits, so a bad request is a good one with a field changed. `virt_end` and `end` are inclusive here, as
-on the wire; everything else in this package is half-open.
+virtio 1.4, "IOMMU Device"; little endian. The requests of the PASID extension are in wire_pasid.py. `pack` gives the
+device-readable part of a request. Its fields may hold anything that fits, so a bad request is a good one with a field
+changed. `virt_end` and `end` are inclusive here, as on the wire; everything else in this package is half-open.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -37,6 +37,8 @@ class Feature(IntFlag, boundary=enum.KEEP):
     RING_PACKED = 1 << 34
     IN_ORDER = 1 << 35
     RING_RESET = 1 << 40
+    PASID = 1 << 50
+    PASID_ALLOC = 1 << 51
 
 
 class Status(IntEnum):
@@ -225,6 +227,9 @@ PROPERTY = Struct("<HH")  # type (low 12 bits), length of the value that follows
 PROPERTY_TYPE_MASK = 0xFFF
 RESV_MEM = 1
 RESV_MEM_VALUE = Struct("<B3sQQ")  # subtype, reserved, start, end (inclusive)
+PASID, RESV_PASID = 0xF00, 0xF01
+PASID_VALUE = Struct("<BB2s")  # bits, flags, reserved
+RESV_PASID_VALUE = Struct("<II")  # first, last (inclusive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +242,31 @@ class ResvMem:
     reserved: bytes = bytes(3)
 
 
+class PasidFlag(IntFlag, boundary=enum.KEEP):
+    """What an endpoint's accesses with a PASID can request, and that it makes no others."""
+
+    EXECUTE = 1
+    PRIVILEGED = 2
+    ONLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PasidWidth:
+    """A PASID property: the endpoint's PASIDs are below 1 << bits."""
+
+    bits: int
+    flags: PasidFlag
+    reserved: bytes = bytes(2)
+
+
+@dataclass(frozen=True, slots=True)
+class ResvPasid:
+    """A RESV_PASID property: PASIDs [start, stop) are the endpoint's own."""
+
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True)
 class UnknownProperty:
     """A property of a type, or of a length, that we do not know."""
@@ -245,7 +275,7 @@ class UnknownProperty:
     value: bytes
 
 
-Property = ResvMem | UnknownProperty
+Property = ResvMem | PasidWidth | ResvPasid | UnknownProperty
 
 
 def properties(raw: bytes) -> Iterator[Property]:
@@ -258,11 +288,30 @@ def properties(raw: bytes) -> Iterator[Property]:
             return
         value = raw[at : at + length]
         at += length
-        if kind == RESV_MEM and length == RESV_MEM_VALUE.size:
-            subtype, reserved, start, end = RESV_MEM_VALUE.unpack(value)
-            yield ResvMem(subtype, start, end + 1, reserved)
-        else:
-            yield UnknownProperty(kind, value)
+        known = _PROPERTIES.get((kind, length))
+        yield known(value) if known is not None else UnknownProperty(kind, value)
+
+
+def _resv_mem(value: bytes) -> Property:
+    subtype, reserved, start, end = RESV_MEM_VALUE.unpack(value)
+    return ResvMem(subtype, start, end + 1, reserved)
+
+
+def _pasid(value: bytes) -> Property:
+    bits, flags, reserved = PASID_VALUE.unpack(value)
+    return PasidWidth(bits, PasidFlag(flags), reserved)
+
+
+def _resv_pasid(value: bytes) -> Property:
+    first, last = RESV_PASID_VALUE.unpack(value)
+    return ResvPasid(first, last + 1)
+
+
+_PROPERTIES: dict[tuple[int, int], Callable[[bytes], Property]] = {  # by type and length
+    (RESV_MEM, RESV_MEM_VALUE.size): _resv_mem,
+    (PASID, PASID_VALUE.size): _pasid,
+    (RESV_PASID, RESV_PASID_VALUE.size): _resv_pasid,
+}
 
 
 class Reason(IntEnum):
@@ -271,17 +320,21 @@ class Reason(IntEnum):
     UNKNOWN = 0
     DOMAIN = 1
     MAPPING = 2
+    PASID = 0x40
+    PASID_DISABLED = 0x41
+    PASID_REQUIRED = 0x42
 
 
 REASONS: dict[int, Reason] = {int(reason): reason for reason in Reason}
-FAULT_READ, FAULT_WRITE, FAULT_ADDRESS = 1, 2, 1 << 8
+FAULT_READ, FAULT_WRITE, FAULT_EXEC, FAULT_PRIVILEGED, FAULT_ADDRESS, FAULT_PASID = 1, 2, 4, 8, 1 << 8, 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault record (struct virtio_iommu_fault); `address` is None where the device gave none.
+    """A fault record (struct virtio_iommu_fault, or its longer form with PASIDs).
 
-    `reason` is a plain number where it is no `Reason`; `raw` is the record's 24 bytes.
+    `address` is None where the device gave none, `pasid` where the access had none. `reason` is a plain number where
+    it is no `Reason`; `raw` is the whole record, of 24 or of 48 bytes.
     """
 
     layout: ClassVar[Struct] = Struct("<B3sIIIQ")
@@ -290,13 +343,25 @@ class Fault:
     endpoint: int
     address: int | None
     raw: bytes = field(repr=False, compare=False, default=b"")
+    pasid: int | None = None
+    executes: bool = False
+    is_privileged: bool = False
 
     @classmethod
     def parse(cls, raw: bytes) -> Fault:
-        """From the 24 bytes."""
-        reason, _, flags, endpoint, _, address = cls.layout.unpack(raw)
-        access = Access(flags & (FAULT_READ | FAULT_WRITE))
-        return cls(REASONS.get(reason, reason), access, endpoint, address if flags & FAULT_ADDRESS else None, raw)
+        """From at least 24 bytes."""
+        reason, _, flags, endpoint, pasid, address = cls.layout.unpack_from(raw)
+        return cls(
+            reason=REASONS.get(reason, reason),
+            access=Access(flags & (FAULT_READ | FAULT_WRITE)),
+            endpoint=endpoint,
+            address=address if flags & FAULT_ADDRESS else None,
+            raw=raw,
+            pasid=pasid if flags & FAULT_PASID else None,
+            executes=bool(flags & FAULT_EXEC),
+            is_privileged=bool(flags & FAULT_PRIVILEGED),
+        )
 
 
 FAULT_NBYTES = Fault.layout.size
+FAULT_PASID_NBYTES = 48  # what a driver with PASIDs posts buffers of
