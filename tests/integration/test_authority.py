@@ -210,7 +210,8 @@ async def test_an_allocation_is_refused_within_a_second_while_the_authority_is_a
         assert found is Refusal.UNREACHABLE
         assert took_s >= 0.5  # it was waited for; that it was not for long, the time-out of `allocate` says
         assert served.held == {had, following}
-        assert {guest for (guest,) in rows(directory, "SELECT guest FROM pasids")} == {had, following}
+        # The one that came too late goes back, at the latest after the next was granted.
+        await until(lambda: {guest for (guest,) in rows(directory, "SELECT guest FROM pasids")} == {had, following})
         await lease.close()
 
 
