@@ -26,6 +26,7 @@ from tests.support.authority import (
     rows,
     stop_authority,
     until,
+    wait_for_end,
 )
 from vdev.authority import start
 from vdev.authority.admin_client import ask
@@ -224,6 +225,20 @@ async def test_an_authority_on_demand_ends_when_nobody_needs_it(
     await until(lambda: not (directory / "lease.sock").exists())
 
     assert is_there_for_the_vm
+
+
+async def test_an_authority_on_demand_ends_with_its_directory_when_no_backend_is_left(
+    directory: Path, tmp_path: Path
+) -> None:
+    with Vm() as vm:
+        lease, _ = await held_lease(directory, vm)
+        pidfd = os.pidfd_open(authority_pid(directory))
+        os.rename(directory, tmp_path / "gone")
+        await lease.close()
+
+        await asyncio.to_thread(wait_for_end, pidfd)
+    os.close(pidfd)
+    os.rename(tmp_path / "gone", directory)
 
 
 async def test_one_that_cannot_start_says_why(directory: Path) -> None:

@@ -14,6 +14,7 @@ from vdev.control.event_limits import PER_SECOND
 from vdev.control.event_log import EventLog
 from vdev.control.event_stream import MAX_WAITING, Around, EventStream, events_commands
 from vdev.control.monitor_events import EVENTS, is_told
+from vdev.control.pasid_events import PasidLease, PasidsReclaimed
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAdded,
@@ -23,6 +24,8 @@ from vdev.iommu.events import (
     EndpointStage,
     FaultRaised,
     FaultsDropped,
+    PasidQuotaChanged,
+    PasidQuotaExceeded,
     RequestHandled,
     UnitReset,
 )
@@ -43,6 +46,11 @@ SAMPLES: list[tuple[object, str, dict[str, Any]]] = [
         FaultRaised("u", 0x999, "no-domain", 1, 0), "FAULT",
         {"unit": "u", "id": 0x999, "reason": "no-domain", "access": "read", "iova": 0, "suppressed": 0},
     ),
+    (
+        FaultRaised("u", 0x100, "pasid-not-attached", 1, 0x5000, 0x11), "FAULT",
+        {"unit": "u", "id": 0x100, "endpoint": "accel0", "reason": "pasid-not-attached", "access": "read",
+         "iova": 0x5000, "pasid": 0x11, "suppressed": 0},
+    ),
     (FaultsDropped("u", 17), "FAULTS_DROPPED", {"unit": "u", "total": 17}),
     (
         RequestHandled("u", "DETACH", wire.S_INVAL, DETACH, "why"), "REQUEST_REFUSED",
@@ -62,6 +70,14 @@ SAMPLES: list[tuple[object, str, dict[str, Any]]] = [
     ),
     (UnitReset("u", "host"), "UNIT_RESET", {"unit": "u", "kind": "host", "suppressed": 0}),
     (BypassChanged("u", False), "BYPASS_CHANGED", {"unit": "u", "bypass": False}),
+    (PasidQuotaExceeded(10, 12), "PASID_QUOTA_EXCEEDED", {"quota": 10, "used": 12, "suppressed": 0}),
+    (PasidQuotaChanged(1000, 1500), "PASID_QUOTA_CHANGED", {"before": 1000, "after": 1500}),
+    (PasidLease("held"), "PASID_LEASE", {"state": "held"}),
+    (PasidLease("lost", "it is gone"), "PASID_LEASE", {"state": "lost", "problem": "it is gone"}),
+    (
+        PasidsReclaimed((1, 2, 3, 7), "stuck"), "PASID_RECLAIMED",
+        {"count": 4, "pasids": [{"first": 1, "last": 3}, {"first": 7, "last": 7}], "reason": "stuck"},
+    ),
     (EndpointAdded("u", 1, "e"), "ENDPOINT_ADDED", {"unit": "u", "id": 1, "endpoint": "e"}),
     (EndpointRemoved("u", 1, "e"), "ENDPOINT_REMOVED", {"unit": "u", "id": 1, "endpoint": "e"}),
     (
@@ -235,3 +251,12 @@ def test_the_command_answers_the_empty_object(rig: Rig) -> None:
     reply = events_commands(rig.stream)["events-follow"].answer()
 
     check_return(schema().commands["events-follow"].returns, reply)
+
+
+def test_a_reclaim_of_very_many_pasids_is_told_in_so_many_ranges_and_counted() -> None:
+    told = EVENTS[PasidsReclaimed]
+
+    data = told.data(PasidsReclaimed(tuple(range(2, 2002, 2)), ""), lambda unit, number: None)
+
+    assert data["count"] == 1000
+    assert data["pasids"] == [{"first": pasid, "last": pasid} for pasid in range(2, 130, 2)]

@@ -116,7 +116,7 @@ def test_domains_come_by_rising_id_a_page_at_a_time(rig: Rig) -> None:
     second = rig.ask("query-domains", from_=first["next"], limit=1)
 
     assert first["domains"] == [{"id": 4, "bypass": True, "endpoints": ["accel1"], "pairs": 0, "mappings": 0}]
-    assert second == {"domains": [{"id": 9, "bypass": False, "endpoints": ["accel0"], "mappings": 0}]}
+    assert second == {"domains": [{"id": 9, "bypass": False, "endpoints": ["accel0"], "pairs": 0, "mappings": 0}]}
 
 
 def test_pages_of_mappings_make_up_all_of_them(mapped: Rig) -> None:

@@ -15,6 +15,7 @@ from vdev.events import DmaDone, FunctionReset, InterruptRaised, RegisterWritten
 from vdev.iommu.events import RequestHandled
 from vdev.trace.filter import DMA_REASONS, REQUEST_STATUSES, REQUEST_TYPES, Filter
 from vdev.trace.records import Entry, Lost, Note, Recording
+from vdev.wire import viommu_pasid
 from vdev.wire.viommu import REQUEST_NAMES, STATUS_NAMES
 
 EVENTS: dict[str, object] = {
@@ -96,4 +97,4 @@ def test_the_words_are_those_of_the_code() -> None:
     plain: dict[str, Any] = dict.fromkeys(found)
     assert set(plain) == set(DMA_REASONS)
     assert set(STATUS_NAMES.values()) | {"UNWRITTEN"} == set(REQUEST_STATUSES)
-    assert set(REQUEST_NAMES.values()) == set(REQUEST_TYPES)
+    assert set(REQUEST_NAMES.values()) | set(viommu_pasid.REQUEST_NAMES.values()) == set(REQUEST_TYPES)

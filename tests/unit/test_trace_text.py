@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, MAPPED, REFUSED, UNMAP
 from vdev import events
+from vdev.control.pasid_events import PasidLease, PasidsReclaimed
 from vdev.control.run_state import RunStateChanged
 from vdev.functions.virtio_words import feature_words
 from vdev.iommu.events import (
@@ -16,7 +17,16 @@ from vdev.iommu.events import (
     EndpointAdded,
     EndpointRemoved,
     EndpointStage,
+    FaultRaised,
     FaultsDropped,
+    PasidAllocated,
+    PasidAttached,
+    PasidDetached,
+    PasidEnded,
+    PasidFreed,
+    PasidQuotaChanged,
+    PasidQuotaExceeded,
+    PasidRefused,
     ReplyHeld,
     RequestHandled,
     UnitReset,
@@ -24,7 +34,10 @@ from vdev.iommu.events import (
 from vdev.trace.records import Entry, Lost, Note, Recording
 from vdev.trace.text import header_lines, line, size_words
 from vdev.wire import viommu as wire
+from vdev.wire.viommu_pasid import AttachPasid, DetachPasid, PasidAlloc, PasidFree
 from vdev.wire.virtio_pci import F_VERSION_1
+
+Z3 = bytes(3)
 
 DETACH = wire.Detach(wire.T_DETACH, bytes(3), 1, ENDPOINT)
 BYPASS = wire.Attach(wire.T_ATTACH, bytes(3), 2, 0x300, wire.ATTACH_F_BYPASS)
@@ -123,6 +136,80 @@ LINES: list[tuple[object, str]] = [
         "iommu0    RESET    by the driver: a start that is no resume proves it",
     ),
     (events.RingsChanged("iommu0", "resumed", "as before"), "iommu0    RINGS    resumed: as before"),
+    (
+        FaultRaised("iommu0", ENDPOINT, "pasid-not-attached", 1, 0x2000, 0x11),
+        "iommu0    FAULT    01:00.0 (accel0) read  0x0000002000 PASID 0x11                pasid-not-attached",
+    ),
+    (
+        events.DmaDone(ENDPOINT, 0x1000, 0x2000, True, 1, pasid=0x11),
+        "accel0    DMA      write 0x0000001000..0x0000002fff    8K PASID 0x11             OK",
+    ),
+    (
+        RequestHandled("iommu0", "ATTACH_PASID", wire.S_OK, AttachPasid(0x40, Z3, 7, ENDPOINT, 0x11)),
+        "iommu0    ATTACH_PASID  01:00.0 (accel0) PASID 0x11 to domain 7                       OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "ATTACH_PASID", wire.S_OK, AttachPasid(0x40, Z3, 7, ENDPOINT, 0x11, 1)),
+        "iommu0    ATTACH_PASID  01:00.0 (accel0) PASID 0x11 to domain 7 BYPASS                OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "ATTACH_PASID", wire.S_OK, AttachPasid(0x40, Z3, 0, ENDPOINT, 0x11, 2)),
+        "iommu0    ATTACH_PASID  01:00.0 (accel0) PASID 0x11 follows the endpoint              OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "DETACH_PASID", wire.S_OK, DetachPasid(0x41, Z3, 7, ENDPOINT, 0x11)),
+        "iommu0    DETACH_PASID  01:00.0 (accel0) PASID 0x11 from domain 7                     OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "DETACH_PASID", wire.S_OK, DetachPasid(0x41, Z3, 0, ENDPOINT, 0x11)),
+        "iommu0    DETACH_PASID  01:00.0 (accel0) PASID 0x11 from what the endpoint is attached to  "
+        "OK            12.3 us",
+    ),
+    (
+        RequestHandled("iommu0", "PASID_ALLOC", wire.S_NOMEM, PasidAlloc(0x42, Z3, 1, 0xFFFFF), "no PASID: quota"),
+        "iommu0    PASID_ALLOC  one of 0x1..0xfffff                                           "
+        "NOMEM         12.3 us  no PASID: quota",
+    ),
+    (
+        RequestHandled("iommu0", "PASID_FREE", wire.S_OK, PasidFree(0x43, Z3, 1, 0x20)),
+        "iommu0    PASID_FREE  0x1..0x20                                                     OK            12.3 us",
+    ),
+    (
+        ReplyHeld("iommu0", "PASID_ALLOC", {"first": 1, "last": 0xFFFFF}, 312_000, 0),
+        "iommu0    PASID_ALLOC  one of 0x1..0xfffff  answered now, held 312.0 us for the host's PASID authority",
+    ),
+    (PasidAllocated("iommu0", 0x11), "iommu0    PASID    0x11 is the VM's, allocated through iommu0"),
+    (PasidAllocated("", 0x11), "-         PASID    0x11 is the VM's, allocated for the host itself"),
+    (PasidRefused("iommu0", "supply"), "iommu0    PASID    none to be had through iommu0: supply"),
+    (PasidFreed("iommu0", (1, 2, 9), (2,)), "iommu0    PASID    0x1..0x2, 0x9 freed; in use still: 0x2"),
+    (PasidFreed("iommu0", (1,), ()), "iommu0    PASID    0x1 freed"),
+    (PasidEnded((1, 9)), "-         PASID    0x1, 0x9 not the VM's any more"),
+    (
+        PasidEnded(tuple(range(1, 40, 2))),
+        "-         PASID    0x1, 0x3, 0x5, 0x7, 0x9, 0xb, 0xd, 0xf and 12 more not the VM's any more",
+    ),
+    (
+        PasidAttached("iommu0", ENDPOINT, 0x11, 7),
+        "iommu0    PASID    01:00.0 (accel0) PASID 0x11 attached to domain 7",
+    ),
+    (
+        PasidAttached("iommu0", ENDPOINT, 0x11, None),
+        "iommu0    PASID    01:00.0 (accel0) PASID 0x11 follows the endpoint",
+    ),
+    (
+        PasidDetached("iommu0", ENDPOINT, 0x11, 0),
+        "iommu0    PASID    01:00.0 (accel0) PASID 0x11 detached from domain 0",
+    ),
+    (
+        PasidDetached("iommu0", ENDPOINT, 0x11, None),
+        "iommu0    PASID    01:00.0 (accel0) PASID 0x11 follows no longer the endpoint",
+    ),
+    (PasidQuotaChanged(1000, 10), "-         PASID    the quota was 1000, now it is 10"),
+    (PasidQuotaExceeded(10, 12), "-         PASID    the quota of 10 is used up (12 used)"),
+    (PasidLease("held"), "-         PASID    the lease is held"),
+    (PasidLease("lost", "it is gone"), "-         PASID    the lease is lost: it is gone"),
+    (PasidsReclaimed((4, 5), "stuck"), "-         PASID    0x4..0x5 taken by an administrator: stuck"),
+    (PasidsReclaimed((4,), ""), "-         PASID    0x4 taken by an administrator"),
     (EndpointAdded("iommu0", 0x200, "new"), "new       ADDED    02:00.0 (new) waits for QEMU"),
     (EndpointStage("iommu0", 0x200, "new", "probed"), "new       STAGE    02:00.0 (new) probed"),
     (EndpointRemoved("iommu0", 0x200, "new"), "new       REMOVED  02:00.0 (new) is gone"),
@@ -136,7 +223,7 @@ LINES: list[tuple[object, str]] = [
 
 
 @dataclass
-class PasidGranted:
+class PageRequested:
     """An event of a version to come."""
 
     unit: str
@@ -157,10 +244,10 @@ def test_every_kind_of_record_has_its_line(event: object, text: str) -> None:
 
 
 def test_an_event_without_words_of_its_own_shows_what_it_holds() -> None:
-    record = DECODER.record(Entry(0, 0, PasidGranted("iommu0", ENDPOINT, 5)))
+    record = DECODER.record(Entry(0, 0, PageRequested("iommu0", ENDPOINT, 5)))
 
     assert (record["kind"], record["endpoint"]) == ("event", "01:00.0")
-    assert line(record).endswith("accel0    PasidGranted  pasid=5")
+    assert line(record).endswith("accel0    PageRequested  pasid=5")
 
 
 def test_colour_is_there_only_when_asked_for_and_marks_what_was_refused() -> None:
@@ -203,6 +290,8 @@ def test_sizes_are_short_only_where_nothing_is_lost(nbytes: int, words: str) -> 
 
 
 def test_features_are_named_and_those_without_a_name_numbered() -> None:
-    assert feature_words(wire.DEVICE_ID, F_VERSION_1 | wire.F_PROBE | 1 << 50) == "PROBE|VERSION_1|bit 50"
+    assert (
+        feature_words(wire.DEVICE_ID, F_VERSION_1 | wire.F_PROBE | 1 << 50 | 1 << 61) == "PROBE|VERSION_1|PASID|bit 61"
+    )
     assert feature_words(4, F_VERSION_1 | 1) == "bit 0|VERSION_1"
     assert feature_words(4, 0) == "none"

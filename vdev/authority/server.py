@@ -36,6 +36,7 @@ LEDGER = "ledger.sqlite3"
 BACKLOG = 128
 LOCK_S = 5.0  # for the one before us to end
 _LOCK_LOOK_S = 0.05
+_GONE_LOOK_S = 1.0
 _CONFIG, _BOOT = "config", "boot"
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Authority:
         `step` sees the points of every commit, for tests that die there.
         """
         self.stopping = asyncio.Event()
+        self._directory = directory
         self._idle_s = idle_s if on_demand else None
         self._ending: asyncio.TimerHandle | None = None
         self._boot = boot_id()
@@ -150,12 +152,21 @@ class Authority:
     def _look_idle(self) -> None:
         if self._idle_s is None:
             return
-        is_idle = not self.leases.nbackends and not self.desk.policy.sets
-        if is_idle and self._ending is None:
-            self._ending = asyncio.get_running_loop().call_later(self._idle_s, self._end_idle)
-        elif not is_idle and self._ending is not None:
+        if self.leases.nbackends and self._ending is not None:
             self._ending.cancel()
             self._ending = None
+        elif not self.leases.nbackends and self._ending is None:
+            self._wait_idle(self._idle_s, self._idle_s)
+
+    def _wait_idle(self, idle_s: float, left_s: float) -> None:
+        """No backend is there. Without a VM that may get another one we end in `left_s`; without a directory, which may
+        be a VM's own and go with it, at once: nobody could find us."""
+        left_s = idle_s if self.desk.policy.sets else left_s
+        if left_s <= 0 or not self._directory.exists():
+            self._end_idle()
+            return
+        step_s = min(left_s, _GONE_LOOK_S)
+        self._ending = asyncio.get_running_loop().call_later(step_s, self._wait_idle, idle_s, left_s - step_s)
 
     def _end_idle(self) -> None:
         log.info("no VM and no lease is left")

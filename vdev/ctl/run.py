@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from vdev.ctl.options import arguments_of, parser
+from vdev.ctl.pasid import run as pasid
 from vdev.ctl.target import Target
 from vdev.ctl.text import event_line, lines_of
 from vdev.errors import ArgumentError, ConfigError
@@ -25,6 +26,8 @@ _FOLLOW, _TRACE_FOLLOW = "events-follow", "trace-follow"
 
 def run(argv: Sequence[str]) -> int:
     """The exit status. ConfigError: the input is wrong. VdevError: the command was refused, or not answered."""
+    if argv[:1] == ["pasid"]:
+        return pasid(argv[1:])
     given = parser(schema()).parse_args(argv)
     command = schema().commands[given.command]
     try:

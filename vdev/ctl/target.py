@@ -40,23 +40,24 @@ class Target:
 def _monitor(path: Path, command: Command, prefix: str) -> Client:
     if command.control_only and command.name != "events-follow":  # a monitor tells its events unasked
         raise VdevError(f"{command.name}: is not on QMP (give --socket .../{CONTROL}, or the runtime directory)")
-    return QmpClient(_dial(path), path, prefix)
+    return QmpClient(dial(path), path, prefix)
 
 
 def _control(path: Path, command: Command) -> Client:
-    client = ControlClient(_dial(path), path)
+    client = ControlClient(dial(path), path)
     if command.bridge_only:
         client.close()
         raise VdevError(f"{command.name}: needs QEMU's monitor as well, and no bridge serves one here ({ATTACH})")
     return client
 
 
-def _dial(path: Path) -> socket.socket:
+def dial(path: Path, cure: str = "give the runtime directory of a running vdev serve") -> socket.socket:
+    """A connection. ConfigError, with the cure, where nobody listens."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(str(path))
     except OSError as error:
         sock.close()
         problem = f"nobody listens there: {error.strerror or error}"
-        raise ConfigError(str(path), problem, "give the runtime directory of a running vdev serve") from None
+        raise ConfigError(str(path), problem, cure) from None
     return sock

@@ -85,6 +85,12 @@ def _list(item: Type, values: Sequence[Any]) -> list[str]:
     return found
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Plain rows, one at least, that have their columns in one order."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _table(names, [[(name, _ANY, value) for name, value in row.items()] for row in rows])
+
+
 def _table(names: Sequence[str], rows: Sequence[Named]) -> list[str]:
     """Columns that some row has. Numbers stand to the right."""
     cells = [{name: _word(given, value) for name, given, value in row} for row in rows]

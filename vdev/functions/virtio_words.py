@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from vdev.events import RegisterWritten, flag_words
 from vdev.functions.virtio_common import CommonConfig
-from vdev.wire import viommu, virtio_pci
+from vdev.wire import viommu, viommu_pasid, virtio_pci
 from vdev.wire.virtio_pci import Status
 
 # By virtio device id. A device that is not here has no names of its own.
-FEATURE_NAMES: dict[int, dict[int, str]] = {viommu.DEVICE_ID: viommu.FEATURE_NAMES}
+FEATURE_NAMES: dict[int, dict[int, str]] = {viommu.DEVICE_ID: {**viommu.FEATURE_NAMES, **viommu_pasid.FEATURE_NAMES}}
 CONFIG_NAMES: dict[int, dict[int, str]] = {viommu.DEVICE_ID: {viommu.BYPASS_OFFSET: "bypass"}}
 QUEUE_NAMES: dict[int, tuple[str, ...]] = {
     viommu.DEVICE_ID: ("requests", "events"),

@@ -33,7 +33,11 @@ def header_lines(header: Record) -> list[str]:
 def line(record: Record, *, colour: bool = False) -> str:
     """One record as one line, without a newline."""
     what = _WHAT.get(record["kind"], _any)(record)
-    who = record.get("unit", "") if record["kind"] in ("request", "held", "fault") else record.get("function", "")
+    who = (
+        record.get("unit", "")
+        if record["kind"] in ("request", "held", "fault", "pasid")
+        else record.get("function", "")
+    )
     who = who or record.get("unit", "") or "-"
     time = f"{record['t']:12.6f}"
     body = f"{who:<{WHO_WIDTH}}  {record['type']:<{TYPE_WIDTH}}  "
