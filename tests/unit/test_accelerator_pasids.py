@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.accelerator import PAGE, Rig, descriptor
-from tests.unit.test_accelerator import COMPLETIONS, DST, Bench
+from tests.support.accelerator import COMPLETIONS, PAGE, READ, RING, Rig, descriptor
+from tests.unit.test_accelerator import COMPLETIONS as BENCH_COMPLETIONS
+from tests.unit.test_accelerator import DST, Bench
 from tests.unit.test_accelerator_engine import A, B, outcome, rig_with_buffers
 from vdev.errors import ConfigError
 from vdev.iommu.tag import Tag
@@ -53,7 +54,7 @@ def test_taking_pasids_away_in_flight_drops_what_was_under_way_and_refuses_it_th
     assert at is not None
     bench.function.config_write(at + pci.PASID_CONTROL, b"\1\0")
     bench.write(Register.RING_SIZE, 2)
-    bench.write(Register.COMPLETION_BASE, COMPLETIONS, 8)
+    bench.write(Register.COMPLETION_BASE, BENCH_COMPLETIONS, 8)
     bench.write(Register.CONTROL, Control.ENABLE)
     entry = descriptor(Op.FILL, flags=Flag.PASID_VALID, pasid=7, dst=DST, nbytes=8, arg=0x55)
     bench.ram[:64] = entry.pack()
@@ -65,7 +66,7 @@ def test_taking_pasids_away_in_flight_drops_what_was_under_way_and_refuses_it_th
     cancelled = len(bench.iommu.in_flight.of(0x100))
     bench.function.run_slice(10_000)
 
-    done = Completion.parse(bench.ram, COMPLETIONS)
+    done = Completion.parse(bench.ram, BENCH_COMPLETIONS)
     assert (in_flight, cancelled) == (1, 0)
     assert (done.status, done.pasid, done.fault_iova) == (CompletionStatus.TRANSLATION_FAULT, 7, DST)
     assert bench.ram[DST : DST + 8] == bytes(8)
@@ -125,6 +126,29 @@ def test_the_ring_is_read_and_completions_are_written_with_ring_pasid() -> None:
 
     assert (done.status, done.tag) == (CompletionStatus.OK, 7)
     assert rig.door.tags == [Tag(3)]
+
+
+def test_a_ring_pasid_that_reaches_no_ring_stops_the_engine() -> None:
+    rig = Rig()
+    rig.write32(Register.RING_PASID, 3)
+    rig.start()
+    rig.put(descriptor(Op.NOP))
+    rig.run()
+
+    assert (rig.read32(Register.ERROR), rig.read64(Register.ERROR_IOVA)) == (ErrorCode.RING_FETCH, RING)
+    assert rig.read32(Register.STATUS) == Status.HALTED
+
+
+def test_a_ring_pasid_that_may_not_write_stops_the_engine_at_the_completion() -> None:
+    rig = Rig()
+    rig.door.space(3).map(RING, 0, PAGE, READ)
+    rig.write32(Register.RING_PASID, 3)
+    rig.start()
+    rig.put(descriptor(Op.NOP))
+    rig.run()
+
+    assert (rig.read32(Register.ERROR), rig.read64(Register.ERROR_IOVA)) == (ErrorCode.COMPLETION_WRITE, COMPLETIONS)
+    assert rig.read32(Register.COMPLETED) == 0
 
 
 def test_ring_pasid_has_twenty_bits_and_stays_while_running() -> None:
