@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -12,6 +13,7 @@ from vdev.host.policy import STOP_PASID, AllocationRefused, HostSettings, Policy
 from vdev.host.ranges import FreeRanges
 
 ALL = (1, STOP_PASID)
+SOAK = os.environ.get("VDEV_TIER") == "soak"
 
 
 def owner(pid: int) -> Owner:
@@ -376,3 +378,21 @@ def test_the_search_goes_on_behind_the_last_one_and_begins_anew_at_the_end() -> 
     assert ranges.find(1, 6, after=3) == 5
     assert ranges.find(1, 6, after=5) == 1
     assert ranges.find(4, 5, after=0) is None
+
+
+@pytest.mark.soak(count=STOP_PASID - 1 if SOAK else 4000, seed=0)
+def test_every_pasid_of_the_host_is_granted_once_and_then_none() -> None:
+    """In both numbers of a system space, by two guests in turn; given back, all are there again."""
+    npasids = STOP_PASID - 1 if SOAK else 4000
+    reserved = () if SOAK else ((npasids + 1, STOP_PASID),)
+    policy = Policy(HostSettings(space="system", reserved=reserved, quota=STOP_PASID - 1))
+    vms = [opened(policy, "one"), opened(policy, "other")]
+
+    had = {grant(policy, vms[number % 2]).guest for number in range(npasids)}
+
+    assert had == set(range(1, npasids + 1))
+    assert [why(policy, vm) for vm in vms] == ["supply", "supply"]
+    for vm in vms:
+        do(policy, policy.end(vm, "its QEMU ended"))
+    assert policy.supply == npasids
+    assert policy.used == 0
