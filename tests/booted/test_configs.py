@@ -15,7 +15,8 @@ from vdev.wire.viommu_pasid import FEATURES
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 EXAMPLES = [
-    "two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated", "pasids",
+    "two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated",
+    "pasids",
 ]  # fmt: skip
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
@@ -196,22 +195,20 @@ async def test_a_vm_whose_process_is_unchecked_has_its_set_as_long_as_its_backen
     await lease.close()
 
 
-async def test_an_allocation_is_refused_within_a_second_while_the_authority_is_away(directory: Path) -> None:
+async def test_an_allocation_is_refused_while_the_authority_is_silent(directory: Path) -> None:
     with Vm() as vm:
         lease, served = await held_lease(directory, vm)
         had = await granted(lease)
         stop_authority(directory)  # there, and silent
 
-        began = monotonic()
         found = await allocate(lease)
-        took_s = monotonic() - began
         os.kill(authority_pid(directory), signal.SIGCONT)
         following = await granted(lease)
 
         assert found is Refusal.UNREACHABLE
-        assert took_s >= 0.5  # it was waited for; that it was not for long, the time-out of `allocate` says
         assert served.held == {had, following}
-        assert {guest for (guest,) in rows(directory, "SELECT guest FROM pasids")} == {had, following}
+        # The one that came too late goes back, at the latest after the next was granted.
+        await until(lambda: {guest for (guest,) in rows(directory, "SELECT guest FROM pasids")} == {had, following})
         await lease.close()
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.authority import (
+    WAIT_S,
     Vm,
     allocate,
     authority_pid,
+    give_back,
     granted,
     held_lease,
     kill_authority,
@@ -136,4 +140,32 @@ async def test_orders_that_make_no_sense_change_nothing(directory: Path) -> None
 
         assert rows(directory, "SELECT count(*) FROM audit") == [(0,)]
         assert rows(directory, "SELECT quota FROM sets") == [(1000,)]
+        await lease.close()
+
+
+async def test_who_follows_hears_of_every_change_in_its_order(directory: Path) -> None:
+    with Vm() as vm:
+        lease, _ = await held_lease(directory, vm)
+        reader, writer = await asyncio.open_unix_connection(directory / "admin.sock")
+        writer.write(b'{"execute": "events-follow"}\n')
+        assert json.loads(await reader.readline()) == {"return": {}}
+
+        pasid = await granted(lease)
+        lease.attached(pasid, True)
+        await asyncio.sleep(0)
+        lease.free_pending([pasid])
+        give_back(lease, [pasid])
+        await lease.admin("pasid-quota", {"quota": 5})
+        vm.kill()
+        heard: list[dict[str, Any]] = []
+        while not heard or heard[-1]["event"] != "PASID_SET_ENDED":
+            one = json.loads(await asyncio.wait_for(reader.readline(), WAIT_S))
+            heard += [one] if one["data"].get("pasid", pasid) == pasid else []  # not of a grant that came too late
+
+        assert [(one["event"], one["data"].get("state")) for one in heard] == [
+            ("PASID_GRANTED", None), ("PASID_CHANGED", "attached"), ("PASID_CHANGED", "free-pending"),
+            ("PASID_RELEASED", None), ("PASID_QUOTA_CHANGED", None), ("PASID_SET_ENDED", None),
+        ]  # fmt: skip
+        assert {(one["data"]["vm"], one["data"]["set"]) for one in heard} == {("vm", 1)}
+        writer.close()
         await lease.close()

@@ -102,7 +102,7 @@ async def test_a_grant_that_comes_too_late_for_the_guest_goes_back(directory: Pa
         last = await guest.granted()
 
         assert refused is Refusal.UNREACHABLE
-        assert in_ledger(directory).keys() == {last.pasid}
+        await until(lambda: in_ledger(directory).keys() == {last.pasid})
         assert guest.set.used == 1
         await guest.lease.close()
 

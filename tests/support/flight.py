@@ -18,11 +18,13 @@ from vdev.endpoints.base import Endpoint
 from vdev.functions.base import Progress, Worker
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.virtio_pci import VirtioPciFunction
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.pasid_unit import PASID_ANSWER_NBYTES
 from vdev.memory import Region
 from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci
 from vdev.wire import viommu as wire
-from vdev.wire.accelerator import Completion, CompletionStatus, Control, Descriptor, Op, Register
+from vdev.wire.accelerator import Completion, CompletionStatus, Control, Descriptor, Flag, Op, Register
 from vdev.wire.virtio_pci import F_EVENT_IDX
 
 Attachment = Literal["vfio-user", "vhost-user"]
@@ -43,7 +45,14 @@ EMPTY = bytes(PAGE)
 class FlightScene:
     """Everything runs by hand: `run` until all rest, `land` when a latency has passed."""
 
-    def __init__(self, attach: Attachment = "vfio-user", *, latency_us: int = LATENCY_US, **unit: Any) -> None:
+    def __init__(
+        self,
+        attach: Attachment = "vfio-user",
+        *,
+        latency_us: int = LATENCY_US,
+        pasids: PasidSet | None = None,
+        **unit: Any,
+    ) -> None:
         self.events: list[object] = []
         self.now_ns = 0
         self._woken: dict[int, Worker] = {}
@@ -58,6 +67,7 @@ class FlightScene:
             wake=self._wake,
             wake_at=self._wake_at,
             ordering=NoOrdering(),
+            pasids=pasids,
         )
         self.unit = self.machine.units["iommu0"]
         self.engine, self.device = self.unit.engine, self.unit.device
@@ -121,7 +131,8 @@ class FlightScene:
     def post(self, *requests: Any) -> None:
         """Requests into the ring; nobody waits for their answers."""
         for request in requests:
-            self.requests.submit([request.pack()], [wire.TAIL_NBYTES])
+            before_tail = PASID_ANSWER_NBYTES.get(request.type, 0)
+            self.requests.submit([request.pack()], [before_tail + wire.TAIL_NBYTES])
         self._wake(self.device)
         self.run()
 
@@ -159,9 +170,13 @@ class FlightScene:
     def map_ring(self, name: str = "accel0", domain: int = 1) -> wire.Map:
         return self.map(ENGINES[name], RAM_GPA + ENGINES[name], 2 * PAGE, domain)
 
-    def fill(self, iova: int = BUFFER, nbytes: int = PAGE, name: str = "accel0", byte: int = 0xA5) -> None:
+    def fill(
+        self, iova: int = BUFFER, nbytes: int = PAGE, name: str = "accel0", byte: int = 0xA5, pasid: int = 0
+    ) -> None:
         """Submit a FILL; it is in flight when this returns."""
-        self.accels[name].submit(descriptor(Op.FILL, dst=iova, nbytes=nbytes, arg=byte * 0x0101010101010101))
+        flags = Flag.PASID_VALID if pasid else 0
+        filling = byte * 0x0101010101010101
+        self.accels[name].submit(descriptor(Op.FILL, flags=flags, pasid=pasid, dst=iova, nbytes=nbytes, arg=filling))
         self.run()
 
     def buffer(self, page: int = 0, nbytes: int = PAGE) -> bytes:
@@ -237,6 +252,12 @@ class _Accel:
     def cycle_bus_master(self) -> None:
         self.bus_master(False)
         self.bus_master(True)
+
+    def enable_pasids(self, enabled: bool) -> None:
+        """In the PASID capability."""
+        config = self.function.config  # type: ignore[attr-defined]
+        at = config.find(pci.ExtCapId.PASID, extended=True)
+        self.function.config_write(at + pci.PASID_CONTROL, int(enabled).to_bytes(2, "little"))
 
     def flr(self) -> None:
         """A function-level reset."""

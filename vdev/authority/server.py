@@ -18,6 +18,7 @@ import msgspec
 
 from vdev.authority.admin import DESCRIBED, admin_commands
 from vdev.authority.desk import Desk
+from vdev.authority.follow import Following
 from vdev.authority.lease_server import LeaseServer
 from vdev.authority.ledger import Ledger, LedgerError
 from vdev.authority.messages import ADMIN_SOCKET, LEASE_SOCKET
@@ -81,7 +82,9 @@ class Authority:
             self.leases = LeaseServer(
                 self._lease_listener.socket, self.desk, self.watch, access, self._boot, self._look_idle
             )
-            commands = admin_commands(self.desk, self.leases)
+            following = Following(self.desk.policy.sets, _now_us)
+            self.desk.told = following.tell
+            commands = admin_commands(self.desk, self.leases, following)
             self.admin = ControlServer(self._admin_listener.socket, commands, described=DESCRIBED)
             self._undo = undo.pop_all()
 

@@ -1,6 +1,6 @@
 """PASIDs of a VM with two units: requests of any bytes, answers of the host's allocator, accesses, resets, restores.
 
-Input: a byte that chooses the VM (`Player.__init__`), then moves, each a byte that names it and its operands (`_MOVES`).
+Input: a byte that chooses the VM (`Player.__init__`), then moves: a byte that names each, and its operands (`_MOVES`).
 Beside "nothing raises": a reply is whole, empty or held; a refused request changes nothing; and after every move the
 books agree (`_check`): the set, the allocator, the pairs of both units and their domains.
 """
