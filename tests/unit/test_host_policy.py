@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterable
 
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from vdev.errors import ConfigError
 from vdev.host.changes import Change, Granted, Owner
 from vdev.host.policy import STOP_PASID, AllocationRefused, HostSettings, Policy, PolicyError
-from vdev.host.ranges import FreeRanges
+from vdev.host.ranges import FreeMap, FreeRanges
 
 ALL = (1, STOP_PASID)
+SOAK = os.environ.get("VDEV_TIER") == "soak"
 
 
 def owner(pid: int) -> Owner:
@@ -359,8 +362,9 @@ def test_free_ranges_join_what_is_given_back_whatever_the_order() -> None:
     assert ranges.nfree == 9
 
 
-def test_free_ranges_refuse_what_would_lose_count() -> None:
-    ranges = FreeRanges(1, 10)
+@pytest.mark.parametrize("kind", [FreeMap, FreeRanges])
+def test_free_numbers_refuse_what_would_lose_count(kind: type[FreeMap | FreeRanges]) -> None:
+    ranges = kind(1, 10)
     ranges.take(4)
 
     with pytest.raises(ValueError, match="0x4 is not free"):
@@ -369,10 +373,50 @@ def test_free_ranges_refuse_what_would_lose_count() -> None:
         ranges.give(5)
 
 
-def test_the_search_goes_on_behind_the_last_one_and_begins_anew_at_the_end() -> None:
-    ranges = FreeRanges(1, 6)
+@pytest.mark.parametrize("kind", [FreeMap, FreeRanges])
+def test_the_search_goes_on_behind_the_last_one_and_begins_anew_at_the_end(kind: type[FreeMap | FreeRanges]) -> None:
+    ranges = kind(1, 6)
     ranges.take(4)
 
     assert ranges.find(1, 6, after=3) == 5
     assert ranges.find(1, 6, after=5) == 1
     assert ranges.find(4, 5, after=0) is None
+
+
+@pytest.mark.soak(count=STOP_PASID - 1 if SOAK else 4000, seed=0)
+def test_every_pasid_of_the_host_is_granted_once_and_then_none() -> None:
+    """In both numbers of a system space, by two guests in turn; given back, all are there again."""
+    npasids = STOP_PASID - 1 if SOAK else 4000
+    reserved = () if SOAK else ((npasids + 1, STOP_PASID),)
+    policy = Policy(HostSettings(space="system", reserved=reserved, quota=STOP_PASID - 1))
+    vms = [opened(policy, "one"), opened(policy, "other")]
+
+    had = {grant(policy, vms[number % 2]).guest for number in range(npasids)}
+
+    assert had == set(range(1, npasids + 1))
+    assert [why(policy, vm) for vm in vms] == ["supply", "supply"]
+    for vm in vms:
+        do(policy, policy.end(vm, "its QEMU ended"))
+    assert policy.supply == npasids
+    assert policy.used == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_kinds_of_free_numbers_are_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    one, other = FreeMap(1, 200), FreeRanges(1, 200)
+    for ranges in ((20, 30), (25, 40), (190, 300), (7, 7)):
+        one.take_range(*ranges)
+        other.take_range(*ranges)
+
+    for _ in range(2000):
+        number, first, stop, after = (rng.randrange(1, 200) for _ in range(4))
+        assert (number in one) == (number in other)
+        if number in one:
+            one.take(number)
+            other.take(number)
+        elif rng.random() < 0.5:
+            one.give(number)
+            other.give(number)
+        assert one.find(first, stop, after) == other.find(first, stop, after)
+        assert one.nfree == other.nfree
