@@ -1,4 +1,4 @@
-"""vdev.host.ranges: which numbers are free."""
+"""vdev.host.ranges: which numbers are free, kept in two ways."""
 
 from __future__ import annotations
 
