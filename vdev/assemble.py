@@ -173,8 +173,8 @@ class Machine:
         }
 
     def _build_unit(self, config: UnitConfig, behind: list[EndpointConfig], emit: Callable[[Event], None]) -> Unit:
-        settings = _unit_settings(self._vm, config, pasids=self._pasids is not None)
-        engine = Engine(settings, (), emit, self._pasids)
+        pasids = self._pasids if config.probe_size else None  # without PROBE no driver could learn of them
+        engine = Engine(_unit_settings(self._vm, config, pasids=pasids is not None), (), emit, pasids)
         endpoints: dict[str, Endpoint] = {}
 
         def quiesce() -> None:
@@ -208,7 +208,7 @@ class Machine:
     def _add(self, unit: Unit, config: EndpointConfig) -> tuple[Endpoint, DmaDoor]:
         """An endpoint that the unit knows. ConfigError, and then nothing has changed."""
         endpoint, door = self._build_endpoint(unit, config)
-        pasid = _pasid_settings(config, endpoint) if self._pasids is not None else None
+        pasid = _pasid_settings(config, endpoint) if unit.engine.settings.pasids else None
         unit.engine.add_endpoint(_endpoint_settings(unit.config, config, pasid))
         self._put(unit, endpoint, door)
         door.pasid_only = config.dma == "pasid_only"

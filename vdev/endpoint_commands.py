@@ -118,6 +118,7 @@ def _pasids(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
     known = unit.engine.table.endpoints[number]
     if known.pasid is None:
         return {}
+    door = unit.doors[config.name]
     kernel = next((pair.pasid for pair in known.pairs.values() if pair.held.is_host), None)
     return {
         "pasids": {
@@ -129,6 +130,7 @@ def _pasids(endpoints: Endpoints, config: EndpointConfig) -> dict[str, Any]:
             "pairs": len(known.pairs),
             **({} if kernel is None else {"kernel": kernel}),
             "reserved": [{"first": start, "last": stop - 1} for start, stop in known.pasid.reserved],
+            "refused": [{"pasid": pasid, "count": count} for pasid, count in door.refused_pasids.items()],
         }
     }
 

@@ -59,7 +59,11 @@ class _Handlers:
             "asked": state["asked"],
             "identity": self._config.vm.isolation == "off",
             "lease": known.describe_lease(),
-            "units": [{"unit": name, **unit.engine.pasids.describe()} for name, unit in self._units.items()],
+            "units": [
+                {"unit": name, **unit.engine.pasids.describe()}
+                for name, unit in self._units.items()
+                if unit.engine.settings.pasids
+            ],
             "kernel": known.kernel.describe(),
         }
 

@@ -36,7 +36,10 @@ async def lease_for(config: Config, directory: Path) -> Lease | None:
     try:
         return await join(*_asked_of(given, directory, config.vm.name), quota=given.quota)
     except VdevError as error:
-        raise ConfigError("vm.pasids", str(error)) from None
+        key, _, problem = (
+            str(error).rpartition(": ") if str(error).startswith("vm.pasids.") else ("vm.pasids", "", error)
+        )
+        raise ConfigError(key, str(problem)) from None
 
 
 def _asked_of(given: PasidsConfig, directory: Path, vm: str) -> tuple[Path, str, Path | None]:

@@ -11,6 +11,8 @@ def test_mappings_outlive_a_stop(guest_on):
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,11 @@ class GuestHandle:
         """Execute a QMP command, `stop` and `cont` among them. Raises QMPError."""
         return self._do(lambda living: living.side.qmp(command, **arguments))
 
+    def kill(self) -> None:
+        """Kill QEMU, as a crash would, and wait until all of the VM is gone; the handle is of no use afterwards."""
+        os.kill(self.control("query-status")["process"]["pid"], signal.SIGKILL)
+        self._pool.end(self._guest.machine)
+
     def restart(self) -> None:
         """Reset the whole machine, and wait until it has booted again. It must not be a restored one."""
 
@@ -72,7 +79,10 @@ class GuestHandle:
 
 @pytest.fixture
 def guest_on(request: pytest.FixtureRequest) -> Iterator[GuestOn]:
-    """`guest_on(config, attach=..., driver="none", files=DIRECTORY)`: a guest of the test's own, ended after it."""
+    """`guest_on(config, attach=..., driver="none", files=DIRECTORY)`: a guest of the test's own, ended after it.
+
+    A test that needs two guests at a time says `at_once=2` for the second.
+    """
     pool = request.config.stash[POOL]
     machines: list[Machine] = []
 
@@ -84,6 +94,7 @@ def guest_on(request: pytest.FixtureRequest) -> Iterator[GuestOn]:
         driver: Driver = "none",
         kernel: str | None = None,
         append: str = "",
+        at_once: int = 1,
     ) -> GuestHandle:
         machine = Machine(
             id=f"{request.node.name}-{len(machines)}",
@@ -97,7 +108,7 @@ def guest_on(request: pytest.FixtureRequest) -> Iterator[GuestOn]:
             tier=tier(),
         )
         machines.append(machine)
-        return GuestHandle(pool, pool.guest(machine))
+        return GuestHandle(pool, pool.guest(machine, at_once))
 
     yield start
     for machine in machines:

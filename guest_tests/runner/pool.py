@@ -100,8 +100,8 @@ class Pool:
             self._collections[root] = collect(root, self.library, self._cache)
         return self._collections[root]
 
-    def guest(self, machine: Machine) -> Guest:
-        """The running guest of `machine`, started if there is none.
+    def guest(self, machine: Machine, at_once: int = 1) -> Guest:
+        """The running guest of `machine`, started if there is none, where so many may live `at_once` at least.
 
         Raises NeverCameUp.
         """
@@ -111,7 +111,7 @@ class Pool:
             if machine.key in self._failed:
                 raise NeverCameUp(f"{machine.id} did not come up before: {self._failed[machine.key]}")
             try:
-                guest = self._awaited(machine) or self._start(machine)
+                guest = self._awaited(machine) or self._start(machine, at_once)
             except (VdevError, OSError) as error:
                 self._failed[machine.key] = str(error).partition("\n")[0]
                 raise _never_came_up(machine, error) from error
@@ -202,8 +202,8 @@ class Pool:
                 self._lost.append((going.guest.machine.key, going.guest.death))
             self._going.remove(going)
 
-    def _make_room(self) -> None:
-        while len(self._guests) + len(self._coming) >= self._options.live:
+    def _make_room(self, at_once: int) -> None:
+        while len(self._guests) + len(self._coming) >= max(self._options.live, at_once):
             if self._guests:
                 oldest = next(iter(self._guests))
                 self.do(self._guests.pop(oldest).close())
@@ -225,8 +225,8 @@ class Pool:
             self._options.say(text)
         return guest
 
-    def _start(self, machine: Machine) -> Guest:
-        self._make_room()
+    def _start(self, machine: Machine, at_once: int) -> Guest:
+        self._make_room(at_once)
         return self.do(self._started(*self._ready(machine, self._options.say), [going.future for going in self._going]))
 
     def _ready(self, machine: Machine, say: Say) -> tuple[Machine, Options]:

@@ -10,10 +10,14 @@ from guest_tests import report
 from guest_tests.boot import mapping_counts
 from tests.booted.conftest import CONFIG, CONFIGS, GuestRun, boot_guest
 from vdev.wire.viommu import F_BYPASS_CONFIG
+from vdev.wire.viommu_pasid import FEATURES
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
-EXAMPLES = ["two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated"]
+EXAMPLES = [
+    "two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated",
+    "pasids",
+]  # fmt: skip
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
 OUTSIDE_APERTURE = "0x0000008000000000 0xffffffffffffffff reserved"
@@ -57,6 +61,12 @@ def two_attachments() -> GuestRun:
 def isolated() -> GuestRun:
     """`isolation: required`, on both attachments."""
     return boot_guest(CONFIGS / "isolated.yaml")
+
+
+@pytest.fixture(scope="module")
+def pasids() -> GuestRun:
+    """With a PASID of the host's own."""
+    return boot_guest(CONFIGS / "pasids.yaml")
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -130,6 +140,15 @@ def test_under_required_a_stock_guest_finds_no_way_around(isolated: GuestRun) ->
         assert not unit["features"]["offered"] & F_BYPASS_CONFIG
         assert not any(domain["bypass"] for domain in unit["domains"])
     assert all(OUTSIDE_APERTURE in of_one for of_one in regions)
+
+
+def test_a_stock_guest_sees_nothing_of_pasids_that_are_offered(pasids: GuestRun) -> None:
+    (unit,) = pasids.run.iommu
+
+    assert unit["features"]["offered"] & FEATURES == FEATURES
+    assert not unit["features"]["accepted"] & FEATURES
+    assert (unit["pasids"]["mode"], unit["pasids"]["allocated"]) == ("not-negotiated", 0)
+    assert unit["pasids"]["pairs"] == 1  # the host's own, of accel0
 
 
 @pytest.mark.parametrize("name", ["two_units", "two_attachments"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from qemu.qmp import QMPClient
 
@@ -17,7 +18,7 @@ from qmp_bridge.up import RunningVm, bring_up
 from tests.booted.conftest import CONFIG
 from tests.booted.test_reset import CHECKS, boot_once, options
 from tests.support.patience import heard, patience
-from vdev.config import load_config
+from vdev.config import Config, load_config, override_vm
 from vdev.config.schema import ATTACHMENTS, Attach
 from vdev.qapi.check import check_return
 from vdev.qapi.schema import schema
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow"}
 PLAIN = {
     "query-status", "query-units", "query-iommu", "query-endpoints", "query-groups", "query-slots", "query-faults",
-    "query-requests", "query-events",
+    "query-requests", "query-events", "query-pasid-set", "query-pasids", "query-pasid-audit",
 }  # fmt: skip
 CTL_S = 60.0
 VM_S = 120.0
@@ -67,8 +68,18 @@ async def asking(vm: RunningVm) -> AsyncIterator[Asker]:
 
 async def ctl(path: str, *words: str) -> str:
     """What `vdev ctl` prints for a socket; its errors and another status than 0 fail the test."""
+    return await run_ctl("--socket", path, *words)
+
+
+async def ctl_pasid(path: str, *words: str) -> str:
+    """The same of `vdev ctl pasid`."""
+    return await run_ctl("pasid", *words, "--socket", path)
+
+
+async def run_ctl(*words: str) -> str:
+    """What it prints; its errors and another status than 0 fail the test."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "vdev", "ctl", "--socket", path, *words,
+        sys.executable, "-m", "vdev", "ctl", *words,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(CTL_S):
@@ -96,6 +107,8 @@ async def steer(ask: Asker) -> list[bool]:
     await ask("freeze", by="a test")
     await ask("query-status")
     await ask("thaw")
+    await ask("pasid-quota", quota=3, reason="a test's")
+    await ask("pasid-reclaim", pasid=(await ask("query-pasids"))["pasids"][0]["pasid"])
     seen = []
     for name, arguments in (("set-bypass", {"bypass": False}), ("set-bypass", {"bypass": True}), ("reset-unit", {})):
         await ask(name, **arguments)
@@ -103,9 +116,18 @@ async def steer(ask: Asker) -> list[bool]:
     return seen
 
 
+def with_pasids() -> Config:
+    """The machine, with an authority of its own, and a PASID of the host's on the accelerator."""
+    config = override_vm(load_config(CONFIG), {"pasids": {"authority": "authority"}})
+    endpoints = [
+        msgspec.structs.replace(endpoint, kernel_pasid=endpoint.name == "accel0") for endpoint in config.endpoints
+    ]
+    return msgspec.structs.replace(config, endpoints=tuple(endpoints))
+
+
 @pytest.mark.parametrize("attach", ATTACHMENTS)
 async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> None:
-    async with bring_up(load_config(CONFIG), options(attach)) as vm, patience(vm, VM_S, "the commands"):
+    async with bring_up(with_pasids(), options(attach)) as vm, patience(vm, VM_S, "the commands"):
         messages = heard(vm)
         _, verdicts = await boot_once(messages)
         await messages.aclose()
@@ -116,7 +138,9 @@ async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> 
                 vm.control_path, "translate", "--endpoint", "accel0", "--iova", hex(mapping["virt-start"])
             )
             units = await ctl(vm.monitor_path, "query-units")  # through the bridge
+            pasids = await ctl_pasid(vm.control_path, "show")
             bypass = await steer(ask)
+            orders = await ask("query-pasid-audit")
             left = (await ask("query-domains"))["domains"]
 
     assert verdicts == dict.fromkeys(CHECKS, True)
@@ -125,6 +149,8 @@ async def test_every_reply_from_a_live_guest_is_as_described(attach: Attach) -> 
     assert (refused["allowed"], refused["pieces"]) == (False, [])
     assert re.search(rf"^ +{mapping['virt-start']:#x} +{mapping['phys-start']:#x} +1 +ram$", shown, re.MULTILINE)
     assert f"attach:            {attach}\n" in units
+    assert re.search(r"^0x1 +attached +host +accel0 as it is itself$", pasids, re.MULTILINE)
+    assert [order["command"] for order in orders] == ["pasid-reclaim", "pasid-quota"]
     assert bypass == [False, True, True]
     assert ask.asked == {name for name, command in schema().commands.items() if not command.bridge_only} - ELSEWHERE
     assert left == []

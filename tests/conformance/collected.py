@@ -21,7 +21,7 @@ from vdev.parts.cache import Cache
 from vdev.parts.progress import quiet
 
 FOLDER = ROOT / "tests"
-_DEFINED = re.compile(r"^\s*(?:async )?def test_[dg]\d+_", re.MULTILINE)
+_DEFINED = re.compile(r"^\s*(?:async )?def test_[dgpq]\d+_", re.MULTILINE)
 COLLECT_S = 120.0
 
 

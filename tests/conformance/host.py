@@ -22,6 +22,7 @@ from vdev.control.iommu_actions import iommu_actions
 from vdev.control.iommu_queries import iommu_queries
 from vdev.control.server import Command, ControlServer
 from vdev.errors import VdevError
+from vdev.pasid_commands import pasid_commands
 from vdev.wire.virtio_pci import Status
 
 
@@ -33,6 +34,7 @@ class InProcessHost:
     """A machine with the host's side of it: what a guest has at the other end of its channel."""
 
     def __init__(self, config: Config, suite: Path) -> None:
+        self._config = config
         self.events = EventLog(time.monotonic)
         self.machine = SimMachine(config, self.events.emit)
         self._socket = socket.socket(socket.AF_UNIX)  # never listens
@@ -73,7 +75,21 @@ class InProcessHost:
             "query-events": Command(self.events.query),
             **iommu_queries(units),
             **iommu_actions(units),
+            **self._pasid_commands(),
         }
+
+    def _pasid_commands(self) -> dict[str, Command]:
+        """Those the suite asks for; the order for another quota is carried out here, where the allocator is."""
+        vdev, allocator = self.machine.vdev, self.machine.allocator
+        pasids = SimpleNamespace(set=self.machine.pasids, kernel=vdev.kernel_pasids, describe_lease=_lease)
+        queries = pasid_commands(vdev.units, self._config, pasids)  # type: ignore[arg-type] # as much as it uses
+
+        def quota(quota: int) -> dict[str, int]:
+            allocator.change(quota=quota)
+            self.machine.run()
+            return {"quota": quota, "used": self.machine.pasids.used if self.machine.pasids is not None else 0}
+
+        return {**{name: queries[name] for name in ("query-pasid-set", "query-pasids")}, "pasid-quota": Command(quota)}
 
     def _status(self) -> dict[str, Any]:
         """Of query-status, the functions: whether a unit is broken is where the back end of vhost-user has it."""
@@ -83,6 +99,10 @@ class InProcessHost:
 def _describe(name: str, function: SimFunction) -> dict[str, Any]:
     status = getattr(function.device, "status", Status(0))
     return {"function": name, "connection": {"broken": bool(status & Status.DEVICE_NEEDS_RESET)}}
+
+
+def _lease() -> dict[str, str]:
+    return {"state": "held", "authority": "in process"}
 
 
 async def _no_qemu(command: str, arguments: object) -> None:

@@ -77,7 +77,9 @@ def page(sections: tuple[Section, ...], results: Results, answers: Mapping[str, 
 def _totals(sections: tuple[Section, ...], results: Results) -> Iterator[str]:
     clauses = all_clauses(sections)
     facts, ngaps = results.facts, sum(clause.is_gap for clause in clauses.values())
-    yield f"{len(clauses) - ngaps} clauses and {ngaps} gaps, {len(results.tests)} tests. Recorded at commit"
+    nours = sum(len(section.clauses) for section in sections if section.is_ours)
+    yield f"{len(clauses) - ngaps - nours} clauses, {ngaps} gaps and {nours} clauses of the PASID extension,"
+    yield f"{len(results.tests)} tests. Recorded at commit"
     yield f"`{facts.commit[:12]}`, or with changes to it, by QEMU {facts.qemu} and Linux {facts.kernel}:"
     yield ""
     yield "| cases that passed | " + " | ".join(COLUMNS.values()) + " |"
@@ -95,7 +97,7 @@ def _table(section: Section, results: Results, answers: Mapping[str, Answer]) ->
         if has_gaps
         else ["clause", "level", "the rule", "this device"]
     )
-    titles = [*words, qemu, *COLUMNS.values()]
+    titles = [*words, *([] if section.is_ours else [qemu]), *COLUMNS.values()]
     yield f"| {' | '.join(titles)} |"
     yield "|---" * len(titles) + "|"
     notes = Notes()
@@ -107,7 +109,8 @@ def _table(section: Section, results: Results, answers: Mapping[str, Answer]) ->
             if clause.linux:
                 ours += notes.mark(f"{clause.id}: stock Linux {clause.linux}.")
             cells = [clause.id, clause.level, clause.rule, ours]
-        cells.append(answers[clause.id].text if clause.id in answers else NOT_ASKED)
+        if not section.is_ours:
+            cells.append(answers[clause.id].text if clause.id in answers else NOT_ASKED)
         cells += [_results(clause, results, attach, notes) for attach in ATTACHMENTS]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield from notes.lines()

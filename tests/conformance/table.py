@@ -15,8 +15,8 @@ SUITE = ROOT / "guest_tests" / "suites" / "conformance"
 ATTACHMENTS = ("in-process", "vfio-user", "vhost-user")
 MODES = ("compat", "strict")
 LEVELS = ("MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "text", "open")
-_NAMED = re.compile(r"test_((?:[dg]\d+_)+)")
-_ID = re.compile(r"[DG][1-9]\d*")
+_NAMED = re.compile(r"test_((?:[dgpq]\d+_)+)")
+_ID = re.compile(r"[DGPQ][1-9]\d*")
 
 
 class TableError(Exception):
@@ -63,16 +63,17 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Clauses about one thing."""
+    """Clauses about one thing. `is_ours`: of an extension of this project, so no other device has an answer."""
 
     title: str
     clauses: tuple[Clause, ...]
+    is_ours: bool = False
 
 
 def load_table(path: Path = TABLE) -> tuple[Section, ...]:
     """The table. Raises TableError."""
     sections = tuple(
-        Section(given["section"], tuple(_clause(row) for row in given["clauses"]))
+        Section(given["section"], tuple(_clause(row) for row in given["clauses"]), given.get("extension", False))
         for given in yaml.safe_load(path.read_text(encoding="utf-8"))
     )
     ids = [clause.id for section in sections for clause in section.clauses]

@@ -24,7 +24,7 @@ SOAK = os.environ.get("VDEV_TIER") == "soak"
 BACKENDS = 64
 STEPS = 600 if SOAK else 40  # of each
 KILLS = 50 if SOAK else 4
-END_S = 240.0
+END_S = 600.0 if SOAK else 100.0
 SEED = 64
 
 

@@ -22,7 +22,7 @@ HOST_OPTIONS = (
     "-q", "-s", "-p", "tests.mutation.overlay", "-p", "no:cacheprovider", "-p", "no:vdev_guests", "--timeout=0",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # plugins that were loaded for all forks
 )  # fmt: skip
-_DEFINED = re.compile(r"^\s*(?:async )?def test_((?:[dg]\d+_)+)", re.MULTILINE)
+_DEFINED = re.compile(r"^\s*(?:async )?def test_((?:[dgpq]\d+_)+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import select
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -149,6 +150,18 @@ def kill_authority(directory: Path, number: int = signal.SIGKILL) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+def stop_authority(directory: Path) -> None:
+    """It is there, and silent; SIGCONT lets it go on."""
+    pid = authority_pid(directory)
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(int(WAIT_S * 1000)):
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            if stat.read().rpartition(")")[2].split()[0] == "T":
+                return
+        time.sleep(0.001)
+    raise TimeoutError("it does not stop")
 
 
 def wait_for_end(pidfd: int) -> None:

@@ -15,11 +15,13 @@ from guest_tests.payload.direct.accel import Accel
 from guest_tests.payload.direct.function import CAP_MSIX, Function
 from guest_tests.payload.direct.memory import HUGE_NBYTES, DmaPool
 from guest_tests.payload.direct.viommu import Viommu
+from tests.support.pasid_allocator import PlainAllocator
 from vdev.assemble import Machine
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.functions.base import Progress, Worker
 from vdev.functions.virtio_pci import MSIX_BAR as UNIT_MSIX_BAR
 from vdev.iommu.events import Event
+from vdev.iommu.pasid_set import PasidSet, Terms
 from vdev.memory import Region
 from vdev.pci.base import PciFunction
 from vdev.virtio.ordering import NoOrdering
@@ -73,6 +75,8 @@ class SimMachine:
 
     Time passes by `slice_ns` with every slice, and by `pass_ns`: what is to happen later than the machine comes to rest
     waits for that. To have DMA in flight, take a `slice_ns` that is small beside its latency.
+
+    With `vm.pasids` the host's side is `allocator`, which answers when the machine has come to rest.
     """
 
     def __init__(
@@ -87,7 +91,11 @@ class SimMachine:
         self._timers: dict[int, int] = {}
         self._slice_ns = slice_ns
         self.now_ns = 0
-        self.vdev = Machine(config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering())
+        self.allocator = PlainAllocator(_terms(config))
+        self.pasids = None if config.vm.pasids is None else PasidSet(self.allocator, emit)
+        self.vdev = Machine(
+            config, emit=emit, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering(), pasids=self.pasids
+        )
         for unit in self.vdev.units.values():
             for worker in unit.endpoints.values():
                 worker.was_reset = partial(self._forget_timer, worker)
@@ -99,13 +107,18 @@ class SimMachine:
             if isinstance(function, PciFunction)
         }
         self.pool = DmaPool(SimRam(self))
+        if self.vdev.kernel_pasids is not None:
+            self.vdev.kernel_pasids.open()
+        self.run()
 
     def run(self) -> None:
         """Run every woken worker until it waits."""
         for _ in range(MAX_SLICES):
             self._wake_due()
-            if not self._woken:
+            if not self._woken and not self.allocator.waiting:
                 return
+            if not self._woken:
+                self.allocator.answer()
             for key in sorted(self._woken):
                 self.now_ns += self._slice_ns
                 self._woken.discard(key)
@@ -133,6 +146,12 @@ class SimMachine:
     def _wake(self, worker: Worker) -> None:
         self._workers[id(worker)] = worker
         self._woken.add(id(worker))
+
+
+def _terms(config: Config) -> Terms:
+    """What the host says where it has nothing of its own to say."""
+    given = config.vm.pasids.quota if config.vm.pasids is not None else None
+    return Terms("per-vm", quota=1000 if given is None else given, first=1, stop=1 << 20)
 
 
 class SimFunction(Function):

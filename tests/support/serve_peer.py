@@ -1,8 +1,8 @@
 """Another process than the test's that speaks to a served machine: python -m tests.support.serve_peer MODE DIRECTORY.
 
-`knock` tries to connect to the accelerator and prints "admitted" or "refused". `hold` plays a whole QEMU and guest:
-both functions connected, RAM mapped, the endpoint attached and mapped, a fill of 1 GiB under way; it prints "holding"
-and stays until it is killed.
+`knock` tries to connect to the accelerator and prints "admitted" or "refused"; `stay` connects, prints "staying" and
+does. `hold` plays a whole QEMU and guest: both functions connected, RAM mapped, the endpoint attached and mapped, a
+fill of 1 GiB under way; it prints "holding" and stays until it is killed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ async def knock(directory: Path) -> None:
         client.close()
 
 
+async def stay(directory: Path) -> None:
+    client = await VfioClient.connect(directory / "accel0.sock")
+    await client.negotiate()
+    say("staying")
+    await asyncio.Event().wait()
+
+
 async def hold(directory: Path) -> None:
     async with AsyncExitStack() as stack:
         scene = await Scene.enter(stack, directory, stack.enter_context(Ram()))
@@ -43,4 +50,4 @@ def say(word: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"knock": knock, "hold": hold}[sys.argv[1]](Path(sys.argv[2])))
+    asyncio.run({"knock": knock, "stay": stay, "hold": hold}[sys.argv[1]](Path(sys.argv[2])))

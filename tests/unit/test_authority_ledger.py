@@ -139,3 +139,13 @@ def test_nobody_else_can_read_it(ledger: Ledger, tmp_path: Path) -> None:
     ledger.commit([OPENED], 1)
 
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("ledger*")} == {0o600}
+
+
+def test_a_ledger_of_another_version_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.close()
+    database = sqlite3.connect(tmp_path / "ledger")
+    database.execute("PRAGMA user_version = 2")
+    database.close()
+
+    with pytest.raises(ConfigError, match="it has version 2, this vdev writes 1"):
+        Ledger(tmp_path / "ledger")

@@ -226,3 +226,40 @@ async def test_a_client_that_never_reads_is_ended_with_the_server(tmp_path: Path
     listener.close()
 
     assert not server._clients
+
+
+async def _wait(since: int = 0, from_: int = 7) -> object:
+    await asyncio.sleep(0)
+    if since:
+        raise VdevError("not in time")
+    return [from_]
+
+
+async def test_a_command_that_has_to_wait_is_answered_when_it_can_be_and_in_order(tmp_path: Path) -> None:
+    lines = [
+        b'{"execute": "query-since", "id": 1}', b'{"execute": "query-since", "arguments": {"since": 1}, "id": 2}',
+        b'{"execute": "query-answer", "id": 3}',
+    ]  # fmt: skip
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control.sock"))
+        server = ControlServer(listener, {**COMMANDS, "query-since": Command(_wait)}, described=SMALL.commands)
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
+        writer.write(b"\n".join(lines) + b"\n")
+        async with asyncio.timeout(5):
+            answers = [json.loads(await reader.readline()) for _ in lines]
+        writer.close()
+        server.close()
+        await asyncio.sleep(0)
+
+    assert answers[0] == {"id": 1, "return": [7]}
+    assert (answers[1]["id"], answers[1]["error"]["desc"]) == (2, "not in time")
+    assert answers[2] == {"id": 3, "return": 42}
+
+
+def test_a_command_that_has_to_wait_is_not_answered_where_nobody_waits() -> None:
+    with socket.socket(socket.AF_UNIX) as unused:
+        server = ControlServer(unused, {"query-since": Command(_wait)}, described=SMALL.commands)
+        reply = json.loads(server.answer(b'{"execute": "query-since"}'))
+
+    assert "takes time" in reply["error"]["desc"]

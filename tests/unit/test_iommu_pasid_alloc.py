@@ -46,6 +46,15 @@ def test_p32_a_granted_pasid_lies_in_both_ranges_and_in_no_set() -> None:
     assert [vm.alloc(1, 0xFFFFF), vm.alloc(0x11, 0x12), vm.alloc(0x13, 0x13)] == [0x10, 0x12, 0x13]
 
 
+def test_p32_the_allocator_is_asked_for_what_lies_in_both() -> None:
+    vm = Vm(terms=replace(TERMS, first=0x10, stop=0x14))
+
+    vm.unit.handle(alloc_request(1, 0xFFFFF), 12)
+    vm.unit.handle(alloc_request(0x11, 0x12), 12)
+
+    assert [span[:2] for span in vm.allocator.waiting] == [(0x10, 0x14), (0x11, 0x13)]
+
+
 def test_p32_a_free_pending_pasid_is_granted_to_nobody() -> None:
     vm = Vm()
     pasid = vm.alloc()
@@ -161,6 +170,15 @@ def test_p36_only_the_range_is_freed() -> None:
 
     assert vm.free(5, 6) == (2, S_OK)
     assert [row["pasid"] for row in vm.set.list_pasids()] == [4, 7]
+
+
+def test_p36_of_a_range_larger_than_the_set_as_well() -> None:
+    vm = Vm()
+    for pasid in (4, 5, 6, 7):
+        vm.alloc(pasid, pasid)
+
+    assert vm.free(1, 5) == (2, S_OK)
+    assert [row["pasid"] for row in vm.set.list_pasids()] == [6, 7]
 
 
 def test_p37_what_is_attached_becomes_free_pending_and_counts_as_used() -> None:

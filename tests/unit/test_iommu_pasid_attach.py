@@ -131,7 +131,7 @@ def test_p18_p10_what_was_allocated_for_an_attach_that_is_refused_goes_back() ->
 
 
 def test_unmanaged_two_attaches_of_one_pasid_share_a_grant() -> None:
-    vm = Vm(accept=UNMANAGED)
+    vm = Vm(accept=UNMANAGED, terms=replace(TERMS, quota=1))
 
     vm.unit.handle(attach_request(1, ACCEL, 5), 4)
     first, vm.unit.wait = vm.unit.wait, None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vdev.authority.desk import Desk
+from vdev.authority.follow import Following
 from vdev.authority.lease_server import LeaseServer
 from vdev.control.server import Caller, Command
 from vdev.errors import ArgumentError
@@ -33,6 +34,7 @@ DESCRIBED: Mapping[str, Described] = {
     described.name: described
     for described in (
         _command("query-pasid-host", "The host's space, its supply, and what connections there are."),
+        _command("events-follow", "Every change from now on, a line each, until either side ends."),
         _command("query-pasid-vms", "Every set."),
         _command("query-pasids", "One set, PASID by PASID.", vm=_STR),
         _command("query-pasid-audit", "The last orders, the latest first.", vm_=_STR, limit_=_UINT32),
@@ -52,11 +54,12 @@ DESCRIBED: Mapping[str, Described] = {
 }
 
 
-def admin_commands(desk: Desk, leases: LeaseServer) -> dict[str, Command]:
+def admin_commands(desk: Desk, leases: LeaseServer, following: Following) -> dict[str, Command]:
     """The table of admin.sock; `DESCRIBED` has their arguments."""
     admin = _Admin(desk, leases)
     return {
         "query-pasid-host": Command(admin.host),
+        "events-follow": Command(lambda: {}, following.follow),
         "query-pasid-vms": Command(admin.vms),
         "query-pasids": Command(admin.pasids),
         "query-pasid-audit": Command(admin.audit),

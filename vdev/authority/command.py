@@ -10,13 +10,14 @@ import os
 import sys
 from pathlib import Path
 
-from vdev.authority.server import LOCK_S, locked, serve
+from vdev.authority.server import LOCK_S, LockedError, locked, serve
 from vdev.authority.settings import load_host_config
-from vdev.authority.start import FAILED, IDLE_S, LOG, default_directory
+from vdev.authority.start import IDLE_S, LOG, default_directory
 from vdev.errors import VdevError
 from vdev.transports.listener import make_directory
 
 MAX_LOG_NBYTES = 1 << 20
+MAX_PROBLEM = 1000  # characters, so that a pipe takes them without a reader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,18 +60,23 @@ def run_on_demand(words: list[str]) -> int:
     add_arguments(parser)
     parser.add_argument("--on-demand", action="store_true")
     parser.add_argument("--idle", type=float, default=IDLE_S)
+    parser.add_argument("--tell", type=int, metavar="FD", help="hears what is wrong, or nothing; closed when it serves")
     arguments = parser.parse_args(words)
     directory: Path = arguments.runtime_dir or default_directory()
-    _make(directory)
-    _log_into(directory / LOG, arguments.log_level)
+    tell = os.dup(2) if arguments.tell is None else arguments.tell
+    os.set_inheritable(tell, False)
     try:
+        _make(directory)
+        _log_into(directory / LOG, arguments.log_level)
         with locked(directory, wait_s=LOCK_S):
             config = None if arguments.config is None else load_host_config(arguments.config)
-            asyncio.run(serve(directory, config, lambda _: None, on_demand=True, idle_s=arguments.idle))
+            asyncio.run(serve(directory, config, lambda _: os.close(tell), on_demand=True, idle_s=arguments.idle))
+    except LockedError:
+        return 0  # somebody else was faster, and serves
     except VdevError as error:
         logging.getLogger(__name__).error("%s", error)
         with contextlib.suppress(OSError):
-            (directory / FAILED).write_text(str(error), encoding="utf-8")
+            os.write(tell, str(error)[:MAX_PROBLEM].encode())
         return 2
     return 0
 

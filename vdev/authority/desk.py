@@ -14,6 +14,10 @@ from vdev.host.changes import Change, Granted, Owner, PasidState, SetOpened
 from vdev.host.policy import FIRST_PASID, STOP_PASID, GuestSet, Policy
 
 
+def _nothing(_: Change) -> None:
+    """Nobody listens."""
+
+
 class Desk:
     """The authority's state and its ledger. `clock_us` tells the time of the history."""
 
@@ -22,6 +26,7 @@ class Desk:
         self.config = config
         self._ledger = ledger
         self._clock_us = clock_us
+        self.told: Callable[[Change], None] = _nothing  # hears every change that is in the ledger
         self.policy = Policy(config.policy())
         reserved = self.policy.settings.reserved
         for change in ledger.load():
@@ -49,6 +54,7 @@ class Desk:
         if changes or audit is not None:
             self._ledger.commit(changes, self._clock_us(), audit)
         for change in changes:
+            self.told(change)
             self.policy.apply(change)
 
     # of backends

@@ -65,6 +65,10 @@ class LeaseError(VdevError):
     """There is no lease to be had; the text says why."""
 
 
+class _Gone(LeaseError):
+    """It hung up before it said anything: the next one may say more."""
+
+
 class Holder(Protocol):
     """The VM's set, as far as the authority changes it: `vdev.iommu.pasid_set.PasidSet`."""
 
@@ -133,8 +137,12 @@ class Lease:
     # its life
 
     async def begin(self) -> None:
-        """Connect for the first time; VdevError when that fails. From then on the lease looks after itself."""
-        await self._connect()
+        """Connect for the first time; VdevError when that is refused. From then on the lease looks after itself."""
+        while self._link is None:
+            try:
+                await self._connect()
+            except _Gone:
+                await asyncio.sleep(AGAIN_S)
         self._running = asyncio.get_running_loop().create_task(self._run(), name=f"PASID lease of {self.name}")
 
     def bind(self, identity: VmIdentity) -> None:
@@ -281,7 +289,7 @@ class Lease:
 
     def _ended_link(self, why: str) -> None:
         if self._greeted is not None and not self._greeted.done():
-            self._greeted.set_exception(LeaseError(f"the PASID authority in {self.directory} is gone: {why}"))
+            self._greeted.set_exception(_Gone(f"the PASID authority in {self.directory} is gone: {why}"))
         self._link = None
         self._arriving.clear()
         if self.state == "held":

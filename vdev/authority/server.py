@@ -18,6 +18,7 @@ import msgspec
 
 from vdev.authority.admin import DESCRIBED, admin_commands
 from vdev.authority.desk import Desk
+from vdev.authority.follow import Following
 from vdev.authority.lease_server import LeaseServer
 from vdev.authority.ledger import Ledger, LedgerError
 from vdev.authority.messages import ADMIN_SOCKET, LEASE_SOCKET
@@ -35,9 +36,14 @@ LEDGER = "ledger.sqlite3"
 BACKLOG = 128
 LOCK_S = 5.0  # for the one before us to end
 _LOCK_LOOK_S = 0.05
-_CONFIG = "config"
+_GONE_LOOK_S = 1.0
+_CONFIG, _BOOT = "config", "boot"
 
 log = logging.getLogger(__name__)
+
+
+class LockedError(ConfigError):
+    """Another process is the authority of the directory."""
 
 
 class Authority:
@@ -57,6 +63,7 @@ class Authority:
         `step` sees the points of every commit, for tests that die there.
         """
         self.stopping = asyncio.Event()
+        self._directory = directory
         self._idle_s = idle_s if on_demand else None
         self._ending: asyncio.TimerHandle | None = None
         self._boot = boot_id()
@@ -75,7 +82,9 @@ class Authority:
             self.leases = LeaseServer(
                 self._lease_listener.socket, self.desk, self.watch, access, self._boot, self._look_idle
             )
-            commands = admin_commands(self.desk, self.leases)
+            following = Following(self.desk.policy.sets, _now_us)
+            self.desk.told = following.tell
+            commands = admin_commands(self.desk, self.leases, following)
             self.admin = ControlServer(self._admin_listener.socket, commands, described=DESCRIBED)
             self._undo = undo.pop_all()
 
@@ -98,6 +107,8 @@ class Authority:
             os.close(pidfd)
             desk.quarantine(known.id)
         wanted = given or HostConfig()
+        if before is not None and not desk.policy.sets and on_demand and given is None and self._is_of_this_boot():
+            wanted = before  # somebody's lease has lost its authority, and knows no rules
         if before is not None and desk.policy.sets:
             if on_demand:
                 if given is not None and given != before:
@@ -109,9 +120,13 @@ class Authority:
                 raise ConfigError("space", problem, "end them first")
         return self._begin_with(wanted)
 
+    def _is_of_this_boot(self) -> bool:
+        return self.ledger.about(_BOOT) == self._boot
+
     def _begin_with(self, config: HostConfig) -> Desk:
         self.ledger.forget("ceiling")
         desk = Desk(config, self.ledger, _now_us)
+        self.ledger.note(_BOOT, self._boot)
         self.ledger.note(_CONFIG, msgspec.json.encode(plain(config)).decode())
         self.ledger.keep(config.journal, config.audit)
         return desk
@@ -137,12 +152,27 @@ class Authority:
     def _look_idle(self) -> None:
         if self._idle_s is None:
             return
-        is_idle = not self.leases.nbackends and not self.desk.policy.sets
-        if is_idle and self._ending is None:
-            self._ending = asyncio.get_running_loop().call_later(self._idle_s, self.stopping.set)
-        elif not is_idle and self._ending is not None:
+        if self.leases.nbackends and self._ending is not None:
             self._ending.cancel()
             self._ending = None
+        elif not self.leases.nbackends and self._ending is None:
+            self._wait_idle(self._idle_s, self._idle_s)
+
+    def _wait_idle(self, idle_s: float, left_s: float) -> None:
+        """No backend is there. Without a VM that may get another one we end in `left_s`; without a directory, which may
+        be a VM's own and go with it, at once: nobody could find us."""
+        left_s = idle_s if self.desk.policy.sets else left_s
+        if left_s <= 0 or not self._directory.exists():
+            self._end_idle()
+            return
+        step_s = min(left_s, _GONE_LOOK_S)
+        self._ending = asyncio.get_running_loop().call_later(step_s, self._wait_idle, idle_s, left_s - step_s)
+
+    def _end_idle(self) -> None:
+        log.info("no VM and no lease is left")
+        with contextlib.suppress(LedgerError):
+            self.ledger.forget(_BOOT)  # nobody goes by these rules any more: whoever comes next brings others
+        self.stopping.set()
 
     def close(self) -> None:
         """Release sockets, pidfds and the ledger, whose content stays."""
@@ -155,7 +185,7 @@ def _now_us() -> int:
 
 @contextlib.contextmanager
 def locked(directory: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """The right to be the authority of `directory`, for as long as this process lives. ConfigError: another has it."""
+    """The right to be the authority of `directory`, for as long as this process lives. LockedError: another has it."""
     fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
@@ -167,7 +197,7 @@ def locked(directory: Path, *, wait_s: float = 0.0) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
                     problem = f"another authority serves {directory} (pid {pid})"
-                    raise ConfigError("--runtime-dir", problem, "use that one, or end it") from None
+                    raise LockedError("--runtime-dir", problem, "use that one, or end it") from None
                 time.sleep(_LOCK_LOOK_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

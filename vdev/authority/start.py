@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdev.authority.messages import LEASE_SOCKET
-from vdev.errors import VdevError
-from vdev.transports.listener import make_directory
+from vdev.errors import ConfigError, VdevError
+from vdev.transports.listener import MAX_PATH_NBYTES, make_directory
 
 LOCK = "lock"  # held by the authority as long as it lives
 _START_LOCK = "start.lock"  # held by the one that starts it
 LOG = "authority.log"
-FAILED = "failed"  # written by a start on demand that cannot be, removed by the next
 IDLE_S = 60.0  # without a VM and without a lease, before one that was started on demand ends
 START_S = 15.0  # from a start to its socket, on a machine that is busy
 _LOOK_S = 0.03
@@ -41,25 +40,37 @@ async def connect(directory: Path, config: Path | None, *, start: bool = True) -
         raise VdevError(f"no PASID authority answers in {directory}")
     if not directory.is_dir():  # noqa: ASYNC240 # a look at a runtime directory
         make_directory(directory)
-    deadline = asyncio.get_running_loop().time() + START_S
-    while asyncio.get_running_loop().time() < deadline:
+    try:
+        async with asyncio.timeout(START_S):
+            return await _start_and_connect(directory, config)
+    except TimeoutError:
+        problem = f"did not answer within {START_S:g} s: see {directory / LOG}"
+        raise VdevError(f"the PASID authority in {directory} {problem}") from None
+
+
+async def _start_and_connect(directory: Path, config: Path | None) -> socket.socket:
+    while True:
         with _locked(directory / _START_LOCK) as is_ours:
             sock = _try_connect(directory)
             if sock is not None:
                 return sock
             if is_ours:
-                await _start(directory, config)
-                return await _wait_for(directory, deadline)
+                problem = await _start(directory, config)
+                if problem:
+                    raise VdevError(f"the PASID authority in {directory} did not start: {problem}")
         await asyncio.sleep(_LOOK_S)
-    raise _late(directory)
 
 
 def _try_connect(directory: Path) -> socket.socket | None:
     """None when nobody listens."""
+    path = directory / LEASE_SOCKET
+    if len(os.fsencode(path)) > MAX_PATH_NBYTES:
+        problem = f"{path} has {len(os.fsencode(path))} bytes, a UNIX socket's path has at most {MAX_PATH_NBYTES}"
+        raise ConfigError("vm.pasids.authority", problem, "use a shorter directory")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.setblocking(False)
     try:
-        sock.connect(str(directory / LEASE_SOCKET))
+        sock.connect(str(path))
     except BlockingIOError:  # its backlog is full: it is there, and busy
         sock.close()
         return None
@@ -91,37 +102,32 @@ def _locked(path: Path) -> Iterator[bool]:
         os.close(fd)
 
 
-async def _start(directory: Path, config: Path | None) -> None:
-    """The process we start forks at once and ends: what goes on is nobody's child, and outlives us."""
-    (directory / FAILED).unlink(missing_ok=True)
-    words = ["--on-demand", "--runtime-dir", str(directory), "--idle", str(IDLE_S)]
+async def _start(directory: Path, config: Path | None) -> str:
+    """Start one, and wait until it serves or has ended; what is wrong where it says so.
+
+    The process we start forks at once and ends: what goes on is nobody's child, and outlives us.
+    """
+    read, write = os.pipe()
+    words = ["--on-demand", "--runtime-dir", str(directory), "--idle", str(IDLE_S), "--tell", str(write)]
     if config is not None:
         words += ["--config", str(config)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "vdev.authority", *words,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    await process.wait()
-
-
-async def _wait_for(directory: Path, deadline: float) -> socket.socket:
-    while asyncio.get_running_loop().time() < deadline:
-        sock = _try_connect(directory)
-        if sock is not None:
-            return sock
-        problem = start_problem(directory)
-        if problem:
-            raise VdevError(f"the PASID authority in {directory} did not start: {problem}")
-        await asyncio.sleep(_LOOK_S)
-    raise _late(directory)
-
-
-def start_problem(directory: Path) -> str:
-    """What the last start on demand left behind when it failed."""
-    with contextlib.suppress(OSError):
-        return (directory / FAILED).read_text(encoding="utf-8", errors="replace").strip()[:500]
-    return ""
-
-
-def _late(directory: Path) -> VdevError:
-    return VdevError(f"the PASID authority in {directory} did not answer within {START_S:g} s: see {directory / LOG}")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "vdev.authority", *words, pass_fds=(write,),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb")
+    )
+    try:
+        said = await reader.read()
+        await process.wait()
+    finally:
+        pipe.close()
+    return said.decode(errors="replace")

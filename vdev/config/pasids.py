@@ -1,6 +1,7 @@
 """The keys about PASIDs: `vm.pasids`, and what endpoints say of theirs. docs/pasids.md has all of it.
 
-Whether an endpoint's model has a PASID capability is known to the model alone (`vdev.assemble`).
+Whether an endpoint's model has a PASID capability is known to the model alone (`vdev.assemble`). A unit without PROBE
+(`probe_size: 0`) offers no PASIDs, since a driver could not learn of them.
 """
 
 from __future__ import annotations
@@ -66,10 +67,14 @@ def _check_vm(config: Config) -> None:
         if given.quota < len(kernels):
             problem = f"{given.quota} is less than the kernel PASIDs of {', '.join(kernels)}, which count, too"
             raise ConfigError("vm.pasids.quota", problem, f"give at least {len(kernels)}")
-    for unit in config.units:
-        if not unit.probe_size:
-            problem = "0 hides PROBE, which tells a driver of PASIDs"
-            raise ConfigError(f"units[{unit.name}].probe_size", problem, "512 is usual; or leave vm.pasids out")
+    for endpoint in config.endpoints:
+        unit = next((unit for unit in config.units if unit.name == endpoint.unit), None)
+        if unit is not None and not unit.probe_size:
+            for key, shown in _keys_given(endpoint):
+                problem = (
+                    f"{shown}, and unit {unit.name} has no PASIDs: its probe_size 0 hides PROBE, which tells of them"
+                )
+                raise ConfigError(f"endpoints[{endpoint.name}].{key}", problem, "512 is usual")
 
 
 def _keys_given(endpoint: EndpointConfig) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ class _Happened:
     wall_us: int
 
 
-class _Follower:
+class Follower:
     """The lines one client has not taken yet."""
 
     def __init__(self, wall_us: Callable[[], int]) -> None:
@@ -80,7 +80,7 @@ class EventStream:
     def __init__(self, around: Around) -> None:
         self._around = around
         # Weak: a stream that was never begun, because its client is gone, has no end that anybody could see.
-        self._followers: WeakSet[_Follower] = WeakSet()
+        self._followers: WeakSet[Follower] = WeakSet()
         self._limiter: EventLimiter[_Happened] = EventLimiter()
         self._timer_at: float | None = None
 
@@ -91,14 +91,14 @@ class EventStream:
 
     def follow(self) -> AsyncGenerator[bytes, None]:
         """Lines from now on: what happens before the first is asked for is not missed."""
-        follower = _Follower(self._around.wall_us)
+        follower = Follower(self._around.wall_us)
         if not self._followers:
             self._limiter = EventLimiter()
             self._around.connect(self.put)
         self._followers.add(follower)
         return self._lines(follower)
 
-    async def _lines(self, follower: _Follower) -> AsyncGenerator[bytes, None]:
+    async def _lines(self, follower: Follower) -> AsyncGenerator[bytes, None]:
         try:
             while True:
                 yield await follower.take()

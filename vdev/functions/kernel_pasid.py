@@ -121,7 +121,7 @@ class KernelPasids:
         span = next(spans, None)
         if span is None:
             wish.is_asked = False
-            wish.problem = wish.problem or "none that the endpoint can have is free"
+            wish.problem = "none that the endpoint can have is free"
             return
         why = self._set.refusal(self.name, *span)
         if why is not None:
@@ -131,7 +131,6 @@ class KernelPasids:
 
     def _answered(self, wish: _Wish, spans: Iterator[tuple[int, int]], outcome: Held | Refusal) -> None:
         if outcome is Refusal.RANGE:
-            wish.problem = "none that the endpoint can have is free"
             self._ask(wish, spans)
             return
         wish.is_asked = False

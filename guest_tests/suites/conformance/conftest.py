@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guest_tests.payload.direct import Accel, Viommu
+from guest_tests.payload.direct import Accel, Feature, Viommu
 from guest_tests.payload.fixtures import OpenAccel, OpenViommu
 
 NARROW, BYTES = 1, 2  # units
@@ -64,3 +64,24 @@ def bytes_attached(of_bytes: Viommu) -> Viommu:
 def bytes_accel(of_bytes: Viommu, open_accel: OpenAccel) -> Accel:
     """The accelerator behind that unit, running in DOMAIN."""
     return open_accel(OF_BYTES).start_in(of_bytes, domain=DOMAIN)
+
+
+@pytest.fixture
+def managed(open_viommu: OpenViommu) -> Viommu:
+    """The first unit, for which the host allocates the PASIDs."""
+    return open_viommu(also=Feature.PASID | Feature.PASID_ALLOC)
+
+
+@pytest.fixture
+def unmanaged(open_viommu: OpenViommu) -> Viommu:
+    """The first unit, whose PASIDs the driver numbers itself."""
+    return open_viommu(also=Feature.PASID)
+
+
+@pytest.fixture
+def managed_narrow(open_viommu: OpenViommu) -> Iterator[Viommu]:
+    """The narrow unit with PASIDs of the host's; it does not bypass."""
+    viommu = open_viommu(NARROW, also=Feature.PASID | Feature.PASID_ALLOC)
+    yield viommu
+    viommu.start()
+    viommu.bypass = False

@@ -53,7 +53,7 @@ def test_d1_map_unmap_is_offered(viommu: Viommu) -> None:
 def test_d2_d3_the_legacy_bypass_is_not_offered_and_no_feature_but_those_we_serve(viommu: Viommu) -> None:
     """A new device SHOULD NOT offer F_BYPASS; SHOULD NOT offer both of them."""
     assert not viommu.transport.offered() & Feature.BYPASS
-    assert viommu.transport.offered(nwords=4) == DEFAULT_FEATURES
+    assert viommu.transport.offered(nwords=4) == DEFAULT_FEATURES | Feature.PASID | Feature.PASID_ALLOC
 
 
 def test_d4_page_size_mask_has_the_granule_as_its_lowest_bit(viommu: Viommu) -> None:

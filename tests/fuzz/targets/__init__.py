@@ -53,6 +53,12 @@ _TABLE = (
         what="requests of any bytes and reply sizes, one after the other, to a unit's engine in every mode",
     ),
     Target(
+        "pasids",
+        max_nbytes=512,
+        packages=("vdev.iommu", "vdev.wire"),
+        what="requests of PASIDs to two units of a VM, answers of the host's allocator, accesses, resets, restores",
+    ),
+    Target(
         "rings",
         max_nbytes=768,
         packages=("vdev.virtio", "vdev.functions", "vdev.memory", "vdev.endpoints", "vdev.wire"),
