@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
+
+import msgspec
 
 from vdev.config import Config, override_vm
 
@@ -22,6 +25,8 @@ def add_vm_options(parser: argparse.ArgumentParser, defaults: Mapping[str, str] 
     group.add_argument("--memory", metavar="SIZE", help="such as 1G")
     group.add_argument("--cpus", type=int, metavar="N")
     group.add_argument("--accel", choices=["auto", "kvm", "tcg"])
+    group.add_argument("--pasid-quota", type=int, metavar="N", help="the VM has PASIDs, at most so many")
+    group.add_argument("--pasid-authority", metavar="DIR", help="the VM has PASIDs, of the host's authority there")
     group.add_argument(
         "--qemu-arg", action="append", default=[], metavar="ARG", help="one more argument for QEMU; may be repeated"
     )
@@ -33,7 +38,14 @@ def apply_vm_options(config: Config, arguments: argparse.Namespace) -> Config:
     keys = (
         "kernel", "initrd", "disk", "disk_format", "disk_writable", "firmware", "memory", "cpus", "accel",
     )  # fmt: skip
-    changes = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+    changes: dict[str, object] = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+    quota, authority = arguments.pasid_quota, arguments.pasid_authority
+    if quota is not None or authority is not None:
+        changes["pasids"] = {
+            **(msgspec.to_builtins(config.vm.pasids) or {}),
+            **({} if quota is None else {"quota": quota}),
+            **({} if authority is None else {"authority": os.path.abspath(authority)}),
+        }
     if arguments.qemu_arg:
         changes["extra_args"] = [*config.vm.extra_args, *arguments.qemu_arg]
     return override_vm(config, changes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
-from vdev.config import Config, boot_kernel, override_vm, parse_config
+from vdev.config import Config, PasidsConfig, boot_kernel, override_vm, parse_config
 from vdev.errors import ConfigError
 
 UNIT = "units: [{name: iommu0}]\n"
@@ -83,3 +84,15 @@ def test_defaults_of_the_options_may_come_from_elsewhere_and_give_way() -> None:
 def test_an_override_of_the_wrong_type_names_its_key() -> None:
     with pytest.raises(ConfigError, match=r"vm\.cpus"):
         override_vm(config(), {"cpus": "many"})
+
+
+def test_pasids_of_the_command_line_are_added_to_those_of_the_file() -> None:
+    parser = argparse.ArgumentParser()
+    add_vm_options(parser)
+    words = parser.parse_args(["--pasid-quota", "7", "--pasid-authority", "here"])
+
+    without = apply_vm_options(config(""), words).vm.pasids
+    with_some = apply_vm_options(config("pasids: {quota: 5, authority_config: host.yaml}"), words).vm.pasids
+
+    assert without == PasidsConfig(quota=7, authority=str(Path("here").absolute()))
+    assert with_some == PasidsConfig(quota=7, authority=str(Path("here").absolute()), authority_config="host.yaml")
