@@ -74,15 +74,7 @@ class App:
             # A worker that crashed is a bug of ours; a reset makes its state new, so it may run again.
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
         self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
-        self.vm = VmContext(
-            identity_checked=config.vm.identity == "peer",
-            require_sealed=config.vm.unsealed_ram == "refuse",
-            access=self.access,
-        )
-        self.vm.was_replaced = self._forget_run_state
-        if self.pasids is not None and self.machine.kernel_pasids is not None:
-            self.pasids.kernel = self.machine.kernel_pasids
-            self.vm.was_bound = partial(self.pasids.bind, self.vm.identity)
+        self.vm = self._make_vm()
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self._viot = directory / VIOT_NAME
         self._viot_written = False
@@ -96,6 +88,20 @@ class App:
         self.event_stream = self._make_event_stream()
         self._control_listener = Listener(directory / "control.sock", self.access)
         self.control = ControlServer(self._control_listener.socket, self.commands(), self._admits)
+
+    def _make_vm(self) -> VmContext:
+        """What all functions share; QEMU's process is the PASIDs', too."""
+        given = self.config.vm
+        vm = VmContext(
+            identity_checked=given.identity == "peer",
+            require_sealed=given.unsealed_ram == "refuse",
+            access=self.access,
+        )
+        vm.was_replaced = self._forget_run_state
+        if self.pasids is not None and self.machine.kernel_pasids is not None:
+            self.pasids.kernel = self.machine.kernel_pasids
+            vm.was_bound = partial(self.pasids.bind, vm.identity)
+        return vm
 
     def _make_event_stream(self) -> EventStream:
         def connect(follower: Callable[[object], None] | None) -> None:

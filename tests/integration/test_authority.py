@@ -327,3 +327,10 @@ async def test_a_lease_that_knows_no_rules_starts_an_authority_again_by_those_it
     assert third.terms.space == "system"
     await second.close()
     await third.close()
+
+
+async def test_a_directory_whose_name_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        VdevError, match=r"vm.pasids.authority: .* a UNIX socket's path has at most 107 \(use a shorter"
+    ):
+        await join(tmp_path / ("x" * 100), "vm")

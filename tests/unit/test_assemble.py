@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.pasid_allocator import PlainAllocator
 from vdev.assemble import Machine
-from vdev.config import Config, EndpointConfig, Limits, Reserved, UnitConfig
+from vdev.config import Config, EndpointConfig, Limits, PasidsConfig, Reserved, SlotConfig, UnitConfig, VmConfig
 from vdev.endpoints.rng import Rng
 from vdev.errors import ConfigError, TranslationFault
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
 from vdev.functions.virtio_pci import VirtioPciFunction
 from vdev.iommu.events import Event, FaultRaised
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.settings import PasidSettings
 from vdev.virtio.ordering import NoOrdering
 from vdev.wire import pci, viommu
+from vdev.wire.accelerator import Register
+from vdev.wire.viommu_pasid import FEATURES
 
 BEHIND_TWO = Config(
     units=(UnitConfig(name="iommu0"), UnitConfig(name="iommu1", bdf="00:11.0")),
@@ -28,12 +33,17 @@ BEHIND_TWO = Config(
 class Built:
     """A machine, and what it told the world."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, pasids: PasidSet | None = None) -> None:
         self.events: list[Event] = []
         self.woken: list[str] = []
         self.alarms: list[tuple[str, int]] = []
         self.machine = Machine(
-            config, emit=self.events.append, wake=self._wake, wake_at=self._wake_at, ordering=NoOrdering()
+            config,
+            emit=self.events.append,
+            wake=self._wake,
+            wake_at=self._wake_at,
+            ordering=NoOrdering(),
+            pasids=pasids,
         )
 
     def _wake(self, worker: Worker) -> None:
@@ -67,7 +77,12 @@ def test_each_endpoint_is_known_by_its_address_at_its_own_unit() -> None:
 
 def test_every_setting_of_a_unit_arrives() -> None:
     limits = Limits(
-        max_domains=3, max_mappings_per_domain=5, max_mappings=6, max_pending_faults=7, max_request_nbytes=800
+        max_domains=3,
+        max_mappings_per_domain=5,
+        max_mappings=6,
+        max_pairs=11,
+        max_pending_faults=7,
+        max_request_nbytes=800,
     )
     unit = UnitConfig(
         name="iommu0",
@@ -238,3 +253,78 @@ def test_only_the_reset_qemu_asks_for_counts_as_the_machines() -> None:
     endpoint.reset()
 
     assert (before, seen) == ([], ["device reset"])
+
+
+PASIDS = VmConfig(pasids=PasidsConfig())
+
+
+def with_pasids(*endpoints: EndpointConfig) -> tuple[Built, PlainAllocator]:
+    allocator = PlainAllocator()
+    config = Config(vm=PASIDS, units=(UnitConfig(name="iommu0"),), endpoints=endpoints)
+    return Built(config, PasidSet(allocator)), allocator
+
+
+def test_pasids_are_offered_by_every_unit_of_a_vm_with_a_set_and_by_no_other() -> None:
+    units = (UnitConfig(name="iommu0"), UnitConfig(name="iommu1", bdf="00:11.0"))
+    pasids = PasidSet(PlainAllocator())
+    with_set = Built(Config(vm=PASIDS, units=units), pasids).machine
+    without = Built(Config(units=units)).machine
+
+    assert [unit.engine.offered_features & FEATURES for unit in with_set.units.values()] == [FEATURES] * 2
+    assert [unit.engine.offered_features & FEATURES for unit in without.units.values()] == [0] * 2
+    assert {unit.engine.pasids.set for unit in with_set.units.values()} == {pasids}
+    assert without.kernel_pasids is None
+
+
+def test_what_an_endpoints_capability_and_configuration_say_of_pasids_arrives_at_its_unit() -> None:
+    options: dict[str, int | str | bool] = {"pasid_bits": 9, "pasid_execute": True}
+    built, _ = with_pasids(
+        EndpointConfig(name="a", bdf="01:00.0", dma="pasid_only", reserved_pasids=("0x10..0x1f",), options=options),
+        EndpointConfig(name="b", bdf="02:00.0", options={"pasid_privileged": True}),
+        EndpointConfig(name="c", bdf="03:00.0", options={"pasid_bits": 0}),
+        EndpointConfig(name="d", bdf="04:00.0", model="rng"),
+    )
+
+    unit = built.machine.units["iommu0"]
+    known = [unit.engine.table.endpoints[number].pasid for number in (0x100, 0x200, 0x300, 0x400)]
+
+    assert known == [
+        PasidSettings(9, execute=True, only=True, reserved=((0x10, 0x20),)), PasidSettings(20, privileged=True), None,
+        None,
+    ]  # fmt: skip
+    assert [door.pasid_only for door in unit.doors.values()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        (EndpointConfig(name="e", model="rng", kernel_pasid=True), "kernel_pasid"),
+        (EndpointConfig(name="e", dma="pasid_only", options={"pasid_bits": 0}), "dma"),
+        (EndpointConfig(name="e", model="rng", reserved_pasids=(5,)), "reserved_pasids"),
+    ],
+)
+def test_keys_that_need_a_pasid_capability_are_refused_where_there_is_none(given: EndpointConfig, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_pasids(given)
+
+    assert str(caught.value).startswith(f"endpoints[e].{key}: e has no PASID capability (leave it out; ")
+
+
+def test_a_kernel_pasid_is_shown_by_its_endpoint_those_that_come_later_included() -> None:
+    slots = (SlotConfig(bdf="02:00.0"),)
+    endpoints = (EndpointConfig(name="a", bdf="01:00.0", kernel_pasid=True),)
+    allocator = PlainAllocator()
+    config = Config(vm=PASIDS, units=(UnitConfig(name="iommu0"),), endpoints=endpoints, slots=slots)
+    machine = Built(config, PasidSet(allocator)).machine
+    assert machine.kernel_pasids is not None
+    machine.kernel_pasids.open()
+    machine.add_endpoint(EndpointConfig(name="b", bdf="02:00.0", kernel_pasid=True))
+    allocator.answer()
+
+    functions = machine.units["iommu0"].endpoints
+    shown = [functions[name].bar_read(0, Register.KERNEL_PASID, 4) for name in ("a", "b")]
+    machine.remove_endpoint("b")
+
+    assert shown == [b"\1\0\0\0", b"\2\0\0\0"]
+    assert allocator.released() == [2]
+    assert machine.kernel_pasids.describe() == [{"endpoint": "a", "pasid": 1}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from vdev.errors import ConfigError
 from vdev.host.changes import Change, Granted, Owner
 from vdev.host.policy import STOP_PASID, AllocationRefused, HostSettings, Policy, PolicyError
-from vdev.host.ranges import FreeRanges
 
 ALL = (1, STOP_PASID)
+SOAK = os.environ.get("VDEV_TIER") == "soak"
 
 
 def owner(pid: int) -> Owner:
@@ -347,32 +348,19 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, object], prob
         HostSettings(**settings)  # type: ignore[arg-type]
 
 
-def test_free_ranges_join_what_is_given_back_whatever_the_order() -> None:
-    ranges = FreeRanges(1, 10)
-    for number in range(1, 10):
-        ranges.take(number)
+@pytest.mark.soak(count=STOP_PASID - 1 if SOAK else 4000, seed=0)
+def test_every_pasid_of_the_host_is_granted_once_and_then_none() -> None:
+    """In both numbers of a system space, by two guests in turn; given back, all are there again."""
+    npasids = STOP_PASID - 1 if SOAK else 4000
+    reserved = () if SOAK else ((npasids + 1, STOP_PASID),)
+    policy = Policy(HostSettings(space="system", reserved=reserved, quota=STOP_PASID - 1))
+    vms = [opened(policy, "one"), opened(policy, "other")]
 
-    for number in (5, 3, 4, 9, 1, 2, 7, 8, 6):
-        ranges.give(number)
+    had = {grant(policy, vms[number % 2]).guest for number in range(npasids)}
 
-    assert list(ranges) == [(1, 10)]
-    assert ranges.nfree == 9
-
-
-def test_free_ranges_refuse_what_would_lose_count() -> None:
-    ranges = FreeRanges(1, 10)
-    ranges.take(4)
-
-    with pytest.raises(ValueError, match="0x4 is not free"):
-        ranges.take(4)
-    with pytest.raises(ValueError, match="0x5 is free"):
-        ranges.give(5)
-
-
-def test_the_search_goes_on_behind_the_last_one_and_begins_anew_at_the_end() -> None:
-    ranges = FreeRanges(1, 6)
-    ranges.take(4)
-
-    assert ranges.find(1, 6, after=3) == 5
-    assert ranges.find(1, 6, after=5) == 1
-    assert ranges.find(4, 5, after=0) is None
+    assert had == set(range(1, npasids + 1))
+    assert [why(policy, vm) for vm in vms] == ["supply", "supply"]
+    for vm in vms:
+        do(policy, policy.end(vm, "its QEMU ended"))
+    assert policy.supply == npasids
+    assert policy.used == 0

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdev.authority.messages import LEASE_SOCKET
-from vdev.errors import VdevError
-from vdev.transports.listener import make_directory
+from vdev.errors import ConfigError, VdevError
+from vdev.transports.listener import MAX_PATH_NBYTES, make_directory
 
 LOCK = "lock"  # held by the authority as long as it lives
 _START_LOCK = "start.lock"  # held by the one that starts it
@@ -63,10 +63,14 @@ async def _start_and_connect(directory: Path, config: Path | None) -> socket.soc
 
 def _try_connect(directory: Path) -> socket.socket | None:
     """None when nobody listens."""
+    path = directory / LEASE_SOCKET
+    if len(os.fsencode(path)) > MAX_PATH_NBYTES:
+        problem = f"{path} has {len(os.fsencode(path))} bytes, a UNIX socket's path has at most {MAX_PATH_NBYTES}"
+        raise ConfigError("vm.pasids.authority", problem, "use a shorter directory")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.setblocking(False)
     try:
-        sock.connect(str(directory / LEASE_SOCKET))
+        sock.connect(str(path))
     except BlockingIOError:  # its backlog is full: it is there, and busy
         sock.close()
         return None

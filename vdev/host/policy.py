@@ -29,7 +29,7 @@ from vdev.host.changes import (
     SetOpened,
     SetState,
 )
-from vdev.host.ranges import FreeRanges
+from vdev.host.ranges import FreeMap, FreeRanges
 
 FIRST_PASID = 1  # 0 is no PASID
 STOP_PASID = 1 << 20
@@ -133,7 +133,7 @@ class Policy:
         self.sets: dict[int, GuestSet] = {}
         self.next_set_id = 1
         self.used = 0  # of all sets
-        self._supply = FreeRanges(FIRST_PASID, STOP_PASID)
+        self._supply = FreeMap(FIRST_PASID, STOP_PASID)
         self._last_host = 0
         for start, stop in settings.reserved:
             self._supply.take_range(start, stop)

@@ -1,4 +1,4 @@
-"""Which numbers of a range are free: disjoint half-open intervals in rising order."""
+"""Which numbers of a range are free: as disjoint half-open intervals in rising order, or as a byte each."""
 
 from __future__ import annotations
 
@@ -76,4 +76,45 @@ class FreeRanges:
         else:
             self._starts.insert(at, number)
             self._stops.insert(at, number + 1)
+        self.nfree += 1
+
+
+class FreeMap:
+    """The same for numbers of many owners, who leave holes everywhere: a byte each, searched by the C library."""
+
+    def __init__(self, first: int, stop: int) -> None:
+        self._first = first
+        self._stop = max(first, stop)
+        self._taken = bytearray(self._stop)  # 0 is free
+        self.nfree = self._stop - first
+
+    def __contains__(self, number: int) -> bool:
+        return self._first <= number < self._stop and not self._taken[number]
+
+    def find(self, first: int, stop: int, after: int) -> int | None:
+        """As `FreeRanges.find`."""
+        found = self._taken.find(0, max(first, after + 1, self._first), max(stop, 0))
+        if found < 0:
+            found = self._taken.find(0, max(first, self._first), max(stop, 0))
+        return None if found < 0 else found
+
+    def take(self, number: int) -> None:
+        """`number` is free no longer. ValueError if it was not."""
+        if number not in self:
+            raise ValueError(f"{number:#x} is not free")
+        self._taken[number] = 1
+        self.nfree -= 1
+
+    def take_range(self, first: int, stop: int) -> None:
+        """None of [first, stop) is free any longer, whatever was."""
+        first, stop = max(first, self._first), min(stop, self._stop)
+        if first < stop:
+            self.nfree -= self._taken.count(0, first, stop)
+            self._taken[first:stop] = b"\1" * (stop - first)
+
+    def give(self, number: int) -> None:
+        """`number` is free again. ValueError if it was."""
+        if number in self:
+            raise ValueError(f"{number:#x} is free")
+        self._taken[number] = 0
         self.nfree += 1
