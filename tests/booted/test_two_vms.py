@@ -26,7 +26,7 @@ pytestmark = pytest.mark.guest
 INSIDE = Path(__file__).parent / "inside"
 SOAK = os.environ.get("VDEV_TIER") == "soak"
 SEED = int(os.environ.get("VDEV_SEED", "8"))
-NSTEPS, NVM_KILLS, NAUTHORITY_KILLS = (10_000, 20, 50) if SOAK else (600, 1, 3)
+NSTEPS, NVM_KILLS, NAUTHORITY_KILLS = (10_000, 20, 50) if SOAK else (400, 1, 2)
 SLICE = 50  # steps of one call
 QUOTA = 40
 SAME = 0x4242
