@@ -349,7 +349,7 @@ def test_p42_an_access_of_another_pasid_of_the_guests_is_refused_at_another_endp
     assert (fault.reason, fault.endpoint, fault.pasid) == (Reason.PASID, HOLED_EP, mine)
 
 
-def test_p42_p44_of_a_completion_the_refused_pasid_is_told(managed: Viommu, accel: Accel) -> None:
+def test_p47_the_completion_tells_the_refused_pasid(managed: Viommu, accel: Accel) -> None:
     completion = accel.run(Operation(engine.CHECKSUM, NOTHING, nbytes=8, pasid=0x777))
 
     assert (completion.status, completion.pasid) == (engine.TRANSLATION_FAULT, 0x777)
