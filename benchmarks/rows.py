@@ -1,4 +1,7 @@
-"""The rows of the guest part: what they are called, their units, which way is better. Pure."""
+"""The rows of the guest part: what they are called, their units, which way is better. Pure.
+
+PASIDs are vdev's alone: for QEMU's IOMMUs that row is not measured.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ ROWS = (
     Row("identity", "virtio-rng read, identity domain", "us", compared=False),
     Row("dma-pair", "DMA API map+unmap (difference)", "us"),
     Row("dma-rate", "DMA API mappings, as counted", "1/s", higher_is_better=True),
+    Row("pasid", "PASID_ALLOC and PASID_FREE, round trips", "us", compared=False),
     Row("boot", "QEMU's start to driver bound", "s"),
 )
 BY_NAME = {row.name: row for row in ROWS}

@@ -1,9 +1,9 @@
 """`make test`: all tests in two lanes side by side, `python -m tests.lanes [PYTEST'S ARGUMENTS]`.
 
 One lane boots guests, which keep one core busy. The other lane is everything else, on the other core, and then as many
-tests that boot guests as make the lanes equally long (`BEHIND`). So two guests run at a time at most. The first lane is
-shown as it goes, the second as one block when it has ended. With one core, all tests are one lane. By hand `pytest`,
-with whatever arguments, is as good.
+tests that boot guests as make the lanes equally long (`BEHIND`). So two guests run at a time, three while a test has
+two. The first lane is shown as it goes, the second as one block when it has ended. With one core, all tests are one
+lane. By hand `pytest`, with whatever arguments, is as good.
 """
 
 from __future__ import annotations

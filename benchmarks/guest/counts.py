@@ -14,6 +14,7 @@ FULL: Counts = {
     "rng": (20, 50),
     "turns": (1, 3),
     "counted": (1, 100),
+    "pasid": (20, 50),
 }
 QUICK: Counts = {
     "floor": (10, 200),
@@ -23,6 +24,7 @@ QUICK: Counts = {
     "rng": (10, 40),
     "turns": (1, 2),
     "counted": (1, 50),
+    "pasid": (10, 30),
 }
 SMALLEST: Counts = dict.fromkeys(FULL, (2, 2)) | {"turns": (1, 1), "counted": (1, 10)}  # for tests
 

@@ -1,15 +1,18 @@
 """The contenders: one machine, and in it one of four IOMMUs in front of two devices. Pure.
 
 What every contender's guest shares: QEMU, machine, RAM, CPU model, kernel and its command line, initramfs, and where
-things sit: the IOMMU in slot 10, the device VFIO holds behind one root port, a virtio-rng behind the next.
+things sit: the IOMMU in slot 10, the device VFIO holds behind one root port, a virtio-rng behind the next. vdev's has a
+second unit, with nothing behind it, which the guest drives itself: for PASIDs, which no kernel knows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from guest_tests.payload import accel, checks_hwrng
-from vdev.config import Attach, Config, EndpointConfig, UnitConfig, VmConfig
+from vdev.config import Attach, Config, EndpointConfig, PasidsConfig, UnitConfig, VmConfig
 
 MEMORY = "1G"
 NHUGE = 132  # pages of 2 MiB: the 256 MiB, and a few
@@ -61,7 +64,9 @@ def machine(contender: Contender, cpus: int, kernel: str | None = None) -> Confi
         EndpointConfig(name="rng0", model="rng", bdf="02:00.0"),
     )
     unit = UnitConfig(name="iommu0", bdf="00:10.0", attach=contender.attach)
-    return Config(vm=vm, units=(unit,), endpoints=endpoints)
+    apart = UnitConfig(name="iommu1", bdf="00:11.0", attach=contender.attach)
+    vm = msgspec.structs.replace(vm, pasids=PasidsConfig(authority="pasids"))  # the authority is this VM's own
+    return Config(vm=vm, units=(unit, apart), endpoints=endpoints)
 
 
 def _native(contender: Contender) -> tuple[str, ...]:

@@ -81,7 +81,9 @@ async def measure(contender: Contender, config: Config, parts: Parts, options: O
 async def _measure(
     contender: Contender, config: Config, plan: Plan, logs: Path, console: Console, counts: Counts
 ) -> Measured:
-    asked = {"vfio": contender.vfio_ids, "rng": RNG, "spin": config.vm.cpus > 1, "counts": counts}
+    asked = {
+        "vfio": contender.vfio_ids, "rng": RNG, "pasids": contender.ours, "spin": config.vm.cpus > 1, "counts": counts,
+    }  # fmt: skip
     measured, channel = Measured(), Channel()
     async with _backend(config, plan, logs, measured) as control:
         started = time.monotonic()
@@ -125,7 +127,7 @@ async def _doorbells(path: str) -> dict[str, int]:
     """How many requests vdev handled, and for how many the guest had to ring: few of them while the ring is polled."""
     try:
         async with Control.connected(path) as control:
-            (unit,) = await control.execute("query-iommu")
+            unit, _ = await control.execute("query-iommu")
     except ControlError as error:
         raise VmDied(f"vdev did not say what it had counted: {error}") from None
     return {"requests": sum(unit["counters"]["requests"].values()), "doorbells": unit["kicks"]}

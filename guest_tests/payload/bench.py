@@ -1,7 +1,8 @@
 """The guest's half of `make bench`: times the IOMMU in front of this guest's devices, whoever's it is.
 
 The host says which devices and how often (`plan`); each phase answers with medians of equal batches after a warm-up.
-All of it is the same for every IOMMU: the same ioctls, the same memory, the same stock drivers.
+All of it is the same for every IOMMU: the same ioctls, the same memory, the same stock drivers. Only PASIDs, which come
+last, are vdev's alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from typing import Any
 from . import bench_dma_api, bench_memory, guest, vfio
 from .bench_timing import Count, median, sampled_us
 from .checks_open import bind_to_vfio
+from .direct.errors import DirectError
+from .direct.memory import DmaPool
+from .direct.viommu import Viommu, find_units
+from .direct.wire_pasid import FEATURES
 from .lab import CheckFailed
 
 IOVA = 0x4000_0000  # 1 GiB: aligned for any page size, far from the MSI window
@@ -38,7 +43,7 @@ def main() -> int:
         if message is None:
             raise OSError("the host sent no plan")
         _measure(message["plan"], channel.send)
-    except (OSError, CheckFailed, KeyError, ValueError) as error:
+    except (OSError, CheckFailed, DirectError, KeyError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
     channel.send({"done": True, "ok": not problem, "problem": problem})
     channel.receive(BYE_TIMEOUT_S)
@@ -60,6 +65,8 @@ def _measure(plan: dict[str, Any], report: Report) -> None:
         container.close()
         for phase in bench_dma_api.phases(_only(plan["rng"]), counts):
             report(phase)
+        if plan["pasids"]:
+            report(_pasids(counts["pasid"]))
 
 
 def _only(ids: list[int]) -> str:
@@ -92,6 +99,19 @@ def _vfio_phases(fd: int, counts: dict[str, Count]) -> Iterator[dict[str, Any]]:
         samples = sampled_us(counts[name], _map_and_unmap(fd, area.address, area.nbytes))
         yield _phase(name, samples, runs=bench_memory.physical_runs(area.address, area.nbytes))
         area.close()
+
+
+def _pasids(count: Count) -> dict[str, Any]:
+    """A PASID and back, by our own driver, of the unit with nothing behind it: two requests, two answers."""
+    _, apart = find_units()
+    with Viommu.open(apart, DmaPool(), also=FEATURES) as viommu:
+        pasids = viommu.pasids
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                pasids.free(pasids.alloc().pasid)
+
+        return _phase("pasid", sampled_us(count, run))
 
 
 def _map_and_unmap(fd: int, address: int, nbytes: int) -> Callable[[int], None]:

@@ -29,7 +29,7 @@ def measured() -> tuple[Setup, dict[str, Sample]]:
 def test_every_row_is_measured(measured: tuple[Setup, dict[str, Sample]], name: str) -> None:
     values = measured[1][name].values
 
-    assert values.keys() == MEASURED
+    assert values.keys() == MEASURED - (set() if name.startswith("vdev") else {"pasid"})  # QEMU's have no PASIDs
     assert all(value > 0 for row, value in values.items() if row != "dma-pair")
 
 

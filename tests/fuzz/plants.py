@@ -169,6 +169,15 @@ _PLANTS = (
         in_ci=True,
     ),
     Plant(
+        "pasid-not-enabled",
+        target="accelerator",
+        path="vdev/functions/dma.py",
+        old="        if not control & pci.PASID_ENABLE:\n",
+        new="        if not control:\n",
+        what="a PASID passes while the capability has another right enabled and not PASIDs: needs a descriptor whose"
+        " PASID is attached to a page that the RID does not reach",
+    ),
+    Plant(
         "multi-write-bound",
         target="vfio_user",
         path="vdev/transports/vfio_session.py",

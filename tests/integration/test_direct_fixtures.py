@@ -12,9 +12,11 @@ pytest_plugins = ["pytester"]
 CONFTEST = """
 import pytest
 from guest_tests.payload.fixtures import *
-from tests.support.direct import SimMachine
+from msgspec.structs import replace
+from tests.support.direct import ONE_OF_EACH, SimMachine
+from vdev.config import PasidsConfig
 
-MACHINE = SimMachine()
+MACHINE = SimMachine(replace(ONE_OF_EACH, vm=replace(ONE_OF_EACH.vm, pasids=PasidsConfig())))
 
 @pytest.fixture(scope="session")
 def dma_pool():

@@ -63,7 +63,7 @@ def test_every_mutation_breaks_a_clause_of_the_table_or_a_rule_in_words() -> Non
     assert [one.id for one in ROWS if bool(one.clauses) == bool(one.rule)] == []
 
 
-@pytest.mark.parametrize("clause", clauses())
+@pytest.mark.parametrize("clause", [name for name in clauses() if not name.startswith("Q")])  # Q: drivers
 def test_every_clause_is_broken_by_some_mutations(clause: str) -> None:
     assert sum(clause in one.clauses for one in ROWS) >= FEWEST
 

@@ -44,7 +44,7 @@ class Driver:
     where: dict[tuple[str, int], int] = field(default_factory=dict)  # by endpoint and PASID
     active: set[str] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)  # by age
-    nfills: int = 0
+    fillers: dict[int, tuple[str, int]] = field(default_factory=dict)  # endpoint and PASID of a FILL, by its byte
 
     def open(self) -> set[Way]:
         """Every way in which memory may be written now."""
@@ -97,9 +97,10 @@ class Driver:
         accel.start(ENGINES[name])
         self.active.add(name)
 
-    def fill(self, name: str, iova: int, npages: int) -> None:
-        self.nfills += 1
-        self.scene.fill(BUFFER + iova * PAGE, npages * PAGE, name, self.nfills % 255 + 1)
+    def fill(self, name: str, iova: int, npages: int, pasid: int = RID) -> None:
+        byte = len(self.fillers) + 1
+        self.fillers[byte] = name, pasid
+        self.scene.fill(BUFFER + iova * PAGE, npages * PAGE, name, byte, pasid)
 
     def stop(self, name: str, how: int) -> None:
         """A register access after which nothing of the endpoint lands."""
@@ -180,19 +181,24 @@ Move = tuple[Callable[..., None], tuple[object, ...]]
 def moves() -> st.SearchStrategy[Move]:
     names, domains, pages = st.sampled_from(NAMES), st.sampled_from(DOMAINS), st.integers(0, PAGES - 1)
     some, ns = st.integers(1, 3), st.sampled_from([1000, LATENCY_NS // 2, LATENCY_NS])
-    by_weight: list[st.SearchStrategy[Any]] = [
-        *[st.tuples(st.just(Driver.fill), st.tuples(names, pages, some))] * 8,
-        *[st.tuples(st.just(Driver.map), st.tuples(domains, pages, pages))] * 4,
-        *[st.tuples(st.just(Driver.unmap), st.tuples(domains, pages, some))] * 4,
-        *[st.tuples(st.just(Driver.attach), st.tuples(names, domains))] * 2,
-        *[st.tuples(st.just(Driver.detach), st.tuples(names))] * 2,
-        *[st.tuples(st.just(Driver.start), st.tuples(names))] * 3,
-        st.tuples(st.just(Driver.stop), st.tuples(names, st.integers(0, 4))),
-        st.tuples(st.just(Driver.reset_unit), st.just(())),
-        st.tuples(st.just(Driver.freeze), st.tuples(ns)),
-        *[st.tuples(st.just(Driver.wait), st.tuples(ns))] * 3,
-    ]
-    return st.one_of(by_weight)
+    return weighted(
+        (8, Driver.fill, st.tuples(names, pages, some)),
+        (4, Driver.map, st.tuples(domains, pages, pages)),
+        (4, Driver.unmap, st.tuples(domains, pages, some)),
+        (2, Driver.attach, st.tuples(names, domains)),
+        (2, Driver.detach, st.tuples(names)),
+        (3, Driver.start, st.tuples(names)),
+        (1, Driver.stop, st.tuples(names, st.integers(0, 4))),
+        (1, Driver.reset_unit, st.just(())),
+        (1, Driver.freeze, st.tuples(ns)),
+        (3, Driver.wait, st.tuples(ns)),
+    )
+
+
+def weighted(*choices: tuple[int, Callable[..., None], st.SearchStrategy[Any]]) -> st.SearchStrategy[Move]:
+    """Moves with their arguments, each as often as it weighs (`one_of` counts a repeated strategy once)."""
+    pairs = [(move, arguments) for weight, move, arguments in choices for _ in range(weight)]
+    return st.sampled_from(range(len(pairs))).flatmap(lambda at: st.tuples(st.just(pairs[at][0]), pairs[at][1]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -216,11 +222,12 @@ def play(driver: Driver, told: list[Move]) -> None:
 
     to_rest: Move = (Driver.wait, (LATENCY_NS,))
     for move, arguments in [*told, to_rest]:
-        may_change = {way[-1] for way in driver.open()}
+        may_change = {(name, pasid, page) for name, pasid, _, _, page in driver.open()}
         before = [driver.scene.buffer(page) for page in range(PAGES)]
         move(driver, *arguments)
-        may_change |= {way[-1] for way in driver.open()}
-        changed = {page for page in range(PAGES) if driver.scene.buffer(page) != before[page]}
+        may_change |= {(name, pasid, page) for name, pasid, _, _, page in driver.open()}
+        after = [driver.scene.buffer(page) for page in range(PAGES)]
+        changed = {(*driver.fillers[after[page][0]], page) for page in range(PAGES) if after[page] != before[page]}
         assert changed <= may_change, f"{move.__name__}{arguments} changed {changed - may_change}"
         driver.reap()
 

@@ -7,20 +7,20 @@ Whether a PASID is in the set, on which a request's fate depends, is read from t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.property.test_in_flight_model import DOMAINS, NAMES, PAGES, RID, Asked, Driver, Move, moves, play
-from tests.support.flight import BUFFER, ENGINES, PAGE, Attachment, FlightScene
+from tests.property.test_in_flight_model import DOMAINS, NAMES, PAGES, RID, Asked, Driver, Move, play, weighted
+from tests.support.flight import LATENCY_NS, Attachment, FlightScene
 from tests.support.pasid_allocator import PlainAllocator
 from vdev.iommu.pasid_set import PasidSet
 from vdev.wire import viommu_pasid as wire
 
-PASIDS = (1, 2, 3)
+PASIDS = (1, 2)
 MIRRORS = 0  # in the place of a domain
-FOREIGN = 4
+FOREIGN = 3
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,9 @@ class PasidDriver(Driver):
         self.ask(Asked(request, lambda way: first <= way[1] <= last), before)
 
     def attach_pasid(self, name: str, pasid: int, domain: int) -> None:
-        """To a domain, or mirroring."""
+        """To a domain, or mirroring; one that is nobody's is allocated first."""
+        if self.pasids.of_guest(pasid) is None:
+            self.allocate(pasid)
         self.make_room()
         before = self.open()
         if self.is_usable(pasid):
@@ -76,10 +78,6 @@ class PasidDriver(Driver):
         self.move((name, pasid), None)
         request = wire.DetachPasid(wire.T_DETACH_PASID, bytes(3), domain, self.scene.number[name], pasid)
         self.ask(Asked(request, lambda way: way[:2] == (name, pasid)), before)
-
-    def fill_with(self, name: str, iova: int, npages: int, pasid: int) -> None:
-        self.nfills += 1
-        self.scene.fill(BUFFER + iova * PAGE, npages * PAGE, name, self.nfills % 255 + 1, pasid)
 
     def enable(self, name: str, enabled: bool) -> None:
         """The PASID capability; nothing that was let through before lands after it is off."""
@@ -100,25 +98,32 @@ class PasidDriver(Driver):
         self.freed.clear()
 
 
-def pasid_moves() -> st.SearchStrategy[Move]:
+def moves() -> st.SearchStrategy[Move]:
     names, pasids, pages = st.sampled_from(NAMES), st.sampled_from(PASIDS), st.integers(0, PAGES - 1)
-    some, domains = st.integers(1, 3), st.sampled_from((MIRRORS, *DOMAINS))
-    used = st.sampled_from((*PASIDS, FOREIGN))
-    by_weight: list[st.SearchStrategy[Any]] = [
-        *[st.tuples(st.just(PasidDriver.fill_with), st.tuples(names, pages, some, used))] * 12,
-        *[st.tuples(st.just(PasidDriver.attach_pasid), st.tuples(names, pasids, domains))] * 4,
-        *[st.tuples(st.just(PasidDriver.detach_pasid), st.tuples(names, pasids))] * 2,
-        *[st.tuples(st.just(PasidDriver.allocate), st.tuples(pasids))] * 3,
-        *[st.tuples(st.just(PasidDriver.free), st.tuples(pasids, pasids))] * 2,
-        *[st.tuples(st.just(PasidDriver.enable), st.tuples(names, st.booleans()))] * 2,
-    ]
-    return st.one_of([*by_weight, moves()])
+    one_or_two, domains, latency = st.integers(1, 2), st.sampled_from(DOMAINS), st.just(LATENCY_NS)
+    return weighted(
+        (12, PasidDriver.fill, st.tuples(names, pages, one_or_two, pasids)),
+        (2, PasidDriver.fill, st.tuples(names, pages, one_or_two, st.sampled_from((RID, FOREIGN)))),
+        (5, PasidDriver.attach_pasid, st.tuples(names, pasids, st.sampled_from((MIRRORS, *DOMAINS)))),
+        (2, PasidDriver.detach_pasid, st.tuples(names, pasids)),
+        (3, PasidDriver.free, st.tuples(pasids, pasids)),
+        (1, PasidDriver.enable, st.tuples(names, st.just(False))),
+        (2, PasidDriver.enable, st.tuples(names, st.just(True))),
+        (2, PasidDriver.attach, st.tuples(names, domains)),
+        (1, PasidDriver.detach, st.tuples(names)),
+        (2, PasidDriver.start, st.tuples(names)),
+        (1, PasidDriver.stop, st.tuples(names, st.integers(0, 4))),
+        (1, PasidDriver.reset_unit, st.just(())),
+        (3, PasidDriver.map, st.tuples(domains, pages, pages)),
+        (2, PasidDriver.unmap, st.tuples(domains, pages, one_or_two)),
+        (8, PasidDriver.wait, st.tuples(latency)),
+    )
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     attach=st.sampled_from(["vfio-user", "vhost-user"]),
-    told=st.lists(pasid_moves(), min_size=10, max_size=60),
+    told=st.lists(moves(), min_size=20, max_size=60),
 )
 def test_memory_changes_with_a_pasid_only_while_no_answer_has_said_that_it_does_not(
     attach: Attachment, told: list[Move]
@@ -127,12 +132,9 @@ def test_memory_changes_with_a_pasid_only_while_no_answer_has_said_that_it_does_
     pasids = PasidSet(allocator)
     scene = FlightScene(attach, bypass="not-offered", pasids=pasids)
     driver = PasidDriver(scene, allocator=allocator, pasids=pasids)
-    for pasid in PASIDS:
-        driver.allocate(pasid)
-        driver.reap()
-    for name in ENGINES:
+    for name, pasid in product(NAMES, PASIDS):
         driver.enable(name, True)
-        driver.attach_pasid(name, PASIDS[0], 2)
+        driver.attach_pasid(name, pasid, 2)
         driver.reap()
     for page in range(PAGES):
         driver.map(2, page, PAGES - 1 - page)

@@ -72,7 +72,7 @@ def test_vdevs_machines_are_valid_and_attached_as_they_say(contender: Contender)
     config = machine(contender, 2)
 
     check_config(config)
-    assert [unit.attach for unit in config.units] == [contender.attach]
+    assert [unit.attach for unit in config.units] == [contender.attach] * 2
     assert "-acpitable" in arguments(contender)
 
 

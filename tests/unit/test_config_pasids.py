@@ -108,6 +108,23 @@ def test_a_unit_without_probe_cannot_tell_of_pasids_and_is_refused() -> None:
     assert said.startswith("x.yaml: units[iommu0].probe_size: 0 hides PROBE, which tells a driver of PASIDs")
 
 
+def of_two_units(endpoint: str) -> str:
+    units = "[{name: iommu0}, {name: bare, bdf: 00:11.0, probe_size: 0, reserved: []}]"
+    return f"vm: {{pasids: {{}}}}\nunits: {units}\nendpoints: [{{name: e0, unit: bare{endpoint}}}]"
+
+
+def test_one_unit_of_several_may_be_without_probe_and_has_no_pasids() -> None:
+    config = parse_config(of_two_units(""), "x.yaml")
+
+    assert [unit.probe_size for unit in config.units] == [512, 0]
+
+
+@pytest.mark.parametrize("key", ["dma: pasid_only", "kernel_pasid: true", "reserved_pasids: [7]"])
+def test_what_an_endpoint_behind_it_asks_for_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"endpoints\[e0\]\.\w+: .* probe_size 0 of units\[bare\] hides PASIDs"):
+        parse_config(of_two_units(f", {key}"), "x.yaml")
+
+
 def test_an_endpoint_that_comes_later_is_held_to_the_same_rules() -> None:
     config = parse_config(f"{UNITS}slots: [{{bdf: 01:00.0}}]", "x.yaml")
 

@@ -67,14 +67,20 @@ def _check_vm(config: Config) -> None:
         if given.quota < len(kernels):
             problem = f"{given.quota} is less than the kernel PASIDs of {', '.join(kernels)}, which count, too"
             raise ConfigError("vm.pasids.quota", problem, f"give at least {len(kernels)}")
+    if config.units and not any(unit.probe_size for unit in config.units):
+        problem = "0 hides PROBE, which tells a driver of PASIDs"
+        where = f"units[{config.units[0].name}].probe_size"
+        raise ConfigError(where, problem, "512 is usual; or leave vm.pasids out")
+    _check_behind(config, {unit.name for unit in config.units if not unit.probe_size})
+
+
+def _check_behind(config: Config, without: set[str]) -> None:
+    """Nothing behind a unit `without` PROBE asks for PASIDs: it has none."""
     for endpoint in config.endpoints:
-        unit = next((unit for unit in config.units if unit.name == endpoint.unit), None)
-        if unit is not None and not unit.probe_size:
-            for key, shown in _keys_given(endpoint):
-                problem = (
-                    f"{shown}, and unit {unit.name} has no PASIDs: its probe_size 0 hides PROBE, which tells of them"
-                )
-                raise ConfigError(f"endpoints[{endpoint.name}].{key}", problem, "512 is usual")
+        for key, shown in _keys_given(endpoint):
+            if endpoint.unit in without:
+                where, unit = f"endpoints[{endpoint.name}].{key}", f"units[{endpoint.unit}]"
+                raise ConfigError(where, f"{shown}, and probe_size 0 of {unit} hides PASIDs", "512 is usual there")
 
 
 def _keys_given(endpoint: EndpointConfig) -> Iterator[tuple[str, str]]:

@@ -60,7 +60,7 @@ def test_p10_a_refused_request_leaves_everything_as_it_was(managed: Viommu, host
     mine = managed.pasids.alloc().pasid
     managed.pasids.attach(domain=1, endpoint=EP, pasid=mine)
     before = state(managed, host)
-    requests = [
+    requests: list[Request] = [
         attach(mine, domain=OTHER_DOMAIN, flags=4),
         attach(mine, domain=OTHER_DOMAIN, flags=ATTACH_PASID_BYPASS),
         attach(NEVER),

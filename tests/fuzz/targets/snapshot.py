@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from tests.fuzz.reader import WORD, Reader
+from tests.support.pasid_allocator import PlainAllocator
 from vdev.iommu.engine import Engine
-from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, Limits, ReservedRegion, UnitSettings
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.settings import ADDRESS_SPACE, EndpointSettings, Limits, PasidSettings, ReservedRegion, UnitSettings
 from vdev.iommu.snapshot import SnapshotError
 from vdev.wire import viommu as wire
+from vdev.wire import viommu_pasid as pasid_wire
 
 MSI = ReservedRegion(0xFEE0_0000, 0xFEF0_0000, is_msi=True)
 ENDPOINTS = (EndpointSettings(8, "plain"), EndpointSettings(16, "doorbell", (MSI,)))
+WITH_PASIDS, UNTOUCHED = 4, 8  # bits of the first byte: the unit has PASIDs; its VM's set is as new
+PASID_ENDPOINTS = tuple(replace(endpoint, pasid=PasidSettings(4)) for endpoint in ENDPOINTS)
 MAX_MAPPINGS = 6
 LIMITS = Limits(max_domains=2, max_mappings_per_domain=4, max_mappings=MAX_MAPPINGS, max_pending_faults=2)
 ODD: tuple[Any, ...] = (
@@ -58,7 +64,7 @@ def _check(engine: Engine, kind: int) -> None:
     assert sum(len(domain["mappings"]) for domain in saved["domains"]) <= MAX_MAPPINGS
     assert len(saved["pending_faults"]) <= LIMITS.max_pending_faults
     for domain in saved["domains"]:
-        assert domain["endpoints"]
+        assert domain["endpoints"] or domain.get("pairs")
         assert engine.settings.domain_start <= domain["id"] < engine.settings.domain_stop
         stop = 0
         for start, following, gpa, flags in domain["mappings"]:
@@ -78,13 +84,14 @@ def _settings(kind: int) -> UnitSettings:
         input_stop=1 << 40 if kind & 1 else ADDRESS_SPACE,
         bypass_offered=not kind & 2,
         domain_stop=4 if kind & 1 else 1 << 32,
+        pasids=bool(kind & WITH_PASIDS),
         limits=LIMITS,
     )
 
 
 def _engine(kind: int) -> Engine:
-    """A unit with a domain and two mappings."""
-    engine = Engine(_settings(kind), ENDPOINTS)
+    """A unit with a domain and two mappings, and maybe PASIDs in it."""
+    engine = _engine_with_pasids(kind) if kind & WITH_PASIDS else Engine(_settings(kind), ENDPOINTS)
     engine.set_features(-1)
     for request in (
         wire.Attach(wire.T_ATTACH, bytes(3), 1, 8),
@@ -95,8 +102,26 @@ def _engine(kind: int) -> Engine:
     return engine
 
 
+def _engine_with_pasids(kind: int) -> Engine:
+    """PASID 1 in domain 1 and mirroring, PASID 2 freed and attached, PASID 3 idle; none where the set is as new."""
+    allocator = PlainAllocator()
+    engine = Engine(_settings(kind), PASID_ENDPOINTS, pasids=PasidSet(allocator))
+    engine.set_features(-1)
+    if kind & UNTOUCHED:
+        return engine
+    for _ in range(3):
+        engine.handle(pasid_wire.PasidAlloc(pasid_wire.T_PASID_ALLOC, bytes(3), 1, 9).pack(), 12)
+        engine.wait = None
+        allocator.answer()
+    for domain, endpoint, pasid, flags in ((1, 8, 1, 0), (0, 16, 1, 2), (1, 8, 2, 0)):
+        attach = pasid_wire.AttachPasid(pasid_wire.T_ATTACH_PASID, bytes(3), domain, endpoint, pasid, flags)
+        assert engine.handle(attach.pack(), 4) == wire.TAILS[wire.S_OK]
+    engine.handle(pasid_wire.PasidFree(pasid_wire.T_PASID_FREE, bytes(3), 2, 2).pack(), 12)
+    return engine
+
+
 def _good(kind: int) -> dict[str, Any]:
-    saved = _engine(kind).snapshot()
+    saved = _engine(kind & ~UNTOUCHED).snapshot()
     saved["domains"].append({"id": 2, "bypass": False, "endpoints": [16], "mappings": [[0, 4096, 4096, 2]]})
     saved["pending_faults"] = ["00" * 24]
     return saved
@@ -130,10 +155,13 @@ def _text(text: bytes) -> Any:
 
 def seeds() -> Iterator[bytes]:
     """Good states, and ones with something odd in each place."""
-    for kind in range(4):
+    for kind in (0, 1, 2, 3, WITH_PASIDS, WITH_PASIDS | UNTOUCHED):
         yield bytes([kind]) + json.dumps(_engine(kind).snapshot()).encode()
         yield bytes([kind]) + json.dumps(_good(kind)).encode()
     for place in range(5):
         for choice in range(0x80, 0x80 + len(ODD), 3):
             yield bytes([0x80, 0, place, choice])
             yield bytes([0x80, 4, 3, 0, 0, 0, 3, 0, 0, 0, place, choice])
+            for kind in (0x80 | WITH_PASIDS, 0x80 | WITH_PASIDS | UNTOUCHED):
+                yield bytes([kind, 1, 5, 0, 1, 0, place, 0, place, choice])
+                yield bytes([kind, 4, 3, 0, 0, 0, 4, 0, place, 0, 0, choice])
