@@ -314,6 +314,25 @@ async def test_an_administrator_may_take_a_kernel_pasid_which_the_endpoint_then_
     assert without == {"endpoint": "accel0", "problem": "an administrator took it"}
 
 
+async def test_an_endpoint_that_comes_later_may_have_a_kernel_pasid_and_gives_it_back_when_it_goes(
+    tmp_path: Path,
+) -> None:
+    text = f"{UNCHECKED}slots: [{{bdf: 02:00.0}}]\n"
+    with serving_pasids(text, tmp_path / "run") as process:
+        await held(process)
+        given = {"dma": "pasid-only", "kernel-pasid": True, "reserved-pasids": ["0x1..0xf"]}
+        ask(process, "endpoint-add", name="new", **given)
+        await eventually(lambda: "pasid" in kernel(process))
+        (shown,) = ask(process, "query-endpoints", endpoint="new")
+        ask(process, "endpoint-remove", name="new")
+        after = ask(process, "query-pasid-set")
+
+    pasids = shown["pasids"]
+    assert (pasids["dma"], pasids["reserved"]) == ("pasid-only", [{"first": 1, "last": 15}])
+    assert pasids["kernel"] > 15
+    assert (after["kernel"], after["used"]) == ([], 0)
+
+
 def test_a_vm_the_authority_refuses_does_not_start_and_the_reason_is_said(tmp_path: Path) -> None:
     rules = tmp_path / "host.yaml"
     rules.write_text("max_quota: 3\nquota: 2\n")

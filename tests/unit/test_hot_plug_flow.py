@@ -33,6 +33,14 @@ async def test_an_endpoint_is_made_then_plugged_then_looked_for(machine: Machine
     assert machine.endpoints["new"]["given"] == {"name": "new", "model": "rng", "options": {"period": 5}}
 
 
+async def test_what_is_said_of_an_endpoints_pasids_is_passed_on_as_it_is_spelled(machine: Machine) -> None:
+    await machine.flow.plug("new", dma="pasid-only", kernel_pasid=True, reserved_pasids=["0x1..0xf"])
+
+    assert machine.endpoints["new"]["given"] == {
+        "name": "new", "dma": "pasid-only", "kernel-pasid": True, "reserved-pasids": ["0x1..0xf"],
+    }  # fmt: skip
+
+
 async def test_qemu_is_told_what_it_is_told_of_configured_endpoints(machine: Machine) -> None:
     await machine.flow.plug("new")
 
