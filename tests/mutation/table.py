@@ -46,6 +46,7 @@ DEVICE_TESTS = (
     "tests/unit/test_wire_viommu.py",
     "tests/unit/test_queue*.py",
     "tests/unit/test_dma_door.py",
+    "tests/unit/test_tagged_door.py",
     "tests/unit/test_door_memory.py",
     "tests/unit/test_accelerator*.py",
     "tests/unit/test_snapshot.py",

@@ -160,6 +160,18 @@ def test_p38_a_freed_pasid_is_refused_although_it_is_attached() -> None:
     assert refusal(vm, pasid) == (PASID_FAULT, "pasid-free-pending", 0x1000)
 
 
+def test_p11_a_free_pending_pasid_is_not_told_from_one_that_never_was() -> None:
+    vm = Vm()
+    pending, never = attached(vm), 0x999
+    vm.free(pending)
+
+    attaches = [vm.attach(2, ACCEL, pasid) for pasid in (pending, never)]
+    faults = [refusal(vm, pasid)[0] for pasid in (pending, never)]
+
+    assert attaches == [wire.S_NOENT, wire.S_NOENT]
+    assert faults[0] == faults[1]
+
+
 def test_p42_a_pair_that_is_not_attached_reaches_nothing_whatever_bypass_says() -> None:
     vm = Vm()
     pasid = vm.alloc()
