@@ -148,8 +148,9 @@ def test_equal_numbers_in_two_guests_reach_each_their_own_memory(lab: Lab) -> No
     indirect=True,
 )
 def test_two_guests_allocate_and_free_while_vms_and_authorities_are_killed(
-    lab: Lab, record_property: Callable[[str, object], None]
+    lab: Lab, record_property: Callable[[str, object], None], pytestconfig: pytest.Config
 ) -> None:
+    pytestconfig.get_terminal_writer().line(f"{lab.space}: {NSTEPS} steps, VDEV_SEED={SEED}")
     rng = random.Random(SEED)
     guests = dict(zip("ab", lab.pair(), strict=True))
     nslices = NSTEPS // (2 * SLICE)
