@@ -31,6 +31,7 @@ from vdev.qemu.restorable import LateUnit, source_arguments
 CONNECT_SECONDS = 30.0
 MOVE_SECONDS = 120.0  # to save or to restore; half a second each where nothing else runs
 POLL_SECONDS = 0.005
+REASON_LOOKS = 100  # at a move that has failed, until QEMU says why
 TAIL_LINES = 40
 # The file has a fixed place for each page, so that a restore reads it in parallel and zero pages cost nothing.
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("mapped-ram", "multifd")]
@@ -136,6 +137,7 @@ async def restore(qmp: LoggedQmp, saved: Path, units: Iterable[LateUnit]) -> Non
 
 async def _moved(qmp: LoggedQmp, what: str) -> None:
     """Wait until QEMU says that its state has moved. Raises VmDied."""
+    looks = 0
     try:
         async with asyncio.timeout(MOVE_SECONDS):
             while True:
@@ -144,9 +146,10 @@ async def _moved(qmp: LoggedQmp, what: str) -> None:
                     case {"status": "completed"}:
                         return
                     case {"status": "failed" | "cancelled"}:
-                        raise VmDied(
-                            f"the guest could not be {what}: {answer.get('error-desc', 'QEMU does not say why')}"
-                        )
+                        looks += 1  # the state is there before the reason
+                        if "error-desc" in answer or looks > REASON_LOOKS:
+                            reason = answer.get("error-desc", "QEMU does not say why")
+                            raise VmDied(f"the guest could not be {what}: {reason}")
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         raise VmDied(f"the guest was not {what} within {MOVE_SECONDS:.0f} s") from None
