@@ -12,6 +12,7 @@ from qemu.qmp import QMPClient, QMPError, Runstate
 from qmp_bridge.child import Child, last_lines
 
 QUIT_SECONDS = 2.0
+NOTICE_SECONDS = 1.0  # between QEMU's hanging up on QMP and its end
 
 
 def start_qemu(command: Sequence[str], env: Mapping[str, str], stderr: Path) -> Child:
@@ -33,8 +34,8 @@ async def stop_qemu(child: Child, qmp: QMPClient | None) -> None:
         child.kill()
 
 
-def death_of_qemu(child: Child, stderr: Path, shutdown: str) -> str:
-    """One line that says how QEMU ended; `shutdown` is the reason of its SHUTDOWN event, if there was one."""
+def death_of_qemu(child: Child, stderr: Path, note: str) -> str:
+    """One line that says how QEMU ended; `note` is the reason of its SHUTDOWN event, or what else is known."""
     words = [line for line in last_lines(stderr, 5) if line.strip()]
     said = f"; it last said: {words[-1]}" if words else ""
-    return child.describe_exit() + (f" ({shutdown})" if shutdown else "") + said
+    return child.describe_exit() + (f" ({note})" if note else "") + said

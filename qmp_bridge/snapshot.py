@@ -7,7 +7,9 @@ which machine is the caller's to know: a saved one belongs to one QEMU, kernel, 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from qmp_bridge.console import Console, connect
 from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import Options, Parts, paths_in, qemu_command, with_append
-from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
+from qmp_bridge.qemu_process import NOTICE_SECONDS, death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.run_directory import RunDirectory
 from vdev.config import Config
 from vdev.qemu.machine import MachinePaths
@@ -31,8 +33,8 @@ from vdev.qemu.restorable import LateUnit, source_arguments
 CONNECT_SECONDS = 30.0
 MOVE_SECONDS = 120.0  # to save or to restore; half a second each where nothing else runs
 POLL_SECONDS = 0.005
-REASON_LOOKS = 100  # at a move that has failed, until QEMU says why
 TAIL_LINES = 40
+FULL_NBYTES = 1 << 20  # a file system with less left has no room
 # The file has a fixed place for each page, so that a restore reads it in parallel and zero pages cost nothing.
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("mapped-ram", "multifd")]
 
@@ -78,7 +80,8 @@ async def _boot_and_save(command: list[str], parts: Parts, paths: MachinePaths, 
         deaths = group.subgroup(_DEATHS)
         if deaths is None:
             raise the_cause(group) from None
-        reason = str(the_cause(deaths)) if qemu.running else death_of_qemu(qemu, logs / "qemu.stderr", "")
+        has_ended = await qemu.ended_within(NOTICE_SECONDS)  # whoever talks to QEMU sees its end first
+        reason = death_of_qemu(qemu, logs / "qemu.stderr", _shortage(target)) if has_ended else str(the_cause(deaths))
         problem = f"no guest to restore could be made: {console.panic() or reason}"
         raise VmDied(problem, console.tail(TAIL_LINES)) from None
     finally:
@@ -106,6 +109,11 @@ async def _save(qmp: LoggedQmp, target: Path) -> None:
     await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
     await qmp.unguarded("migrate", {"uri": f"file:{target}"})
     await _moved(qmp, "saved")
+
+
+def _shortage(target: Path) -> str:
+    """What a QEMU that ended need not have said: with no room left for `target`, 11.1 now and then dies of SIGSEGV."""
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(target.parent).free < FULL_NBYTES else ""
 
 
 @contextmanager
@@ -137,7 +145,6 @@ async def restore(qmp: LoggedQmp, saved: Path, units: Iterable[LateUnit]) -> Non
 
 async def _moved(qmp: LoggedQmp, what: str) -> None:
     """Wait until QEMU says that its state has moved. Raises VmDied."""
-    looks = 0
     try:
         async with asyncio.timeout(MOVE_SECONDS):
             while True:
@@ -146,10 +153,9 @@ async def _moved(qmp: LoggedQmp, what: str) -> None:
                     case {"status": "completed"}:
                         return
                     case {"status": "failed" | "cancelled"}:
-                        looks += 1  # the state is there before the reason
-                        if "error-desc" in answer or looks > REASON_LOOKS:
-                            reason = answer.get("error-desc", "QEMU does not say why")
-                            raise VmDied(f"the guest could not be {what}: {reason}")
+                        raise VmDied(
+                            f"the guest could not be {what}: {answer.get('error-desc', 'QEMU does not say why')}"
+                        )
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         raise VmDied(f"the guest was not {what} within {MOVE_SECONDS:.0f} s") from None

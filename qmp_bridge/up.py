@@ -25,7 +25,7 @@ from qmp_bridge.control_client import ControlClient
 from qmp_bridge.errors import VmDied, the_cause
 from qmp_bridge.monitor import LoggedQmp, connect_monitor
 from qmp_bridge.plan import TRACE_LOG, Options, Plan, find_parts, make_plan, overridden
-from qmp_bridge.qemu_process import death_of_qemu, start_qemu, stop_qemu
+from qmp_bridge.qemu_process import NOTICE_SECONDS, death_of_qemu, start_qemu, stop_qemu
 from qmp_bridge.run_directory import RunDirectory
 from qmp_bridge.run_state import RunState
 from qmp_bridge.snapshot import restore
@@ -39,7 +39,6 @@ TRACE_LINES = 50
 CONNECT_SECONDS = 30.0  # from QEMU's start to its sockets; it connects to the backend in between
 DRAIN_SECONDS = 2.0  # for what the guest said just before QEMU went
 _SILENT = "and the console said nothing: has its kernel CONFIG_SERIAL_8250_CONSOLE built in, its disk a boot loader?"
-NOTICE_SECONDS = 1.0  # between QEMU's hanging up on QMP and its end
 
 
 class RunningVm:

@@ -163,8 +163,8 @@ def test_a_cache_without_room_for_a_guest_says_so(tmp_path: Path) -> None:
         tmp_path, "s", "-v", env={"VDEV_CACHE": str(cache)}, wrapper=with_tmpfs(str(cache / "guest-snapshots"), "20m")
     )
 
-    # Which of its writers' errors QEMU tells is a matter of its threads: mostly "No space left on device".
-    assert "guest: guests are booted, not restored: no guest to restore could be made: " in ended.output
+    assert "guest: guests are booted, not restored: " in ended.output
+    assert "No space left on device" in ended.output
     assert ended.counted() == "1 passed"
     assert (ended.status, ended.left) == (0, [])
 

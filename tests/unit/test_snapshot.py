@@ -115,3 +115,14 @@ async def test_a_qemu_that_ends_at_once_is_not_waited_for(tmp_path: Path, monkey
         await save_guest(config, Parts(("false",), {}, "11", "/k", "/i", "tcg"), Options(), tmp_path / "saved")
 
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_qemu_that_dies_where_there_is_no_room_is_told_with_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(snapshot, "FULL_NBYTES", 1 << 62)
+    config = parse_config("units: [{name: iommu0}]", "x")
+
+    with pytest.raises(VmDied, match=r"QEMU exited with status 1 \(No space left on device\)"):
+        await save_guest(config, Parts(("false",), {}, "11", "/k", "/i", "tcg"), Options(), tmp_path / "saved")
