@@ -217,13 +217,13 @@ class DmaDoor:
         if self.frozen:
             raise DmaError("frozen", iova, passing=True)
         if tag is not None:
-            self._check_tag(iova, tag)
+            self.check_tag(iova, tag)
         # P46: an endpoint with ONLY makes no access without a PASID
         elif self.pasid_only:
             raise TranslationFault(FAULT_R_PASID_REQUIRED, "pasid-required", iova)
 
-    def _check_tag(self, iova: int, tag: Tag) -> None:
-        """What the capability allows, whatever the endpoint does: we are the root complex, too."""
+    def check_tag(self, iova: int, tag: Tag) -> None:
+        """What the capability allows, whatever the endpoint does: we are the root complex, too. TranslationFault."""
         control = self.function.pasid_control
         # P42: enabled, and the PASID fits the width
         if not control & pci.PASID_ENABLE:

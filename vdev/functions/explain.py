@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vdev.errors import ConfigError, MemoryAccessError
+from vdev.errors import ConfigError, MemoryAccessError, TranslationFault
 from vdev.functions.dma import WRITE, DmaDoor, joined
 from vdev.iommu.engine import Engine
 from vdev.iommu.explain import MAX_EXPLAINED, Asked, Step, explain
 from vdev.iommu.tag import Tag
 from vdev.memory import Region, RegionTable
-from vdev.wire import pci
-from vdev.wire.viommu_pasid import FAULT_R_PASID_DISABLED, FAULT_R_PASID_REQUIRED
+from vdev.wire.viommu_pasid import FAULT_R_PASID_REQUIRED
+
+TAG_REFUSALS = {  # by the reason's word (`DmaDoor.check_tag`)
+    "pasid-disabled": "the endpoint's PASID capability is not enabled",
+    "pasid-too-wide": "PASID {pasid:#x} does not fit the capability's {bits} bits",
+    "execute-disabled": "it requests execution, which the capability has not enabled",
+    "privileged-disabled": "it requests privilege, which the capability has not enabled",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def explain_access(engine: Engine, door: DmaDoor, asked: Access) -> AccessExplan
     if door.frozen:
         return told._refuse("frozen", f"its DMA is held ({asked.holders})", "frozen")
     told._pass("frozen", "nobody holds its DMA")
-    if not _explain_tag(told, door, asked.tag):
+    if not _explain_tag(told, door, asked.iova, asked.tag):
         return told
     found = explain(engine.table, engine.settings, number, Asked(asked.iova, asked.nbytes, asked.access, asked.tag))
     told.steps += found.steps
@@ -91,32 +97,21 @@ def explain_access(engine: Engine, door: DmaDoor, asked: Access) -> AccessExplan
     return told
 
 
-def _explain_tag(told: AccessExplanation, door: DmaDoor, tag: Tag | None) -> bool:
+def _explain_tag(told: AccessExplanation, door: DmaDoor, iova: int, tag: Tag | None) -> bool:
     """The door's decisions about PASIDs; whether the access goes on."""
-    function = door.function
     if tag is None:
         if not door.pasid_only:
             return True
         told._refuse("pasid", "it has no PASID, and the endpoint is configured as dma: pasid_only", "pasid-required")
         told.fault = FAULT_R_PASID_REQUIRED
         return False
-    control, bits = function.pasid_control, function.pasid_bits
-    for holds, text, reason in (
-        (control & pci.PASID_ENABLE, "the endpoint's PASID capability is not enabled", "pasid-disabled"),
-        (not tag.pasid >> bits, f"PASID {tag.pasid:#x} does not fit the capability's {bits} bits", "pasid-too-wide"),
-        (
-            not tag.execute or control & pci.PASID_EXECUTE,
-            "it requests execution, which the capability has not enabled", "execute-disabled",
-        ),
-        (
-            not tag.privileged or control & pci.PASID_PRIVILEGED,
-            "it requests privilege, which the capability has not enabled", "privileged-disabled",
-        ),
-    ):  # fmt: skip
-        if not holds:
-            told._refuse("pasid", text, reason)
-            told.fault = FAULT_R_PASID_DISABLED
-            return False
+    try:
+        door.check_tag(iova, tag)
+    except TranslationFault as refused:
+        bits = door.function.pasid_bits
+        told._refuse("pasid", TAG_REFUSALS[refused.reason].format(pasid=tag.pasid, bits=bits), refused.reason)
+        told.fault = refused.fault_reason
+        return False
     told._pass("pasid", f"the endpoint's capability lets accesses with PASID {tag.pasid:#x} out")
     return True
 
