@@ -7,7 +7,7 @@ status of its tail) leaves no trace. Choices the specification leaves open are l
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vdev.errors import ConfigError, RequestError, TranslationFault
@@ -75,6 +75,11 @@ class Endpoint:
     pasid: PasidSettings | None = None
     domain: Domain | None = None
     pairs: dict[int, Pair] = field(default_factory=dict)  # by PASID, those that mirror included
+    closed: tuple[ReservedRegion, ...] = field(init=False)  # `reserved` for accesses with a PASID
+
+    def __post_init__(self) -> None:
+        """P26: none of it lets an access with a PASID pass: messages carry none."""
+        self.closed = tuple(replace(region, is_msi=False) for region in self.reserved)
 
     @property
     def domain_id(self) -> int | None:

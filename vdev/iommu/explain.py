@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vdev.errors import ConfigError, TranslationFault
 from vdev.iommu.domains import READ, WRITE, DomainTable, Endpoint
 from vdev.iommu.intervals import Interval, IntervalMap
-from vdev.iommu.pairs import PAIR_REFUSALS, closed_regions, reached_domain
+from vdev.iommu.pairs import PAIR_REFUSALS, reached_domain
 from vdev.iommu.settings import ADDRESS_SPACE, ReservedRegion, UnitSettings
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
@@ -81,7 +81,7 @@ def explain(table: DomainTable, settings: UnitSettings, endpoint_id: int, asked:
         text = f"[{iova:#x}, +{nbytes:#x}) leaves the 64-bit address space"
         told.refuse("mapping", text, wire.FAULT_R_MAPPING, "outside-address-space", iova)
         return told
-    regions = endpoint.reserved if tag is None else closed_regions(endpoint)
+    regions = endpoint.reserved if tag is None else endpoint.closed
     needs_execute = tag is not None and tag.execute
     _Walk(told, settings, endpoint, regions, mappings, asked.access, needs_execute).run(iova, iova + nbytes)
     return told

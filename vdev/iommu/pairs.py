@@ -8,13 +8,12 @@ calls these (pasid_unit.py), as is what the specification has checked first.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vdev.errors import RequestError, TranslationFault
 from vdev.iommu.domains import Domain, DomainTable, Endpoint, Pair, Piece
 from vdev.iommu.intervals import IntervalMap
 from vdev.iommu.pasid_held import Held
-from vdev.iommu.settings import ADDRESS_SPACE, ReservedRegion, UnitSettings
+from vdev.iommu.settings import ADDRESS_SPACE, UnitSettings
 from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
 from vdev.wire import viommu_pasid as pasid_wire
@@ -124,17 +123,10 @@ def translate_pair(
         mappings = domain.mappings
         if tag.execute:
             # P44: MAP has no right for it; what its first byte would be refused for anyway comes first
-            table.walk(closed_regions(endpoint), mappings, (iova, iova + 1), access)
+            table.walk(endpoint.closed, mappings, (iova, iova + 1), access)
             raise TranslationFault(wire.FAULT_R_MAPPING, "no-execute", iova)
         hit = mappings.find(iova)
         if hit is not None and iova + nbytes <= hit[1] and not access & ~hit[3]:
             return [(hit[2] + iova - hit[0], nbytes)], domain.id
-    pieces = table.walk(closed_regions(endpoint), mappings, (iova, iova + nbytes), access)
+    pieces = table.walk(endpoint.closed, mappings, (iova, iova + nbytes), access)
     return pieces, None if domain is None else domain.id
-
-
-def closed_regions(endpoint: Endpoint) -> tuple[ReservedRegion, ...]:
-    """P26: what is reserved for the endpoint, none of which an access with a PASID passes: messages carry none."""
-    if not any(region.is_msi for region in endpoint.reserved):
-        return endpoint.reserved
-    return tuple(replace(region, is_msi=False) for region in endpoint.reserved)
