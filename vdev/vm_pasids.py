@@ -36,10 +36,10 @@ async def lease_for(config: Config, directory: Path) -> Lease | None:
     try:
         return await join(*_asked_of(given, directory, config.vm.name), quota=given.quota)
     except VdevError as error:
-        key, _, problem = (
-            str(error).rpartition(": ") if str(error).startswith("vm.pasids.") else ("vm.pasids", "", error)
-        )
-        raise ConfigError(key, str(problem)) from None
+        key, is_keyed, problem = str(error).partition(": ")  # what the host does not allow names its key
+        if is_keyed and key.startswith("vm.pasids."):
+            raise ConfigError(key, problem) from None
+        raise ConfigError("vm.pasids", str(error)) from None
 
 
 def _asked_of(given: PasidsConfig, directory: Path, vm: str) -> tuple[Path, str, Path | None]:

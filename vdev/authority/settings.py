@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vdev.config.load import EXAMPLES
+from vdev.config.load import EXAMPLES, named, read_text
 from vdev.config.schema import SocketsConfig
 from vdev.config.text import WHOLE, convert, parse_yaml
 from vdev.errors import ConfigError
@@ -64,16 +64,9 @@ def load_host_config(path: Path | None) -> HostConfig:
     """The file at `path`, or what holds without one. ConfigError, whose key begins with the file's name."""
     if path is None:
         return HostConfig()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "give the path of a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), f"is not text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
-    try:
+    text = read_text(path)
+    with named(path.name):
         return host_config_from(parse_yaml(text) if text.strip() else {})
-    except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error.key}", error.problem, error.cure) from None
 
 
 def host_config_from(data: Any) -> HostConfig:

@@ -34,29 +34,34 @@ EXAMPLES = {  # cures for values of the wrong type, by key
 
 def load_config(path: Path) -> Config:
     """The checked configuration in the file `path`; raises ConfigError, whose key begins with the file's name."""
+    return parse_config(read_text(path), path.name)
+
+
+def read_text(path: Path) -> str:
+    """What the file `path` holds; ConfigError with the path where it cannot be read or is no text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}", "give the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not text: {error.reason} at byte {error.start}", "save it as UTF-8") from None
-    return parse_config(text, path.name)
 
 
 def parse_config(text: str, name: str) -> Config:
     """The checked configuration in `text`; `name` is what errors call it. Raises ConfigError."""
-    with _named(name):
+    with named(name):
         return _checked(parse_yaml(text))
 
 
 def config_from(data: object, name: str) -> Config:
     """The checked configuration that plain `data` says, such as a part of another file. Raises ConfigError."""
-    with _named(name):
+    with named(name):
         return _checked(data)
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
+    """Errors of the block begin with `name`, which is a file's."""
     try:
         yield
     except ConfigError as error:
