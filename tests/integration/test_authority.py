@@ -8,11 +8,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import authority
 from tests.support.authority import (
     Vm,
     allocate,
@@ -35,14 +35,7 @@ from vdev.errors import VdevError
 from vdev.iommu.pasid_set import Refusal
 from vdev.transports.identity import VmIdentity
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where an authority may be; ended afterwards."""
-    path = tmp_path / "authority"
-    path.mkdir(mode=0o700)
-    yield path
-    kill_authority(path)
+directory = authority.directory
 
 
 async def test_the_first_lease_starts_an_authority_and_the_second_joins_it(directory: Path) -> None:

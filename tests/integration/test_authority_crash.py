@@ -10,12 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.authority import Vm, check_ledger, give_back, granted, held_lease, kill_authority, rows, until
+from tests.support import authority
+from tests.support.authority import Vm, check_ledger, give_back, granted, held_lease, rows, until
 from vdev.errors import VdevError
 
 SOAK = os.environ.get("VDEV_TIER") == "soak"
@@ -25,12 +26,7 @@ COMMITS = ["open", "grant", "grant", "grant", "attached", "free-pending", "relea
 CASES = [(point, number) for number in range(1, len(COMMITS) + 1) for point in POINTS]
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "authority"
-    path.mkdir(mode=0o700)
-    yield path
-    kill_authority(path)
+directory = authority.directory
 
 
 @pytest.mark.parametrize(

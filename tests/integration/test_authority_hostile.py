@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import authority
 from tests.support.authority import (
     WAIT_S,
     Vm,
@@ -24,7 +25,6 @@ from tests.support.authority import (
     give_back,
     granted,
     held_lease,
-    kill_authority,
     rows,
     until,
 )
@@ -39,12 +39,7 @@ NOBODY = 65534
 HELLO = {"op": "hello", "version": 1, "name": "rude"}
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "authority"
-    path.mkdir(mode=0o700)
-    yield path
-    kill_authority(path)
+directory = authority.directory
 
 
 class Rude:

@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import authority
 from tests.support.authority import (
     WAIT_S,
     Vm,
@@ -20,7 +20,6 @@ from tests.support.authority import (
     give_back,
     granted,
     held_lease,
-    kill_authority,
     restarted,
     rows,
     stop_authority,
@@ -30,14 +29,7 @@ from vdev.authority.admin_client import ask
 from vdev.errors import VdevError
 from vdev.iommu.pasid_set import Refusal
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where an authority may be; ended afterwards."""
-    path = tmp_path / "authority"
-    path.mkdir(mode=0o700)
-    yield path
-    kill_authority(path)
+directory = authority.directory
 
 
 async def test_another_quota_holds_at_once_and_is_in_the_audit(directory: Path) -> None:

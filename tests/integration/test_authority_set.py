@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.support.authority import Vm, kill_authority, restarted, rows, stop_authority, until
+from tests.support import authority
+from tests.support.authority import Vm, restarted, rows, stop_authority, until
 from vdev.authority.lease import Lease, join
 from vdev.iommu.events import Event, PasidQuotaChanged, PasidQuotaExceeded
 from vdev.iommu.pasid_held import Held
 from vdev.iommu.pasid_set import PasidSet, Refusal
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "authority"
-    path.mkdir(mode=0o700)
-    yield path
-    kill_authority(path)
+directory = authority.directory
 
 
 class Guest:

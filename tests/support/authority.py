@@ -9,10 +9,12 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
 
 from vdev.authority.lease import Lease, join
 from vdev.authority.server import LEDGER
@@ -22,6 +24,15 @@ from vdev.transports.identity import VmIdentity, start_time_of
 
 ALL = (1, 1 << 20)
 WAIT_S = 20.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where an authority may be; ended afterwards."""
+    path = tmp_path / "authority"
+    path.mkdir(mode=0o700)
+    yield path
+    kill_authority(path)
 
 
 class Vm:

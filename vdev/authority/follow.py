@@ -46,14 +46,7 @@ class Following:
         """Lines from now on."""
         follower = Follower(self._wall_us)
         self._followers.add(follower)
-        return self._lines(follower)
-
-    async def _lines(self, follower: Follower) -> AsyncGenerator[bytes, None]:
-        try:
-            while True:
-                yield await follower.take()
-        finally:
-            self._followers.discard(follower)
+        return follower.lines(self._followers.discard)
 
     def tell(self, change: Change) -> None:
         """`change` is in the ledger, and about to be true."""

@@ -73,6 +73,14 @@ class Follower:
                 self._lost = 0
         return b"".join(lines)
 
+    async def lines(self, left: Callable[[Follower], None]) -> AsyncGenerator[bytes, None]:
+        """All there will be, until whoever takes them ends it: `left` is told."""
+        try:
+            while True:
+                yield await self.take()
+        finally:
+            left(self)
+
 
 class EventStream:
     """Give it to the control server by `events_commands`."""
@@ -96,15 +104,11 @@ class EventStream:
             self._limiter = EventLimiter()
             self._around.connect(self.put)
         self._followers.add(follower)
-        return self._lines(follower)
+        return follower.lines(self._left)
 
-    async def _lines(self, follower: Follower) -> AsyncGenerator[bytes, None]:
-        try:
-            while True:
-                yield await follower.take()
-        finally:
-            self._followers.discard(follower)
-            self._leave()
+    def _left(self, follower: Follower) -> None:
+        self._followers.discard(follower)
+        self._leave()
 
     def put(self, event: object) -> None:
         """Take in an event of any kind."""
