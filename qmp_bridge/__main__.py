@@ -1,4 +1,5 @@
-"""`qmp-bridge up CONFIG`: one VM from one file, until its guest is done. `attach`: a monitor for another's QEMU."""
+"""`qmp-bridge up CONFIG`: one VM from one file, until its guest is done. `run SCENARIO`: a VM to which things are done,
+and a report. `attach`: a monitor for another's QEMU."""
 
 from __future__ import annotations
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     add_vm_options(up)
+    _add_run(commands.add_parser("run", help="play a scenario: do things to a VM and its guest, and report"))
     other = commands.add_parser("attach", help="one monitor for a QEMU that somebody else started and a `vdev serve`")
     other.add_argument("--qmp", type=Path, required=True, metavar="SOCKET", help="a QMP monitor of that QEMU")
     other.add_argument("--vdev", type=Path, required=True, metavar="SOCKET", help="the control socket of vdev")
@@ -51,6 +53,34 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", type=Path, metavar="SOCKET", help="for clients (default: monitor.sock beside vdev's socket)"
     )
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", type=Path, metavar="SCENARIO", help="the YAML file: docs/scenarios.md")
+    parser.add_argument("--attach", choices=ATTACHMENTS, help="instead of what the file says")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the faults, instead of the file's")
+    parser.add_argument(
+        "--var", action="append", default=[], metavar="NAME=VALUE", help="instead of the file's; may be repeated"
+    )
+    parser.add_argument("--driver", metavar="NAME", help="short for --var driver=NAME")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no line for each step")
+    parser.add_argument("--cold", action="store_true", help="boot the guest, though a saved one could be restored")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where a lost VM's logs go")
+    add_vm_options(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from guest_tests.scenario.run import run  # needed for this command alone, and it imports us
+
+    with _signals_raise():  # the machine's loop is in a thread of its own
+        return run(arguments, _say, _show)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _say(line: str) -> None:
@@ -177,6 +207,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "attach":
             return asyncio.run(_until_signal(_attach(arguments)))
+        if arguments.command == "run":
+            return _run(arguments)
         config = apply_vm_options(load_config(arguments.config), arguments)
         options = _options(arguments, config)
         for line in config_warnings(config):

@@ -6,10 +6,10 @@ The task is what a VM's death cancels; whoever waits for a piece of work then ge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qemu.qmp import QMPError
 
@@ -51,6 +51,7 @@ class Living:
 _OF_A_DEATH = (VmDied, ControlError, QMPError, EOFError, ConnectionError)
 
 Work = Callable[[Living], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class Guest:
@@ -85,6 +86,26 @@ class Guest:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._work.put_nowait((work, future))
         return await self._task_or(future)
+
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which the guest's task does not do; cancelled when the guest goes. Raises GuestGone."""
+        if self.death is not None:
+            work.close()
+            raise self.death
+        doing = asyncio.ensure_future(work)
+        try:
+            result: T = await self._task_or(doing)
+        finally:
+            if not doing.done():
+                doing.cancel()
+                await asyncio.wait([doing])
+        return result
+
+    async def gone_within(self, seconds: float) -> GuestGone | None:
+        """Wait for its end; None when it lives on."""
+        assert self._task is not None
+        await asyncio.wait([self._task], timeout=seconds)
+        return self.death
 
     async def close(self) -> None:
         """End it, whatever it does. Idempotent."""

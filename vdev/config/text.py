@@ -180,7 +180,7 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
     key = ""
     for name, index in _STEP.findall(path):
         if name:
-            key, data, kind = f"{key}.{name}" if key else name, data.get(name), _given(get_type_hints(kind)[name])
+            key, data, kind = f"{key}.{name}" if key else name, data.get(name), _given(_type_of(kind, name))
         elif index == "...":
             # It does not say which value; those that fit are scalars.
             last = next((word for word, value in data.items() if not isinstance(value, str | bool | int)), "?")
@@ -191,6 +191,12 @@ def _follow(data: Any, kind: Any, path: str) -> tuple[str, Any, Any]:
     return key, data, kind
 
 
+def _type_of(kind: Any, name: str) -> Any:
+    """The declared type of the key `name`, whose field may be called otherwise: `with` is no name in Python."""
+    field = next(field.name for field in msgspec.structs.fields(kind) if field.encode_name == name)
+    return get_type_hints(kind)[field]
+
+
 def _given(kind: Any) -> Any:
     """What a key that may be left out is when it is there: X of `X | None`."""
     kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else []
@@ -198,7 +204,8 @@ def _given(kind: Any) -> Any:
 
 
 def _fields(kind: Any) -> list[str]:
-    return list(get_type_hints(kind)) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
+    is_struct = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    return [field.encode_name for field in msgspec.structs.fields(kind)] if is_struct else []
 
 
 def _cure(kind: Any, key: str, examples: Mapping[str, str]) -> str:
