@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_clear_returns_everything_to_normal_after_any_sequence(
     while soak.injected < wanted:
         soak.round()
 
-    print(f"{soak.injected} faults in {soak.rounds} rounds, {scene.restarts} restarts, {scene.late} late answers")
-    print(f"actions seen: {sorted(soak.seen)}; acts that failed: {scene.trouble}")
+    sys.stdout.write(
+        f"{soak.injected} faults in {soak.rounds} rounds, {scene.restarts} restarts, {scene.late} late answers\n"
+        f"actions seen: {sorted(soak.seen)}; acts that failed: {scene.trouble}\n"
+    )
     assert len(soak.seen) >= SEEN[machine["tier"]]
