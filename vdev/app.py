@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,12 @@ from vdev.control.messages import Ready
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.endpoint_commands import endpoint_commands
+from vdev.errors import VdevError
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
 from vdev.hot_plug import Endpoints, Surroundings
+from vdev.injector import Around as InjectorAround
+from vdev.injector import Injector
 from vdev.pasid_commands import pasid_commands
 from vdev.qemu.machine import VIOT_NAME, viot_table
 from vdev.trace.commands import trace_commands
@@ -75,9 +78,11 @@ class App:
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
         self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
         self.vm = self._make_vm()
+        self.injector = self._make_injector()
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self._viot = directory / VIOT_NAME
         self._viot_written = False
+        self._orders: set[asyncio.Task[None]] = set()  # given by a fault plan, and not carried out yet
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
         self.endpoints = Endpoints(
@@ -102,6 +107,32 @@ class App:
             self.pasids.kernel = self.machine.kernel_pasids
             vm.was_bound = partial(self.pasids.bind, vm.identity)
         return vm
+
+    def _make_injector(self) -> Injector:
+        """Fault injection, without a rule yet."""
+        around = InjectorAround(
+            emit=self.events.emit,
+            clock_ns=time.monotonic_ns,
+            wake_at=self.scheduler.wake_at,
+            order=self._order_pasids,
+            stall=time.sleep,  # the whole loop stands still: that is what is asked for
+            die=lambda: os.kill(os.getpid(), signal.SIGKILL),
+        )
+        return Injector(self.machine, self.config, around, None if self.pasids is None else self.pasids.set)
+
+    def _order_pasids(self, command: str, arguments: Mapping[str, Any]) -> None:
+        """An order that a fault plan gives: nobody waits for its outcome, so the log has it."""
+        assert self.pasids is not None
+        orders = self._orders
+        task = asyncio.get_running_loop().create_task(self._order(self.pasids.lease, command, arguments))
+        orders.add(task)
+        task.add_done_callback(orders.discard)
+
+    async def _order(self, lease: Lease, command: str, arguments: Mapping[str, Any]) -> None:
+        try:
+            await lease.admin(command, arguments, f"fault plan of {self.config.vm.name}")
+        except VdevError as error:
+            log.warning("fault plan: %s: %s", command, error)
 
     def _make_event_stream(self) -> EventStream:
         def connect(follower: Callable[[object], None] | None) -> None:

@@ -35,6 +35,7 @@ from vdev.wire import pci
 
 ADDRESS_SPACE = 1 << 64
 Handle = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
+Wrap = Callable[[Handle], Handle]
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Unit:
     function: VirtioPciFunction | VhostCarrier
     freezer: Freezer  # of all its endpoints
     stages: Stages
+    injected: Wrap | None = None  # between the engine and whoever asks it, while rules stand there
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     doors: dict[str, DmaDoor] = field(default_factory=dict)
 
@@ -105,6 +107,8 @@ class Machine:
         self._wake_at = wake_at
         self._ordering = ordering
         self._trace: Trace | None = None
+        self._timed: Wrap | None = None
+        self.changed: Callable[[], None] = lambda: None  # told after an endpoint came
         self._has_slots = bool(config.slots)
         self._vm = config.vm
         self._pasids = pasids
@@ -123,15 +127,28 @@ class Machine:
         endpoints = {name: endpoint for unit in self.units.values() for name, endpoint in unit.endpoints.items()}
         return {**units, **endpoints}
 
-    def trace_to(self, trace: Trace | None, timed: Callable[[Handle], Handle]) -> None:
+    def trace_to(self, trace: Trace | None, timed: Wrap) -> None:
         """Let every function tell `trace` what happens; `timed` wraps what answers requests. None ends it."""
         self._trace = trace
+        self._timed = None if trace is None else timed
         for function in self.functions.values():
             function.trace = trace
         for unit in self.units.values():
-            unit.device.handle = unit.engine.handle if trace is None else timed(unit.engine.handle)
+            self._connect(unit)
             for door in unit.doors.values():
                 door.trace = trace
+
+    def answer_with(self, unit: str, injected: Wrap | None) -> None:
+        """Requests of `unit` are answered by `injected(Engine.handle)`; None: by the engine itself."""
+        self.units[unit].injected = injected
+        self._connect(self.units[unit])
+
+    def _connect(self, unit: Unit) -> None:
+        """The engine to its device, with what stands between them: a trace sees what the driver sees."""
+        handle: Handle = unit.engine.handle
+        for wrap in (unit.injected, self._timed):
+            handle = handle if wrap is None else wrap(handle)
+        unit.device.handle = handle
 
     def add_endpoint(self, config: EndpointConfig) -> Endpoint:
         """The endpoint of a `config` that was checked, built and known to its unit, frozen and traced as the others.
@@ -143,6 +160,7 @@ class Machine:
         endpoint.trace = door.trace = self._trace
         if unit.freezer.holders:
             endpoint.freeze(True)
+        self.changed()
         return endpoint
 
     def remove_endpoint(self, name: str) -> None:
@@ -185,7 +203,7 @@ class Machine:
         freezer = Freezer(lambda: [endpoint.freeze for endpoint in endpoints.values()])
         stages = Stages(config.name, emit)
         engine.reached = stages.reach
-        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, stages, endpoints)
+        unit = Unit(config, engine, device, self._carry(config, device, freezer), freezer, stages, endpoints=endpoints)
         for endpoint in behind:
             self._add(unit, endpoint)
         return unit

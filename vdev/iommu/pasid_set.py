@@ -116,6 +116,7 @@ class PasidSet:
         self._questions: list[_Question] = []
         self._quota = allocator.terms.quota
         self._is_told_exceeded = False
+        self.filter: Callable[[str, int, int], Refusal | None] | None = None  # unit, first, used: an injected refusal
         self.is_untouched = True  # nothing was asked of the allocator yet, nor reconciled with it
         allocator.terms_changed = self._terms_changed
 
@@ -192,7 +193,11 @@ class PasidSet:
     def refusal(self, unit: str, first: int, stop: int) -> Refusal | None:
         """Why [first, stop) need not be asked for; told as a refusal of `unit`'s. What is asked for counts already."""
         terms = self.terms
-        if self.used + len(self._questions) >= terms.quota:
+        counted = self.used + len(self._questions)
+        injected = None if self.filter is None else self.filter(unit, first, counted)
+        if injected is not None:
+            why = injected
+        elif counted >= terms.quota:
             why = Refusal.QUOTA
         elif max(first, terms.first) >= min(stop, terms.stop):
             why = Refusal.RANGE

@@ -1,0 +1,85 @@
+"""What the hooks of a point and whoever runs the plan (`vdev.injector`) have to do with each other.
+
+The hooks of a point are in place only while rules stand at it. `arm` puts them where they belong, `disarm` takes them
+away: with no rule the cores run exactly the code that they run without fault injection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from vdev.faults.plan import Firing
+from vdev.faults.rule import Occurrence
+from vdev.functions.dma import DmaDoor
+from vdev.functions.vhost import VhostCarrier
+from vdev.functions.viommu import ViommuDevice
+from vdev.functions.virtio_pci import VirtioPciFunction
+from vdev.iommu.engine import Engine
+
+Serve = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
+
+
+class Due(Protocol):
+    """Something that is to happen later."""
+
+    def cancel(self) -> None:
+        """It does not. Again, or too late, is no change."""
+
+
+class UnitParts(Protocol):
+    """A unit as `assemble.Unit` has it. Endpoints and doors are by name, and may come and go."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def device(self) -> ViommuDevice: ...
+
+    @property
+    def function(self) -> VirtioPciFunction | VhostCarrier: ...
+
+    @property
+    def doors(self) -> Mapping[str, DmaDoor]: ...
+
+    @property
+    def endpoints(self) -> Mapping[str, Any]:
+        """`PciFunction`s with what `endpoints.base.Endpoint` says."""
+
+
+class Services(Protocol):
+    """What a point may ask for."""
+
+    @property
+    def units(self) -> Mapping[str, UnitParts]:
+        """All there are, by name."""
+
+    def meet(self, met: Occurrence) -> Firing | None:
+        """Tell the plan of an occurrence: what is to be done to it, if anything. Free actions that it sets off have
+        been done, and all is in the log, when this returns. To be called once an occurrence."""
+
+    def later(self, seconds: float, what: Callable[[], None]) -> Due | None:
+        """Call `what` in a slice (so it may touch guest memory), as soon as so much time has passed while the VM runs.
+        None: too much waits already; then the action is not done."""
+
+    def answer_with(self, unit: str, wrap: Callable[[Serve], Serve] | None) -> None:
+        """Requests of `unit` are answered by `wrap(Engine.handle)`, whether or not somebody traces; None: by itself."""
+
+
+class Hooks(Protocol):
+    """One point. All of it is for the one event loop."""
+
+    def arm(self) -> None:
+        """Put the hooks in place, everywhere; again after endpoints came."""
+
+    def disarm(self) -> None:
+        """Take them away; what is held is still held."""
+
+    def release(self, rule: str | None) -> int:
+        """Let go of what is held because of `rule`, or of any (None); how many things."""
+
+    def held(self) -> Mapping[str, int]:
+        """How many things are held, by rule; none that are zero."""
+
+    def clear(self) -> list[str]:
+        """Undo what is left of all rules: a line of words for each thing."""

@@ -1,0 +1,354 @@
+"""A fault plan connected to one VM's machine: it puts the hooks of a point in place while rules stand there, and owns
+everything that is to happen later.
+
+It is a worker of the scheduler, so what comes later comes in a slice: guest memory may be touched, and nothing happens
+while the VM is stopped. `clear` takes all rules away and undoes what they left; the cores then run as if there had
+never been a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from vdev.assemble import Machine, Unit, Wrap
+from vdev.config import Config
+from vdev.control.iommu_units import endpoint_name
+from vdev.errors import ConfigError
+from vdev.faults.deeds import DEEDS, Deeds
+from vdev.faults.events import FaultInjected, FaultsCleared
+from vdev.faults.pasids import PasidPoint
+from vdev.faults.plan import Firing, Plan
+from vdev.faults.point import Hooks
+from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
+from vdev.functions.base import Progress
+from vdev.iommu.pasid_set import PasidSet
+
+MAX_DUE = 4096  # things that wait for their time
+MAX_LOG = 4096  # firings kept
+BATCH_DUE = 64  # of them in one slice
+TIMER = "timer"
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the injector needs of the process it is in. `order` carries out an administrator's order of the PASID
+    authority some time later; `stall` and `die` are what they say."""
+
+    emit: Callable[[object], None]
+    clock_ns: Callable[[], int]
+    wake_at: Callable[[Injector, int], None]
+    order: Callable[[str, Mapping[str, Any]], None]
+    stall: Callable[[float], None]
+    die: Callable[[], None]
+
+
+@dataclass(slots=True, order=True)
+class _Due:
+    """`what` at `when_ns`; `number` keeps the order of those of one time."""
+
+    when_ns: int
+    number: int
+    what: Callable[[], None] | None = field(compare=False)
+
+    def cancel(self) -> None:
+        self.what = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What `clear` did."""
+
+    removed: int
+    undone: list[str]
+    terminal: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A firing as it is kept."""
+
+    seq: int
+    time_ns: int
+    event: FaultInjected
+
+
+class PlanShape(msgspec.Struct, forbid_unknown_fields=True):
+    """A plan as its author writes it."""
+
+    seed: int | None = None
+    rules: list[Any] = []
+
+
+class Injector:
+    """Implements `faults.point.Services`, `functions.base.Worker`."""
+
+    name = "faults"
+
+    def __init__(self, machine: Machine, config: Config, around: Around, pasids: PasidSet | None = None) -> None:
+        """No rules, nothing in place. `pasids` is the VM's set."""
+        self._machine = machine
+        self._config = config
+        self._around = around
+        self._pasids = pasids
+        self._plan = Plan(lambda unit, number: endpoint_name(machine.units, unit, number))
+        self._due: list[_Due] = []
+        self._numbers = count()
+        self._timers: dict[str, _Due] = {}
+        self._log: list[Logged] = []
+        self._next_seq = 0
+        self._terminal: dict[
+            str, str
+        ] = {}  # action -> why it cannot be undone, of those that fired since the last clear
+        self._quota_before: int | None = None
+        self._deeds = Deeds(self)
+        self._hooks: dict[str, Hooks] = self._make_hooks()
+        self._armed: set[str] = set()
+        machine.changed = self._arm_anew
+
+    def _make_hooks(self) -> dict[str, Hooks]:
+        return {"pasid": PasidPoint(self, self._pasids)}
+
+    # what people ask for
+
+    def add(self, given: Mapping[str, Any]) -> str:
+        """Add one rule; its id. ConfigError, and then nothing has changed."""
+        return self.load({"rules": [given]})[0]
+
+    def load(self, given: object, *, replace: bool = False) -> list[str]:
+        """Add the rules of a plan, instead of those there are if `replace`; their ids. All or none: ConfigError."""
+        try:
+            plan = msgspec.convert(given, PlanShape)
+        except msgspec.ValidationError as error:
+            raise ConfigError("faults", str(error), "a plan has seed and rules") from None
+        if plan.seed is not None:
+            _check_seed(plan.seed)
+        world, first = self._world(), self._plan.added + 1
+        rules = [parse_rule(one, first + at, world) for at, one in enumerate(plan.rules)]
+        if replace:
+            Plan(lambda unit, number: None).check_room(rule.id for rule in rules)
+            self.clear()
+        else:
+            self._plan.check_room(rule.id for rule in rules)
+        if plan.seed is not None:
+            self._plan.seed = plan.seed
+        self._plan.added += len(rules)
+        for rule in rules:
+            self._plan.add(rule, self._around.clock_ns())
+        self._arm_anew()
+        for rule in rules:
+            if rule.at == TIMER:
+                self._start_timer(rule)
+        return [rule.id for rule in rules]
+
+    def remove(self, rule_id: str) -> None:
+        """Take one rule away; what it holds is still held. ConfigError if it is not there."""
+        self._plan.remove(rule_id)
+        self._stop_timer(rule_id)
+        self._arm_anew()
+
+    def release(self, rule_id: str | None = None) -> int:
+        """Let go of what is held because of a rule, or of all; how many things. ConfigError: it is not there."""
+        if rule_id is not None and rule_id not in self._plan.rules and rule_id not in self._held():
+            raise ConfigError("id", f"there is no rule {rule_id!r}, and nothing is held for it")
+        return sum(hooks.release(rule_id) for hooks in self._hooks.values())
+
+    def clear(self) -> Cleared:
+        """Take all rules away and undo what they left; what cannot be undone is said."""
+        removed = self._plan.clear()
+        for rule_id in list(self._timers):
+            self._stop_timer(rule_id)
+        self._arm_anew()
+        undone = [line for hooks in self._hooks.values() for line in hooks.clear()]
+        undone += self._deeds.clear()
+        if self._quota_before is not None:
+            self._around.order("pasid-quota", {"quota": self._quota_before, "reason": "faults cleared"})
+            undone.append(f"a quota of {self._quota_before} PASIDs is ordered")
+            self._quota_before = None
+        terminal = [f"{action}: {why}" for action, why in self._terminal.items()]
+        self._terminal.clear()
+        if removed or undone or terminal:
+            self._around.emit(FaultsCleared(removed, tuple(undone), tuple(terminal)))
+        return Cleared(removed, undone, terminal)
+
+    def seed(self, number: int) -> None:
+        """Another seed from now on. ConfigError."""
+        _check_seed(number)
+        self._plan.seed = number
+
+    def describe(self) -> dict[str, Any]:
+        """Seed and rules with their counts: plain data."""
+        held = self._held()
+        rules = [
+            {**armed.rule.describe(), "matched": armed.met, "fired": armed.fired, "held": held.get(name, 0)}
+            for name, armed in self._plan.rules.items()
+        ]
+        gone = sum(number for name, number in held.items() if name not in self._plan.rules)
+        return {"seed": self._plan.seed, "rules": rules, "held-by-none": gone, "waiting": len(self._due)}
+
+    def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
+        """Firings numbered `since` or later, the oldest `limit` of them."""
+        found = [one for one in self._log if one.seq >= since and rule in (None, one.event.rule)]
+        return found[: max(limit, 0)]
+
+    # what points ask for
+
+    @property
+    def units(self) -> Mapping[str, Unit]:
+        """As `faults.point.Services`."""
+        return self._machine.units
+
+    def meet(self, met: Occurrence) -> Firing | None:
+        """As `faults.point.Services`."""
+        bound = None
+        for firing in self._plan.meet(met, self._around.clock_ns()):
+            if firing.rule.is_free:
+                self._do(firing)
+            else:
+                bound = firing
+                self._tell(firing, "")
+        return bound
+
+    def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
+        """As `faults.point.Services`."""
+        if len(self._due) >= MAX_DUE:
+            return None
+        due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
+        heappush(self._due, due)
+        self._around.wake_at(self, self._due[0].when_ns)
+        return due
+
+    def answer_with(self, unit: str, wrap: Wrap | None) -> None:
+        """As `faults.point.Services`."""
+        self._machine.answer_with(unit, wrap)
+
+    # Worker
+
+    def run_slice(self, now_ns: int) -> Progress:
+        """Do what is due, a bounded number of things."""
+        for _ in range(BATCH_DUE):
+            if not self._due or self._due[0].when_ns > now_ns:
+                break
+            what = heappop(self._due).what
+            if what is not None:
+                what()
+        if not self._due:
+            return Progress.IDLE
+        if self._due[0].when_ns <= now_ns:
+            return Progress.BUSY
+        self._around.wake_at(self, self._due[0].when_ns)
+        return Progress.IDLE
+
+    # inside
+
+    def _world(self) -> World:
+        endpoints = {
+            name: (unit.config.name, door.endpoint_id)
+            for unit in self._machine.units.values()
+            for name, door in unit.doors.items()
+        }
+        units = {name: unit.config.attach for name, unit in self._machine.units.items()}
+        return World(units, endpoints, bool(self._config.slots), self._pasids is not None)
+
+    def _arm_anew(self) -> None:
+        """Hooks where rules stand, and nowhere else."""
+        wanted = self._plan.points()
+        for point, hooks in self._hooks.items():
+            if point in wanted:
+                hooks.arm()
+            elif point in self._armed:
+                hooks.disarm()
+        self._armed = wanted
+
+    def _held(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for hooks in self._hooks.values():
+            for name, number in hooks.held().items():
+                found[name] = found.get(name, 0) + number
+        return found
+
+    def _start_timer(self, rule: Rule) -> None:
+        due = self.later(rule.when.delay or 0.0, lambda: self._time_has_come(rule))
+        if due is not None:
+            self._timers[rule.id] = due
+
+    def _stop_timer(self, rule_id: str) -> None:
+        due = self._timers.pop(rule_id, None)
+        if due is not None:
+            due.cancel()
+
+    def _time_has_come(self, rule: Rule) -> None:
+        armed = self._plan.rules.get(rule.id)
+        if armed is None or armed.rule is not rule:
+            return
+        armed.met += 1
+        armed.fired += 1
+        if rule.when.period is not None and not armed.is_spent:
+            due = self.later(rule.when.period, lambda: self._time_has_come(rule))
+            if due is not None:
+                self._timers[rule.id] = due
+        self._do(Firing(rule, armed.fired, Occurrence(TIMER)))
+
+    def _do(self, firing: Firing) -> None:
+        """A free action."""
+        do = firing.rule.do
+        if do == "die":
+            self._tell(firing, "")
+        note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+        self._tell(firing, note)
+
+    def _tell(self, firing: Firing, note: str) -> None:
+        rule = firing.rule
+        if rule.action.terminal:
+            self._terminal[rule.do] = rule.action.terminal
+        event = FaultInjected(rule.id, firing.n, rule.at, rule.do, firing.met.fields(), note)
+        self._log.append(Logged(self._next_seq, self._around.clock_ns(), event))
+        self._next_seq += 1
+        del self._log[:-MAX_LOG]
+        self._around.emit(event)
+
+    def _reclaim(self, firing: Firing) -> str:
+        pasid = firing.rule.parameters.get("pasid")
+        which = {"all": True} if pasid is None else {"pasid": pasid}
+        self._around.order("pasid-reclaim", {**which, "force": True, "reason": f"injected by rule {firing.rule.id}"})
+        return ""
+
+    def _quota_order(self, firing: Firing) -> str:
+        assert self._pasids is not None
+        if self._quota_before is None:
+            self._quota_before = self._pasids.quota
+        reason = f"injected by rule {firing.rule.id}"
+        self._around.order("pasid-quota", {"quota": firing.rule.number("quota"), "reason": reason})
+        return ""
+
+    def _stall(self, firing: Firing) -> str:
+        seconds = firing.rule.seconds() or 0.0
+        self._around.stall(seconds)
+        return ""
+
+    def _die(self, firing: Firing) -> str:
+        self._around.die()
+        return "not done: the process lives"
+
+
+_ORDERS: dict[str, Callable[[Injector, Firing], str]] = {
+    "reclaim": Injector._reclaim,
+    "quota-order": Injector._quota_order,
+    "stall": Injector._stall,
+    "die": Injector._die,
+}
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 64:
+        raise ConfigError("faults.seed", f"{seed} is not a number in 0..2^64-1")
+
+
+def known_actions() -> Sequence[str]:
+    """All free actions that somebody carries out: a test holds them against the table."""
+    return [*_ORDERS, *DEEDS]
