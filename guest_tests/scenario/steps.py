@@ -56,8 +56,8 @@ class GuestStep(Kind):
         return f"{self.call.partition(':')[0]}.py"
 
     def words(self, scene: Scene) -> str:
-        arguments = ", ".join(f"{name}={shown(value)}" for name, value in scene.filled(self.with_).items())
-        return f"{self.call}({arguments})"
+        arguments = scene.filled(self.with_)
+        return f"{self.call} {shown(arguments)}" if arguments else self.call
 
     async def do(self, scene: Scene, inner: Inner) -> Done:
         call = scene.machine.call(self.call, scene.filled(self.with_), self.within)
@@ -72,7 +72,7 @@ class GuestStep(Kind):
             return Done(f"raised {raised}", str(raised))
         if wanted is not None:
             raise StepFailed(f"it raises {wanted!r}", f"it returned {shown(value)}")
-        return Done(f"returned {shown(value)}", value)
+        return Done("done" if value is None else f"returned {shown(value)}", value)
 
 
 class RuleGiven(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -357,7 +357,7 @@ def rule_words(rule: Mapping[str, Any]) -> str:
     for name in ("with", "match", "when", "times"):
         value = rule.get(name)
         if isinstance(value, Mapping):
-            parts += [f"{name} " + ", ".join(f"{key}={shown(one)}" for key, one in value.items())] if value else []
+            parts += [f"{name} " + shown(value)] if value else []
         elif value is not None:
             parts.append(f"{name} {value}")
     return " ".join(part for part in parts if part)
