@@ -23,6 +23,7 @@ PLUGINS = (
     "guest_tests.payload.host",
     "guest_tests.payload.fixtures",
     "guest_tests.payload.stock_fixtures",
+    "guest_tests.payload.fault_fixtures",
 )  # where the guest's own fixtures are
 LISTEN_S = 3600.0
 NOWHERE = "/tmp/rehearsal"

@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guest_tests.runner.guest import Guest, Living
+from guest_tests.payload.fault_fixtures import Faults
+from guest_tests.runner.guest import Guest, GuestGone, Living
 from guest_tests.runner.nodes import POOL, tier
 from guest_tests.runner.pool import Pool
 from guest_tests.runner.suite import Driver, Machine
@@ -28,6 +30,7 @@ from vdev.config import Attach, Config, load_config
 CALL_S = 30.0
 
 GuestOn = Callable[..., "GuestHandle"]
+FaultsOf = Callable[["GuestHandle"], Faults]
 
 
 class GuestHandle:
@@ -36,6 +39,7 @@ class GuestHandle:
     def __init__(self, pool: Pool, guest: Guest) -> None:
         self._pool = pool
         self._guest = guest
+        self._faults: Faults | None = None
 
     def call(self, function: str, *, limit: float = CALL_S, **arguments: Any) -> Any:
         """Call "module:function" of the guest's files; what it leaves behind stays for the next call.
@@ -48,6 +52,13 @@ class GuestHandle:
     def control(self, command: str, **arguments: Any) -> Any:
         """Execute a command of vdev's control socket. Raises ControlError."""
         return self._do(lambda living: living.side.control(command, **arguments))
+
+    @property
+    def faults(self) -> Faults:
+        """Its fault plan (docs/faults.md); what is refused raises ControlError. See the fixture `faults`, too."""
+        if self._faults is None:
+            self._faults = Faults(self)
+        return self._faults
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Execute a QMP command, `stop` and `cont` among them. Raises QMPError."""
@@ -113,3 +124,18 @@ def guest_on(request: pytest.FixtureRequest) -> Iterator[GuestOn]:
     yield start
     for machine in machines:
         pool.end(machine)
+
+
+@pytest.fixture
+def faults() -> Iterator[FaultsOf]:
+    """`faults(guest)`: the fault plan of a guest, cleared after the test if the guest is still there."""
+    used: list[GuestHandle] = []
+
+    def of(guest: GuestHandle) -> Faults:
+        used.append(guest)
+        return guest.faults
+
+    yield of
+    for guest in used:
+        with suppress(GuestGone):
+            guest.faults.clear()

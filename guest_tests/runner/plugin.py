@@ -18,7 +18,8 @@ import pytest
 from guest_tests.runner.agent import GuestRefused, Order
 from guest_tests.runner.evidence import Sections
 from guest_tests.runner.guest import GuestGone
-from guest_tests.runner.handle import guest_on as guest_on  # a fixture of ours
+from guest_tests.runner.handle import faults as faults  # fixtures of ours
+from guest_tests.runner.handle import guest_on as guest_on
 from guest_tests.runner.nodes import POOL, GuestDirectory, GuestItem, GuestModule, suite_of
 from guest_tests.runner.pool import MAX_LIVE, NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.reports import failed, lost_afterwards, restored, warn

@@ -4,7 +4,7 @@ it, `change` is about endpoints that come and go."""
 from vdev.config.boot import NONE, boot_kernel
 from vdev.config.change import endpoint_named, slots_of, with_endpoint, without_endpoint
 from vdev.config.isolation import UnitPolicy, isolation_line, unit_policy
-from vdev.config.load import config_from, config_warnings, load_config, override_vm, parse_config
+from vdev.config.load import config_from, config_warnings, load_config, load_plan, override_vm, parse_config
 from vdev.config.pasids import pasid_ranges
 from vdev.config.schema import (
     ATTACHMENTS,
@@ -16,6 +16,7 @@ from vdev.config.schema import (
     Config,
     Dma,
     EndpointConfig,
+    FaultsConfig,
     Isolation,
     Limits,
     PasidsConfig,
@@ -30,8 +31,8 @@ from vdev.config.text import format_bdf, parse_bdf, parse_size
 
 __all__ = [
     "ATTACHMENTS", "KERNEL_NAMES", "NONE", "ROOT_PORT_SLOTS", "SERIAL_SLOT", "Attach", "Bypass", "Config", "Dma",
-    "EndpointConfig", "Isolation", "Limits", "PasidsConfig", "Reserved", "SlotConfig", "SocketsConfig", "TraceConfig",
-    "UnitConfig", "UnitPolicy", "VmConfig", "boot_kernel", "config_from", "config_warnings", "endpoint_named",
-    "format_bdf", "isolation_line", "load_config", "override_vm", "parse_bdf", "parse_config", "parse_size",
-    "pasid_ranges", "slots_of", "unit_policy", "with_endpoint", "without_endpoint",
+    "EndpointConfig", "FaultsConfig", "Isolation", "Limits", "PasidsConfig", "Reserved", "SlotConfig", "SocketsConfig",
+    "TraceConfig", "UnitConfig", "UnitPolicy", "VmConfig", "boot_kernel", "config_from", "config_warnings",
+    "endpoint_named", "format_bdf", "isolation_line", "load_config", "load_plan", "override_vm", "parse_bdf",
+    "parse_config", "parse_size", "pasid_ranges", "slots_of", "unit_policy", "with_endpoint", "without_endpoint",
 ]  # fmt: skip

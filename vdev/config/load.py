@@ -14,7 +14,7 @@ import msgspec
 
 from vdev.config.checks import check_config
 from vdev.config.pasids import pasid_warnings
-from vdev.config.schema import Config
+from vdev.config.schema import Config, FaultsConfig
 from vdev.config.text import convert, parse_size, parse_yaml
 from vdev.errors import ConfigError
 
@@ -29,6 +29,8 @@ EXAMPLES = {  # cures for values of the wrong type, by key
     "owner": "a user, such as libvirt-qemu or 64055", "group": "a group, such as kvm or 104",
     "pasids": "such as pasids: {}, which takes what is usual", "reserved_pasids": 'give a list such as ["0x1..0xf"]',
     "mode": 'of the directory, such as "0750"', "start": "the first address", "end": "the last address, inclusive",
+    "faults": "give rules, such as {rules: [{at: request, do: drop}]}", "seed": "a number, such as 7",
+    "rules": "give a list such as - {at: request, do: drop}",
 }  # fmt: skip
 
 
@@ -57,6 +59,15 @@ def config_from(data: object, name: str) -> Config:
     """The checked configuration that plain `data` says, such as a part of another file. Raises ConfigError."""
     with named(name):
         return _checked(data)
+
+
+def load_plan(path: Path) -> FaultsConfig:
+    """The fault plan in the file `path`, its shape checked; raises ConfigError, whose key begins with the file's name.
+
+    Its rules are checked by whoever carries them out.
+    """
+    with named(path.name):
+        return convert(parse_yaml(read_text(path)), FaultsConfig, EXAMPLES)
 
 
 @contextmanager

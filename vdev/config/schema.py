@@ -8,7 +8,7 @@ per slot and per endpoint on a bus of its own), 10-1e are free for IOMMU units a
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -134,6 +134,14 @@ class TraceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     statuses: tuple[str, ...] = ()
 
 
+class FaultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A fault plan (docs/faults.md): the key `faults`, or a file of its own. What is in a rule is known to
+    `vdev.faults` alone, which checks it when the machine is built."""
+
+    seed: int | None = None  # of the rules' probabilities; None: 0, or that of a plan before this one
+    rules: tuple[dict[str, Any], ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole file."""
 
@@ -143,3 +151,4 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     endpoints: tuple[EndpointConfig, ...] = ()
     slots: tuple[SlotConfig, ...] = ()
     trace: TraceConfig | None = None
+    faults: FaultsConfig | None = None  # in place when the machine is

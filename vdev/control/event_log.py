@@ -9,12 +9,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from vdev.control.pasid_events import ranges_text
+from vdev.faults.events import FaultInjected, FaultQemuDone, FaultsCleared, FaultWantsQemu
 from vdev.iommu.events import ReplyHeld, RequestHandled
 from vdev.wire.viommu import S_OK, STATUS_NAMES
 
 log = logging.getLogger("vdev.event")
 
-ADDRESSES = ("iova", "gpa", "virt_start", "virt_end", "phys_start", "flags", "pasid")
+ADDRESSES = ("iova", "iova_end", "register", "gpa", "virt_start", "virt_end", "phys_start", "flags", "pasid")
 
 QUIET = frozenset(  # not for the log: what a driver does all the time
     {
@@ -95,8 +96,33 @@ def describe(event: object) -> str:
         whom = f"{event.naccesses} accesses in flight" if event.naccesses else "the PASID authority"
         late = f"answered after {event.held_ns / 1e6:.3f} ms, for {whom}"
         return " ".join([event.unit, event.type_name, *_words(event.fields), late])
+    if type(event) in _OF_FAULTS:
+        return _OF_FAULTS[type(event)](event)
     plain = as_plain(event)
     return " ".join([str(plain.pop("event")), *_words(plain)])
+
+
+def _injected(event: FaultInjected) -> str:
+    met = f": {' '.join(_words(event.fields))}" if event.fields else ""
+    return f"rule {event.rule}, {event.n}: {event.do} at {event.at}{met}" + (f" ({event.note})" if event.note else "")
+
+
+def _qemu_done(event: FaultQemuDone) -> str:
+    came = f"not done by QEMU: {event.error}" if event.error else "QEMU has done its part"
+    return f"rule {event.rule}, {event.n}: {came}"
+
+
+def _cleared(event: FaultsCleared) -> str:
+    lost = [f"for good: {line}" for line in event.terminal]
+    return "; ".join([f"{event.rules} rules cleared", *event.undone, *lost])
+
+
+_OF_FAULTS: dict[type, Callable[[Any], str]] = {
+    FaultInjected: _injected,
+    FaultWantsQemu: lambda event: f"rule {event.rule}, {event.n}: QEMU is to do {event.command_line}",
+    FaultQemuDone: _qemu_done,
+    FaultsCleared: _cleared,
+}
 
 
 def _words(values: Mapping[str, object]) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from vdev.control.event_log import describe
 from vdev.control.pasid_events import PasidLease, PasidsReclaimed, ranges_of
+from vdev.faults.events import FaultInjected, FaultWantsQemu
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAdded,
@@ -97,6 +99,19 @@ def _reclaimed(event: PasidsReclaimed, names: Names) -> Data:
     return {"count": len(event.pasids), "pasids": ranges, "reason": event.reason}
 
 
+def _injected(event: FaultInjected, names: Names) -> Data:
+    met = {name.replace("_", "-"): value for name, value in event.fields.items()}
+    if isinstance(number := met.pop("endpoint", None), int):
+        met |= _endpoint(names, str(met.get("unit", "")), number)
+    note = {"note": event.note} if event.note else {}
+    text = describe(event)
+    return {"rule": event.rule, "n": event.n, "at": event.at, "do": event.do, "text": text, **met, **note}
+
+
+def _wants_qemu(event: FaultWantsQemu, names: Names) -> Data:
+    return {"rule": event.rule, "n": event.n, "command-line": event.command_line}
+
+
 # A guest chooses what the first eight hold, and how often; keys are of few values each (see event_limits.MAX_KEYS).
 EVENTS: dict[type, Told] = {
     FaultRaised: Told("FAULT", _fault, lambda event: (event.unit, event.reason, event.endpoint)),
@@ -124,6 +139,8 @@ EVENTS: dict[type, Told] = {
     ),
     PasidLease: Told("PASID_LEASE", _lease, lambda event: None, counted=False),
     PasidsReclaimed: Told("PASID_RECLAIMED", _reclaimed),
+    FaultInjected: Told("FAULT_INJECTED", _injected, lambda event: event.rule),
+    FaultWantsQemu: Told("FAULT_WANTS_QEMU", _wants_qemu),
     EndpointAdded: Told("ENDPOINT_ADDED", _came_or_went),
     EndpointRemoved: Told("ENDPOINT_REMOVED", _came_or_went),
     EndpointStage: Told(

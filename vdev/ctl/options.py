@@ -17,6 +17,7 @@ from vdev.qapi.words import from_words, is_plain, option
 EVENTS = "events"  # a better name for people than events-follow
 _FOLLOW = "events-follow"
 PASID = "vdev ctl pasid list|show|quota|reclaim: PASIDs of one VM, or of all of the host, as tables (--help)"
+FAULT = "vdev ctl fault add|load|list|log|remove|release|clear|actions: faults, injected (--help)"
 _WIDTH = 110
 _STATUS = "exit status: 0, 1 the command was refused or not answered, 2 the input is wrong"
 
@@ -127,7 +128,7 @@ def _overview(schema: Schema) -> str:
         if commands:
             found += ["", f"{heading}:"]
             found += [_entry(EVENTS if command.name == _FOLLOW else command.name, command) for command in commands]
-    return "\n".join([*found, "", PASID, "", _STATUS]).lstrip("\n")
+    return "\n".join([*found, "", PASID, FAULT, "", _STATUS]).lstrip("\n")
 
 
 def _entry(name: str, command: Command) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from vdev.ctl.fault import run as fault
 from vdev.ctl.options import arguments_of, parser
 from vdev.ctl.pasid import run as pasid
 from vdev.ctl.target import Target
@@ -26,8 +27,8 @@ _FOLLOW, _TRACE_FOLLOW = "events-follow", "trace-follow"
 
 def run(argv: Sequence[str]) -> int:
     """The exit status. ConfigError: the input is wrong. VdevError: the command was refused, or not answered."""
-    if argv[:1] == ["pasid"]:
-        return pasid(argv[1:])
+    if argv[:1] in (["pasid"], ["fault"]):
+        return {"pasid": pasid, "fault": fault}[argv[0]](argv[1:])
     given = parser(schema()).parse_args(argv)
     command = schema().commands[given.command]
     try:

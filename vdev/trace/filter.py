@@ -14,7 +14,7 @@ REQUEST_TYPES = (
 )  # fmt: skip
 OTHER_TYPES = (
     "FAULT", "DROPPED", "DMA", "REG", "RESET", "RINGS", "IRQ", "ERROR", "CONNECT", "HANGUP", "STOPPED", "RUNNING",
-    "ADDED", "REMOVED", "STAGE", "BYPASS", "PASID",
+    "ADDED", "REMOVED", "STAGE", "BYPASS", "PASID", "INJECT", "QEMU", "CLEARED",
 )  # fmt: skip
 # every request, those of unknown type too; answers that were held; events this version has no words for
 GROUPS = ("REQUEST", "HELD", "EVENT")

@@ -32,6 +32,7 @@ from vdev.iommu.events import (
     RequestHandled,
     UnitReset,
 )
+from vdev.trace.fault_records import FAULT_DECODERS
 from vdev.wire.viommu import ATTACH_F_BYPASS, MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE, STATUS_NAMES
 from vdev.wire.viommu_pasid import ATTACH_PASID_F_BYPASS, ATTACH_PASID_F_MIRROR_RID
 
@@ -359,6 +360,7 @@ _DECODERS: dict[type, Callable[[Decoder, Any], Record]] = {
     PasidQuotaExceeded: partial(_pasid_event, "quota-exceeded"),
     PasidLease: partial(_pasid_event, "lease"),
     PasidsReclaimed: partial(_pasid_event, "reclaimed"),
+    **FAULT_DECODERS,
     RunStateChanged: _run_state,
     Note: _note,
     Lost: _lost,

@@ -16,8 +16,11 @@ WHO_WIDTH = 8
 TYPE_WIDTH = 7
 WHAT_WIDTH = 60
 STATUS_WIDTH = 9
-DIM, RED, YELLOW, CYAN = "2", "31", "33", "36"
-_COLOURS = {"fault": RED, "error": RED, "lost": YELLOW, "note": CYAN, "trace": CYAN, "register": DIM, "irq": DIM}
+DIM, RED, YELLOW, MAGENTA, CYAN = "2", "31", "33", "35", "36"
+_COLOURS = {
+    "fault": RED, "error": RED, "injected": MAGENTA, "lost": YELLOW, "note": CYAN, "trace": CYAN, "register": DIM,
+    "irq": DIM,
+}  # fmt: skip
 
 
 def header_lines(header: Record) -> list[str]:
@@ -35,7 +38,7 @@ def line(record: Record, *, colour: bool = False) -> str:
     what = _WHAT.get(record["kind"], _any)(record)
     who = (
         record.get("unit", "")
-        if record["kind"] in ("request", "held", "fault", "pasid")
+        if record["kind"] in ("request", "held", "fault", "pasid", "injected")
         else record.get("function", "")
     )
     who = who or record.get("unit", "") or "-"
@@ -239,6 +242,27 @@ def _endpoint_event(record: Record) -> str:
     return f"{_endpoint(record)} {what}"
 
 
+def _injected(record: Record) -> str:
+    fields = dict(record["fields"])
+    if record["type"] == "CLEARED":
+        lost = [f"for good: {line}" for line in fields["terminal"]]
+        return "; ".join([f"{fields['rules']} rules cleared", *fields["undone"], *lost])
+    rule = f"rule {fields.pop('rule')}, {fields.pop('n')}"
+    if record["type"] == "QEMU":
+        problem, asked = fields.get("problem"), fields.get("command_line")
+        done = f"not done by QEMU: {problem}" if problem else "QEMU has done its part"
+        return f"{rule}: " + (f"QEMU is to do {asked}" if asked else done)
+    note = f" ({fields.pop('note')})" if "note" in fields else ""
+    what = f"{fields.pop('do')} at {fields.pop('at')}"
+    end = fields.pop("iova_end", None)
+    if end is not None:
+        fields["iova"] = f"{fields['iova']}..{end}"
+    met = [str(fields.pop("type"))] if "type" in fields else []
+    met += [_endpoint(record)] if "endpoint" in record else []
+    met += [f"{name} {value}" for name, value in fields.items()]
+    return f"{rule}: {what}" + (f": {' '.join(met)}" if met else "") + note
+
+
 def _any(record: Record) -> str:
     return " ".join(f"{name}={value}" for name, value in record["fields"].items() if name != "problem")
 
@@ -258,6 +282,7 @@ _WHAT: dict[str, Callable[[Record], str]] = {
     "run-state": _run_state,
     "endpoint": _endpoint_event,
     "pasid": _pasid,
+    "injected": _injected,
     "note": lambda record: str(record["fields"]["text"]),
     "lost": lambda record: f"{record['fields']['count']} records: the reader was too slow for them",
     "trace": lambda record: str(record["fields"]["detail"]),
