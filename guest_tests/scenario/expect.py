@@ -25,8 +25,8 @@ class ExpectStep(Kind):
     is_: _Value = msgspec.field(default=_UNSET, name="is")
     is_not: _Value = msgspec.field(default=_UNSET, name="is-not")
     contains: _Value = _UNSET
-    at_least: float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-least")
-    at_most: float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-most")
+    at_least: int | float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-least")
+    at_most: int | float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-most")
     in_: list[Any] | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="in")
     fired: dict[str, int | str] | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from guest_tests.runner.guest import Guest
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.suite import Machine
 from guest_tests.scenario import report
-from guest_tests.scenario.model import Overrides, Scenario, load_scenario
+from guest_tests.scenario.actions import check_actions
+from guest_tests.scenario.model import Overrides, Scenario, load_scenario, walk
 from guest_tests.scenario.play import NotGreen, Player
 from guest_tests.scenario.scene import MachineGone, Scene, StepFailed
 from guest_tests.scenario.stage import Stage
@@ -148,6 +149,7 @@ async def play(guest: Guest, scenario: Scenario, progress: Say) -> Outcome:
 async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeline, outcome: Outcome) -> None:
     player = Player(scene, timeline)
     try:
+        check_actions(rules_of(scenario), await scene.ours("query-fault-actions"))
         await scene.ours("fault-seed", seed=scenario.seed)
         await player.play(scenario.steps, scenario.timeout)
     except NotGreen as red:
@@ -165,6 +167,13 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
     with suppress(MachineGone, StepFailed):
         outcome.firings = await firings(scene, timeline.started)
         await scene.clear()
+
+
+def rules_of(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All rules of its steps, by key."""
+    for step in walk(scenario.steps):
+        for rule in step.does.rules_added():
+            yield f"{scenario.path}: {step.key}.inject", rule
 
 
 def _lost(outcome: Outcome, gone: MachineGone) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from guest_tests.scenario.actions import check_rule
 from guest_tests.scenario.expect import ExpectStep
 from guest_tests.scenario.kind import Done, Kind, check_within
 from guest_tests.scenario.names import NoSuchValue, shown, value_at
@@ -114,6 +115,8 @@ class InjectStep(Kind):
             if rule.id is not None and "{{" not in rule.id and _RULE_ID.fullmatch(rule.id) is None:
                 cure = "1 to 40 small letters, digits and -"
                 raise ConfigError(f"{key}.id", f"{rule.id!r} is not the id of a rule", cure)
+        for given in self.rules_added():
+            check_rule(given, key)
 
     def free(self) -> dict[str, Any]:
         return {"rules": self.rules_added()}

@@ -1,4 +1,4 @@
-"""A machine that scenarios are played on without one: it does what a test has prepared, and remembers what was asked."""
+"""Something to play scenarios on without a machine: it does what a test has prepared, and remembers what was asked."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ WRONG_STEPS = {
         "steps[0].wait.within: 1000 is not in 0..600 s (seconds, such as 30)",
     ),
     "an event of no rule": (
-        f"{INJECT}\n- wait: {{event: FAULT_INJECTED, where: {{rule: r2}}}}",
-        "steps[1].wait.where.rule: nothing before this step injects 'r2' (did you mean r1?)",
+        f"{INJECT}\n- wait: {{event: FAULT_INJECTED, where: {{rule: other}}}}",
+        "steps[1].wait.where.rule: nothing before this step injects 'other' (known here: r1)",
     ),
     "a command without a name": (
         "- qmp: {arguments: {}}",
@@ -196,7 +196,10 @@ def test_a_wrong_step_is_named_with_the_rule_and_the_cure(name: str, tmp_path: P
 
 
 WRONG_FILES = {
-    "no steps": ("scenario: a\nmachine: {units: []}", "steps: this key is missing (give a list such as - note: nothing happens)"),
+    "no steps": (
+        "scenario: a\nmachine: {units: []}",
+        "steps: this key is missing (give a list such as - note: nothing happens)",
+    ),
     "unknown key": (file_of("- note: a", "sede: 3"), "sede: there is no such key (did you mean seed?)"),
     "a name that is none": (
         file_of("- note: a").replace("scenario: test", "scenario: A test"),
