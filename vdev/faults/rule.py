@@ -311,12 +311,13 @@ def _checked(key: str, parameter: Parameter, value: object) -> Value:
         if isinstance(value, str) and (not parameter.words or value in parameter.words):
             return value
         raise ConfigError(key, f"{value!r} is no word for it", f"one of: {', '.join(parameter.words) or 'a name'}")
-    is_time = parameter.kind == "seconds"
-    if isinstance(value, int | float) and not isinstance(value, bool) and (is_time or isinstance(value, int)):
-        if parameter.low <= value <= parameter.high:
+    if parameter.kind == "seconds":
+        if not isinstance(value, bool) and isinstance(value, int | float) and parameter.low <= value <= parameter.high:
             return value
-    whole = f"a whole number in {int(parameter.low)}..{int(parameter.high):#x}"
-    raise ConfigError(key, f"{value!r} is not {f'{parameter.low:g}..{parameter.high:g} seconds' if is_time else whole}")
+        raise ConfigError(key, f"{value!r} is not {parameter.low:g}..{parameter.high:g} seconds")
+    if not isinstance(value, bool) and isinstance(value, int) and parameter.low <= value <= parameter.high:
+        return value
+    raise ConfigError(key, f"{value!r} is not a whole number in {int(parameter.low)}..{int(parameter.high):#x}")
 
 
 # Free actions by what they are done to: a unit, an endpoint, either.
