@@ -34,7 +34,9 @@ def test_a_plan_that_takes_the_place_of_another_is_checked_first() -> None:
         scene.injector.load({"rules": [{"at": "x", "do": "y"}]}, replace=True)
     assert [rule["id"] for rule in scene.injector.describe()["rules"]] == [kept]
 
-    assert scene.injector.load({"rules": [{"id": "new", "at": "timer", "do": "config-change"}]}, replace=True) == ["new"]
+    assert scene.injector.load({"rules": [{"id": "new", "at": "timer", "do": "config-change"}]}, replace=True) == [
+        "new"
+    ]
     assert [rule["id"] for rule in scene.injector.describe()["rules"]] == ["new"]
 
 
