@@ -26,6 +26,7 @@ class FakeMachine:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     rules: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    released: asyncio.Event = field(default_factory=asyncio.Event)  # whether it was asked to
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     reason: str | None = None  # why it is gone
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,6 +59,7 @@ class FakeMachine:
                 self.rules.clear()
                 return {"removed": removed, "undone": [], "terminal": []}
             case "fault-release":
+                self.released.set()
                 return {"released": self.held.pop(arguments["id"], 0)}
         raise CommandRefused(f"The command {command} has not been found")
 

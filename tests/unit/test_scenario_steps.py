@@ -108,8 +108,7 @@ def held_call(machine: FakeMachine) -> Any:
     """A function of the guest that returns when nothing is held any more."""
 
     async def wait_for_release(**arguments: Any) -> str:
-        while machine.held:
-            await asyncio.sleep(0.001)
+        await machine.released.wait()
         return "done"
 
     return wait_for_release
@@ -128,14 +127,14 @@ def test_steps_meanwhile_are_done_while_the_function_runs(tmp_path: Path) -> Non
 def test_a_step_that_fails_meanwhile_is_told_when_the_function_has_come_to_its_end(tmp_path: Path) -> None:
     machine = FakeMachine(held={"r1": 1})
     machine.calls["work:copy"] = held_call(machine)
-    machine.commands["__org.vdev_fault-clear"] = lambda: machine.held.clear() or {"removed": 1}
+    machine.commands["__org.vdev_fault-clear"] = lambda: machine.released.set() or {"removed": 1}
 
     result = play(tmp_path, MEANWHILE, machine)
 
     assert why(result) == (
         "steps[1].guest.meanwhile[0]", "the event FAULT_INJECTED {rule: r1}", "it did not come within 5 s",
     )  # fmt: skip
-    assert machine.held == {}
+    assert machine.released.is_set()
 
 
 def test_rules_are_added_as_they_are_given(tmp_path: Path) -> None:
