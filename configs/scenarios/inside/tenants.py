@@ -1,5 +1,4 @@
-"""Runs in the guest for quota-stale-removal.yaml: PASIDs until the host has no more, a page that is taken away, a device
-that is gone."""
+"""Runs in the guest for quota-stale-removal.yaml: PASIDs till there are no more, a page that goes, a device that is gone."""
 
 from __future__ import annotations
 
