@@ -20,7 +20,7 @@ from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
 from qmp_bridge.vm_options import add_vm_options, apply_vm_options
-from vdev.config import Config, boot_kernel, config_warnings, isolation_line, load_config
+from vdev.config import Config, boot_kernel, config_warnings, isolation_line, load_config, with_plan
 from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
 
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the VM may live")
     up.add_argument("--logs", type=Path, default=Path("logs"), metavar="DIR", help="where logs go after a failure")
     up.add_argument("--trace", metavar="FILE", help="the decoded trace to FILE; memory, or logs: among the logs")
+    up.add_argument("--faults", type=Path, metavar="PLAN", help="a fault plan: docs/faults.md")
     up.add_argument("--quiet", action="store_true", help="do not follow the console")
     add_vm_options(up)
     _add_run(commands.add_parser("run", help="play a scenario: do things to a VM and its guest, and report"))
@@ -101,6 +102,7 @@ def _options(arguments: argparse.Namespace, config: Config) -> Options:
         config_path=arguments.config,
         timeout=arguments.timeout,
         trace=arguments.trace,
+        faults=arguments.faults,
         logs=arguments.logs,
         follow=None if arguments.quiet else _follow,
         say=_say,
@@ -210,6 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "run":
             return _run(arguments)
         config = apply_vm_options(load_config(arguments.config), arguments)
+        with_plan(config, arguments.faults)  # the backend reads it; what is wrong with the file is known now
         options = _options(arguments, config)
         for line in config_warnings(config):
             _say(f"qmp-bridge: warning: {line}")

@@ -64,7 +64,7 @@ def _refusal(child: Child, log: Path, config_name: str) -> Exception:
     if child.exited.result() == WRONG_INPUT and words:
         key, colon, problem = words[-1].removeprefix("vdev: ").rpartition(": ")
         # What only the device's cores can judge comes without the file's name.
-        where = f"{config_name}: " if key.startswith(("units[", "endpoints[")) else ""
+        where = f"{config_name}: " if key.startswith(("units[", "endpoints[", "faults")) else ""
         return ConfigError(where + key if colon else "backend", problem)
     return VmDied(f"{child.describe_exit()} before it listened{_last_words(log)}")
 

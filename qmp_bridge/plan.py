@@ -76,6 +76,7 @@ class Options:
     timeout: float | None = None  # seconds the VM may live; None: as long as it likes
     restore: Path | None = None  # a guest saved by qmp_bridge.snapshot: restore it instead of booting one
     trace: str | None = None  # vdev serve --trace: a file, or memory; "logs": trace.jsonl among the logs
+    faults: Path | None = None  # vdev serve --faults: the file of a plan
     logs: Path | None = Path("logs")  # where logs go after a failure; None: nowhere
     follow: Callable[[bytes], None] | None = None  # is given all console output
     say: Callable[[str], None] = quiet  # is given progress, a line at a time
@@ -205,6 +206,7 @@ def make_plan(config: Config, parts: Parts, options: Options, directory: Path) -
             "--runtime-dir",
             str(directory),
             *(["--trace", trace] if trace else []),
+            *(["--faults", str(options.faults.absolute())] if options.faults else []),
         ],
         qemu=qemu_command(parts, arguments),
         env=parts.env,

@@ -14,7 +14,7 @@ from pathlib import Path
 from vdev import __version__
 from vdev.app import serve
 from vdev.authority import command as authority
-from vdev.config import config_warnings, load_config
+from vdev.config import config_warnings, load_config, with_plan
 from vdev.ctl.run import run as ctl
 from vdev.errors import ConfigError, PartsError, VdevError
 from vdev.parts.doctor import doctor
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stop when the VM's process has ended (launchers that may be killed)",
     )
     serving.add_argument("--trace", metavar="FILE", help="record the decoded trace; the word memory: in memory only")
+    serving.add_argument("--faults", type=Path, metavar="PLAN", help="a fault plan, behind the configuration's own")
     tracing = commands.add_parser("trace", help="show a running VM's decoded trace, or one from a file")
     trace_cli.add_arguments(tracing)
     authority.add_arguments(
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     faulthandler.enable(file=sys.__stderr__ or 2)  # a line for SIGBUS: see vm.unsealed_ram
-    config = with_trace(load_config(arguments.config), arguments.trace)
+    config = with_trace(with_plan(load_config(arguments.config), arguments.faults), arguments.trace)
     directory = _runtime_dir(arguments.runtime_dir)
     return asyncio.run(serve(config, directory, announce=_announce, exit_with_vm=arguments.exit_with_vm))
 

@@ -17,17 +17,19 @@ import msgspec
 
 from vdev.assemble import Machine
 from vdev.authority.lease import Lease
-from vdev.config import Config, config_warnings, isolation_line
+from vdev.config import Config, FaultsConfig, config_warnings, isolation_line
 from vdev.control.event_log import EventLog
 from vdev.control.event_stream import Around, EventStream, events_commands
 from vdev.control.iommu_actions import iommu_actions
 from vdev.control.iommu_queries import iommu_queries
 from vdev.control.iommu_units import endpoint_name
 from vdev.control.messages import Ready
+from vdev.control.qemu_wishes import QemuWishes
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.endpoint_commands import endpoint_commands
 from vdev.errors import VdevError
+from vdev.fault_commands import fault_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
 from vdev.hot_plug import Endpoints, Surroundings
@@ -78,7 +80,8 @@ class App:
             unit.function.was_reset = partial(self.scheduler.forgive, unit.device)
         self.access = resolve_access(config.sockets.owner, config.sockets.group, config.sockets.mode)
         self.vm = self._make_vm()
-        self.injector = self._make_injector()
+        self.wishes = QemuWishes(self.events.emit, self._is_followed, _call_later)
+        self.injector = self._make_injector(config.faults)
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self._viot = directory / VIOT_NAME
         self._viot_written = False
@@ -108,17 +111,23 @@ class App:
             vm.was_bound = partial(self.pasids.bind, vm.identity)
         return vm
 
-    def _make_injector(self) -> Injector:
-        """Fault injection, without a rule yet."""
+    def _make_injector(self, plan: FaultsConfig | None) -> Injector:
+        """Fault injection, with the rules of the configuration. ConfigError if one of them is wrong."""
         around = InjectorAround(
-            emit=self.events.emit,
+            emit=self.wishes.emit,
             clock_ns=time.monotonic_ns,
             wake_at=self.scheduler.wake_at,
             order=self._order_pasids,
             stall=time.sleep,  # the whole loop stands still: that is what is asked for
             die=lambda: os.kill(os.getpid(), signal.SIGKILL),
         )
-        return Injector(self.machine, self.config, around, None if self.pasids is None else self.pasids.set)
+        injector = Injector(self.machine, self.config, around, None if self.pasids is None else self.pasids.set)
+        if plan is not None:
+            injector.load(msgspec.to_builtins(plan))
+        return injector
+
+    def _is_followed(self) -> bool:
+        return self.event_stream.nfollowers > 0
 
     def _order_pasids(self, command: str, arguments: Mapping[str, Any]) -> None:
         """An order that a fault plan gives: nobody waits for its outcome, so the log has it."""
@@ -144,7 +153,7 @@ class App:
                 names=partial(endpoint_name, self.machine.units),
                 clock=time.monotonic,
                 wall_us=lambda: time.time_ns() // 1000,
-                schedule=lambda delay_s, callback: asyncio.get_running_loop().call_later(delay_s, callback),
+                schedule=_call_later,
             )
         )
 
@@ -161,6 +170,7 @@ class App:
             **events_commands(self.event_stream),
             **endpoint_commands(self.endpoints),
             **pasid_commands(self.machine.units, self.config, self.pasids),
+            **fault_commands(self.injector, self.wishes),
             **trace_commands(self.trace),
         }
 
@@ -256,6 +266,10 @@ class App:
             self._viot.unlink(missing_ok=True)
         self._control_listener.close()
         self.vm.close()
+
+
+def _call_later(delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay_s, callback)
 
 
 async def serve(config: Config, directory: Path, announce: Callable[[str], None], *, exit_with_vm: bool = False) -> int:

@@ -196,6 +196,11 @@ class Injector:
         found = [one for one in self._log if one.seq >= since and rule in (None, one.event.rule)]
         return found[: max(limit, 0)]
 
+    @property
+    def next_seq(self) -> int:
+        """The number of the next firing."""
+        return self._next_seq
+
     # what points ask for
 
     @property
@@ -306,7 +311,7 @@ class Injector:
         rule = firing.rule
         if rule.action.terminal:
             self._terminal[rule.do] = rule.action.terminal
-        event = FaultInjected(rule.id, firing.n, rule.at, rule.do, firing.met.fields(), note)
+        event = FaultInjected(rule.id, firing.n, rule.at, rule.do, firing.met.fields(), note, rule.parameters)
         self._log.append(Logged(self._next_seq, self._around.clock_ns(), event))
         self._next_seq += 1
         del self._log[:-MAX_LOG]

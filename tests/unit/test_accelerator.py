@@ -60,6 +60,9 @@ class Identity:
             raise TranslationFault(2, "translation-fault", iova)
         return [(iova, nbytes)]
 
+    def retranslate(self, flight: Flight, tag: Tag | None) -> list[tuple[int, int]]:
+        return [(flight.start, flight.stop - flight.start)]
+
     def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         self.faults.append((endpoint, error.iova, access))
 

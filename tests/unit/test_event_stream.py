@@ -15,6 +15,7 @@ from vdev.control.event_log import EventLog
 from vdev.control.event_stream import MAX_WAITING, Around, EventStream, events_commands
 from vdev.control.monitor_events import EVENTS, is_told
 from vdev.control.pasid_events import PasidLease, PasidsReclaimed
+from vdev.faults.events import FaultInjected, FaultWantsQemu
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAdded,
@@ -77,6 +78,27 @@ SAMPLES: list[tuple[object, str, dict[str, Any]]] = [
     (
         PasidsReclaimed((1, 2, 3, 7), "stuck"), "PASID_RECLAIMED",
         {"count": 4, "pasids": [{"first": 1, "last": 3}, {"first": 7, "last": 7}], "reason": "stuck"},
+    ),
+    (
+        FaultInjected("r1", 2, "request", "status", {"unit": "u", "type": "MAP", "domain": 1, "iova": 0x1000,
+                      "iova_end": 0x1FFF}, "", {"status": "NOMEM"}), "FAULT_INJECTED",
+        {"rule": "r1", "n": 2, "at": "request", "do": "status", "unit": "u", "type": "MAP", "domain": 1,
+         "text": "rule r1, 2: status (status=NOMEM) at request: unit=u type=MAP domain=1 iova=0x1000 iova_end=0x1fff",
+         "iova": 0x1000, "iova-end": 0x1FFF, "suppressed": 0},
+    ),
+    (
+        FaultInjected("r1", 1, "dma", "drop", {"unit": "u", "endpoint": 0x100, "access": "read"}), "FAULT_INJECTED",
+        {"rule": "r1", "n": 1, "at": "dma", "do": "drop", "unit": "u", "id": 0x100, "endpoint": "accel0",
+         "access": "read", "text": "rule r1, 1: drop at dma: unit=u endpoint=01:00.0 access=read", "suppressed": 0},
+    ),
+    (
+        FaultInjected("r1", 1, "timer", "remove", {}, "not done: it is gone"), "FAULT_INJECTED",
+        {"rule": "r1", "n": 1, "at": "timer", "do": "remove", "note": "not done: it is gone",
+         "text": "rule r1, 1: remove at timer; not done: it is gone", "suppressed": 0},
+    ),
+    (
+        FaultWantsQemu("r1", 1, "pcie_aer_inject_error accel0 UNSUP"), "FAULT_WANTS_QEMU",
+        {"rule": "r1", "n": 1, "command-line": "pcie_aer_inject_error accel0 UNSUP"},
     ),
     (EndpointAdded("u", 1, "e"), "ENDPOINT_ADDED", {"unit": "u", "id": 1, "endpoint": "e"}),
     (EndpointRemoved("u", 1, "e"), "ENDPOINT_REMOVED", {"unit": "u", "id": 1, "endpoint": "e"}),

@@ -11,6 +11,7 @@ from tests.support.trace import ATTACH, DECODER, ENDPOINT, FAULT, HEADER, MAP, M
 from vdev import events
 from vdev.control.pasid_events import PasidLease, PasidsReclaimed
 from vdev.control.run_state import RunStateChanged
+from vdev.faults.events import FaultInjected, FaultQemuDone, FaultsCleared, FaultWantsQemu
 from vdev.functions.virtio_words import feature_words
 from vdev.iommu.events import (
     BypassChanged,
@@ -213,6 +214,37 @@ LINES: list[tuple[object, str]] = [
     (EndpointAdded("iommu0", 0x200, "new"), "new       ADDED    02:00.0 (new) waits for QEMU"),
     (EndpointStage("iommu0", 0x200, "new", "probed"), "new       STAGE    02:00.0 (new) probed"),
     (EndpointRemoved("iommu0", 0x200, "new"), "new       REMOVED  02:00.0 (new) is gone"),
+    (
+        FaultInjected(
+            "r1",
+            2,
+            "request",
+            "status",
+            {"unit": "iommu0", "type": "MAP", "domain": 1, "iova": 0x1000, "iova_end": 0x1FFF},
+            "",
+            {"status": "NOMEM"},
+        ),
+        "iommu0    INJECT   rule r1, 2: status (status=NOMEM) at request: MAP domain 1 iova 0x0000001000..0x0000001fff",
+    ),
+    (
+        FaultInjected("r1", 1, "dma", "delay", {"unit": "iommu0", "endpoint": ENDPOINT, "pasid": 0x11}, "too many"),
+        "iommu0    INJECT   rule r1, 1: delay at dma: 01:00.0 (accel0) pasid 0x11; too many",
+    ),
+    (
+        FaultInjected("r1", 1, "register", "stuck", {"function": "accel0", "register": 0x10}),
+        "iommu0    INJECT   rule r1, 1: stuck at register: 01:00.0 (accel0) register 0x10",
+    ),
+    (FaultInjected("r1", 1, "timer", "die", {}), "-         INJECT   rule r1, 1: die at timer"),
+    (
+        FaultWantsQemu("r1", 1, "pcie_aer_inject_error accel0 UNSUP"),
+        "-         QEMU     rule r1, 1: QEMU is to do pcie_aer_inject_error accel0 UNSUP",
+    ),
+    (FaultQemuDone("r1", 1), "-         QEMU     rule r1, 1: QEMU has done its part"),
+    (FaultQemuDone("r1", 1, "nobody"), "-         QEMU     rule r1, 1: not done by QEMU: nobody"),
+    (
+        FaultsCleared(2, ("accel0 is back",), ("die: it is dead",)),
+        "-         CLEARED  2 rules cleared; accel0 is back; for good: die: it is dead",
+    ),
     (RunStateChanged(True, "me"), "-         STOPPED  nothing of vdev touches guest memory (me)"),
     (RunStateChanged(False, ""), "-         RUNNING  work on guest memory goes on"),
     (Note("a check starts"), "-         NOTE     a check starts"),

@@ -4,7 +4,7 @@ it, `change` is about endpoints that come and go."""
 from vdev.config.boot import NONE, boot_kernel
 from vdev.config.change import endpoint_named, slots_of, with_endpoint, without_endpoint
 from vdev.config.isolation import UnitPolicy, isolation_line, unit_policy
-from vdev.config.load import config_from, config_warnings, load_config, load_plan, override_vm, parse_config
+from vdev.config.load import config_from, config_warnings, load_config, load_plan, override_vm, parse_config, with_plan
 from vdev.config.pasids import pasid_ranges
 from vdev.config.schema import (
     ATTACHMENTS,
@@ -34,5 +34,6 @@ __all__ = [
     "EndpointConfig", "FaultsConfig", "Isolation", "Limits", "PasidsConfig", "Reserved", "SlotConfig", "SocketsConfig",
     "TraceConfig", "UnitConfig", "UnitPolicy", "VmConfig", "boot_kernel", "config_from", "config_warnings",
     "endpoint_named", "format_bdf", "isolation_line", "load_config", "load_plan", "override_vm", "parse_bdf",
-    "parse_config", "parse_size", "pasid_ranges", "slots_of", "unit_policy", "with_endpoint", "without_endpoint",
+    "parse_config", "parse_size", "pasid_ranges", "slots_of", "unit_policy", "with_endpoint", "with_plan",
+    "without_endpoint",
 ]  # fmt: skip

@@ -70,6 +70,15 @@ def load_plan(path: Path) -> FaultsConfig:
         return convert(parse_yaml(read_text(path)), FaultsConfig, EXAMPLES)
 
 
+def with_plan(config: Config, path: Path | None) -> Config:
+    """`config` with the plan in the file `path` behind its own, whose seed wins; None leaves it. Raises ConfigError."""
+    if path is None:
+        return config
+    own, more = config.faults or FaultsConfig(), load_plan(path)
+    seed = own.seed if more.seed is None else more.seed
+    return msgspec.structs.replace(config, faults=FaultsConfig(seed=seed, rules=own.rules + more.rules))
+
+
 @contextmanager
 def named(name: str) -> Iterator[None]:
     """Errors of the block begin with `name`, which is a file's."""

@@ -103,8 +103,10 @@ def describe(event: object) -> str:
 
 
 def _injected(event: FaultInjected) -> str:
+    how = f" ({', '.join(_words(event.parameters))})" if event.parameters else ""
     met = f": {' '.join(_words(event.fields))}" if event.fields else ""
-    return f"rule {event.rule}, {event.n}: {event.do} at {event.at}{met}" + (f" ({event.note})" if event.note else "")
+    came = f"; {event.note}" if event.note else ""
+    return f"rule {event.rule}, {event.n}: {event.do}{how} at {event.at}{met}{came}"
 
 
 def _qemu_done(event: FaultQemuDone) -> str:

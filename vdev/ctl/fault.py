@@ -226,6 +226,8 @@ def _words(values: Mapping[str, Any]) -> list[str]:
 def _word(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ",".join(_word(name, one) for one in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
     is_address = name in ("iova", "register", "start", "end") and isinstance(value, int)
     return f"{value:#x}" if is_address else f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -60,6 +60,18 @@ class Parameter:
     high: float = U64
     words: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> str:
+        """What may be given, in words."""
+        match self.kind:
+            case "boolean":
+                return "true or false"
+            case "word":
+                return ", ".join(self.words) or "a name"
+            case "seconds":
+                return f"{self.low:g}..{self.high:g} seconds"
+        return f"{int(self.low)}..{int(self.high):#x}"
+
 
 @dataclass(frozen=True, slots=True)
 class Action:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vdev.faults.actions import Value
 
@@ -10,7 +11,7 @@ from vdev.faults.actions import Value
 @dataclass(slots=True)
 class FaultInjected:
     """Rule `rule` has fired for the `n`-th time. `fields` is what it met, by name; `note` what came of it, if that
-    needs words."""
+    needs words; `parameters` are the action's."""
 
     rule: str
     n: int
@@ -18,6 +19,7 @@ class FaultInjected:
     do: str
     fields: dict[str, Value]
     note: str = ""
+    parameters: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -28,6 +30,15 @@ class FaultWantsQemu:
     rule: str
     n: int
     command_line: str
+
+
+@dataclass(slots=True)
+class FaultQemuDone:
+    """What became of a `FaultWantsQemu`: it was done, or `error` says why not."""
+
+    rule: str
+    n: int
+    error: str = ""
 
 
 @dataclass(slots=True)

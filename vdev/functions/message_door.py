@@ -28,7 +28,7 @@ class MessageDoor:
         """The guest-physical address of a message to `address`; None when it is refused, which counts and is told."""
         number = self._door.endpoint_id
         try:
-            pieces = self._engine.translate(number, address, MESSAGE_NBYTES, WRITE)
+            pieces = self._door.translator.translate(number, address, MESSAGE_NBYTES, WRITE)
         except TranslationFault as error:
             self._door.count_untried(error.reason)
             self._engine.fault(number, error, WRITE)

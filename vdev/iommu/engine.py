@@ -268,6 +268,10 @@ class Engine:
         self.in_flight.begin(flight)
         return flight
 
+    def retranslate(self, flight: Flight, tag: Tag | None) -> list[Piece]:
+        """As `translate`, for an access that is in flight already and whose `tag` was this."""
+        return self.translate(flight.endpoint, flight.start, flight.stop - flight.start, flight.access, tag)
+
     def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         """Report a refused access: count, emit, queue the record for the guest."""
         self._faults.report(endpoint, error, access, tag)

@@ -252,8 +252,9 @@ def _injected(record: Record) -> str:
         problem, asked = fields.get("problem"), fields.get("command_line")
         done = f"not done by QEMU: {problem}" if problem else "QEMU has done its part"
         return f"{rule}: " + (f"QEMU is to do {asked}" if asked else done)
-    note = f" ({fields.pop('note')})" if "note" in fields else ""
-    what = f"{fields.pop('do')} at {fields.pop('at')}"
+    note = f"; {fields.pop('note')}" if "note" in fields else ""
+    how = f" ({fields.pop('with')})" if "with" in fields else ""
+    what = f"{fields.pop('do')}{how} at {fields.pop('at')}"
     end = fields.pop("iova_end", None)
     if end is not None:
         fields["iova"] = f"{fields['iova']}..{end}"
