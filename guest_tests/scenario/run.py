@@ -137,6 +137,7 @@ async def play(guest: Guest, scenario: Scenario, progress: Say) -> Outcome:
     outcome = outcome_of(scenario, timeline)
     try:
         async with Stage.set_up(guest, scenario.name) as stage:
+            outcome.machine += f", {stage.words}"
             scene = Scene(stage, {**scenario.variables, "round": None})
             await _play(scene, stage, scenario, timeline, outcome)
     except MachineGone as gone:
@@ -160,7 +161,7 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
         else:
             outcome.sections = await stage.evidence()
     except StepFailed as failed:
-        outcome.failure = Failure("seed", "start", "", failed.expected, failed.found)
+        outcome.failure = Failure("machine", "start", "", failed.expected, failed.found)
     outcome.nsteps = player.ndone
     if player.is_over or outcome.logs:
         return

@@ -14,7 +14,7 @@ KEY = "steps[3].inject"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an action of another point": (
         {"at": "dma", "do": "status"},
-        "steps[3].inject.do: there is no action 'status' at the point dma (did you mean ",
+        "steps[3].inject.do: there is no action 'status' at the point dma (known here: unsupported-request, ",
     ),
     "an action there is not": (
         {"at": "request", "do": "hodl"},
