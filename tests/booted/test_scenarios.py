@@ -16,7 +16,7 @@ import pytest
 
 from guest_tests.payload.planted import DRIVERS
 from guest_tests.runner.nodes import POOL
-from guest_tests.scenario import report
+from guest_tests.scenario import example, report
 from guest_tests.scenario.model import Overrides, load_scenario
 from guest_tests.scenario.run import play_on
 from guest_tests.scenario.timeline import Outcome
@@ -87,6 +87,14 @@ def test_a_planted_driver_is_caught_by_its_scenario_for_its_mistake(
 
 def test_every_planted_driver_is_caught_by_a_scenario() -> None:
     assert set(CAUGHT) == set(DRIVERS) - {"right"}
+
+
+@pytest.mark.parametrize("name", example.DRIVERS)
+def test_the_example_in_the_manual_is_what_a_run_prints(name: str, request: pytest.FixtureRequest) -> None:
+    outcome = play(request, example.SCENARIO.stem, variables={"driver": example.DRIVERS[name]})
+
+    printed = example.shortened(name, report.text(outcome))
+    assert example.normalised(printed) == example.normalised(example.documented(name))
 
 
 def test_the_command_says_what_happened_and_its_status_is_the_verdict(tmp_path: Path) -> None:
