@@ -83,6 +83,10 @@ def test_a_red_report_has_the_step_what_was_expected_and_all_the_evidence() -> N
     assert report.text(outcome(failure=FAILURE, sections=sections, logs="logs/vm-1")) == RED
 
 
+def test_where_the_backend_is_gone_there_is_no_fault_log() -> None:
+    assert report.verdict(outcome(firings=None)) == "quota: GREEN in 1.2 s (2 steps, no fault log, seed 7)"
+
+
 def test_a_program_gets_the_same_as_data() -> None:
     data = json.loads(json.dumps(report.as_data(outcome(failure=FAILURE, sections=[("console", "a line")]))))
 

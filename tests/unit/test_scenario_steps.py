@@ -127,7 +127,12 @@ def test_steps_meanwhile_are_done_while_the_function_runs(tmp_path: Path) -> Non
 def test_a_step_that_fails_meanwhile_is_told_when_the_function_has_come_to_its_end(tmp_path: Path) -> None:
     machine = FakeMachine(held={"r1": 1})
     machine.calls["work:copy"] = held_call(machine)
-    machine.commands["__org.vdev_fault-clear"] = lambda: [machine.released.set()]
+
+    def clear() -> dict[str, int]:
+        machine.released.set()
+        return {"removed": 1}
+
+    machine.commands["__org.vdev_fault-clear"] = clear
 
     result = play(tmp_path, MEANWHILE, machine)
 
