@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +21,14 @@ from guest_tests.scenario.model import Overrides, Scenario, load_scenario, walk
 from guest_tests.scenario.play import NotGreen, Player
 from guest_tests.scenario.scene import MachineGone, Scene, StepFailed
 from guest_tests.scenario.stage import Stage
-from guest_tests.scenario.timeline import Failure, Outcome, Timeline
+from guest_tests.scenario.timeline import Failure, Outcome, Sections, Timeline
 from qmp_bridge.vm_options import apply_vm_options
 from vdev.config.text import parse_yaml
 from vdev.errors import ConfigError, PartsError
 
 MAX_FIRINGS = 1_000  # of the fault log, in a report
 LOG_STEP = 100
+EVIDENCE_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -159,7 +161,7 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
         if red.gone is not None:
             _lost(outcome, red.gone)
         else:
-            outcome.sections = await stage.evidence()
+            outcome.sections = await _evidence(stage)
     except StepFailed as failed:
         outcome.failure = Failure("machine", "start", "", failed.expected, failed.found)
     outcome.nsteps = player.ndone
@@ -168,6 +170,16 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
     with suppress(MachineGone, StepFailed):
         outcome.firings = await firings(scene, timeline.started)
         await scene.clear()
+
+
+async def _evidence(stage: Stage) -> Sections:
+    try:
+        async with asyncio.timeout(EVIDENCE_S):
+            return await stage.evidence()
+    except TimeoutError:
+        return [("evidence", f"the guest is busy with a call and did not let go of it within {EVIDENCE_S:g} s")]
+    except MachineGone as gone:
+        return gone.sections
 
 
 def rules_of(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:

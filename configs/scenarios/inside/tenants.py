@@ -1,4 +1,4 @@
-"""Runs in the guest for quota-stale-removal.yaml: PASIDs till there are no more, a page that goes, a device pulled out."""
+"""Runs in the guest for quota-stale-removal.yaml: PASIDs till there are no more, a page that goes, a device taken."""
 
 from __future__ import annotations
 
