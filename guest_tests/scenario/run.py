@@ -185,8 +185,10 @@ async def _evidence(stage: Stage) -> Sections:
 def rules_of(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All rules of its steps, by key."""
     for step in walk(scenario.steps):
-        for rule in step.does.rules_added():
-            yield f"{scenario.path}: {step.key}.inject", rule
+        rules = step.does.rules_added()
+        for number, rule in enumerate(rules):
+            where = f"[{number}]" if len(rules) > 1 else ""
+            yield f"{scenario.path}: {step.key}.inject{where}", rule
 
 
 def _lost(outcome: Outcome, gone: MachineGone) -> None:
