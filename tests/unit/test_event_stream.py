@@ -83,7 +83,7 @@ SAMPLES: list[tuple[object, str, dict[str, Any]]] = [
         FaultInjected("r1", 2, "request", "status", {"unit": "u", "type": "MAP", "domain": 1, "iova": 0x1000,
                       "iova_end": 0x1FFF}, "", {"status": "NOMEM"}), "FAULT_INJECTED",
         {"rule": "r1", "n": 2, "at": "request", "do": "status", "unit": "u", "type": "MAP", "domain": 1,
-         "text": "rule r1, 2: status (status=NOMEM) at request: unit=u type=MAP domain=1 iova=0x1000 iova_end=0x1fff",
+         "text": "rule r1, 2: status (status=NOMEM) at request: unit=u type=MAP domain=1 iova=0x1000..0x1fff",
          "iova": 0x1000, "iova-end": 0x1FFF, "suppressed": 0},
     ),
     (
