@@ -160,6 +160,23 @@ async def test_the_bridge_hears_of_it_and_answers_on_the_control_socket(tmp_path
     assert told["data"]["command-line"] == "pcie_aer_inject_error root1 UNSUP"
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rule r1, 1: drop at request", "injected: rule r1, 1: drop at request"),
+        ("\x1b[2J", r"injected: '\x1b[2J'"),
+        ("x" * 9999, "injected: " + "x" * 300),
+    ],
+)
+async def test_firings_are_said_where_the_bridge_speaks(tmp_path: Path, text: str, line: str) -> None:
+    async with lab(tmp_path) as found:
+        await found.vdev.followed.wait()
+        found.vdev.tell("FAULT_INJECTED", rule="r1", n=1, text=text)
+        await until(lambda: bool(found.said))
+
+    assert found.said == [line]
+
+
 async def test_what_bridges_say_to_vdev_is_not_on_qmp(tmp_path: Path) -> None:
     async with lab(tmp_path) as found, client(found.bridged) as person:
         answer = await person.ask("__org.vdev_fault-qemu-done", rule="r1", n=1)
