@@ -60,10 +60,10 @@ async def test_an_error_is_injected_at_a_port_and_vdev_told(tmp_path: Path) -> N
 
         told = [
             await scene.outcome(f"pcie_aer_inject_error {words}")
-            for words in ("root1 UNSUP", "root1 BAD_TLP", "-a root1 COMP_TIME")
+            for words in ("root1 UNSUP", "root1 BAD_TLP", "-a root1 COMP_TIME", "root1 0x100000", "-c root1 0x40")
         ]
 
-    assert told == [{"rule": "r1", "n": 3}] * 3
+    assert told == [{"rule": "r1", "n": 3}] * 5
 
 
 async def test_what_qemu_says_instead_is_told(tmp_path: Path) -> None:
@@ -84,8 +84,9 @@ async def untouched(command: str, arguments: Mapping[str, object]) -> Any:
         "pcie_aer_inject_error",
         "pcie_aer_inject_error root1",
         "pcie_aer_inject_error root1 NOTHING",
-        "pcie_aer_inject_error root1 0x40",
-        "pcie_aer_inject_error -c root1 UNSUP",
+        "pcie_aer_inject_error root1 64",
+        "pcie_aer_inject_error -x root1 UNSUP",
+        "pcie_aer_inject_error root1 UNSUP 0x1",
         "pcie_aer_inject_error root1 UNSUP\nquit",
         "pcie_aer_inject_error root1 UNSUP\n",
         "pcie_aer_inject_error root1;quit UNSUP",
