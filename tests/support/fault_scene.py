@@ -1,4 +1,4 @@
-"""A unit with two accelerators behind either attachment, and a fault plan. Time stands still until a test lets it pass."""
+"""A unit with two accelerators behind either attachment, and a fault plan. Time passes where a test lets it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.support.flight import Attachment, FlightScene
-from vdev.config import Config
+from vdev.config import Config, UnitConfig
 from vdev.faults.events import FaultInjected
 from vdev.faults.rule import NS
 from vdev.injector import Around, Injector
@@ -37,7 +37,7 @@ class FaultScene(FlightScene):
             stall=_not_wanted,
             die=_not_wanted,
         )
-        self.faults = Injector(self.machine, Config(), around, pasids)
+        self.faults = Injector(self.machine, Config(units=(UnitConfig(name="iommu0"),)), around, pasids)
 
     def add(self, at: str, do: str, *, parameters: Mapping[str, Any] | None = None, **more: Any) -> str:
         """A rule; `parameters` is its `with`."""

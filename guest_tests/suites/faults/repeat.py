@@ -25,7 +25,7 @@ class Run:
 
 
 def run_by_chance(faults: Faults, seed: int, traffic: Callable[[], Any], rule: Mapping[str, Any]) -> Run:
-    """`traffic` under `rule` (arguments of `Faults.add`), which fires by chance; what is held is released at the end."""
+    """`traffic` under `rule` (arguments of `Faults.add`), which fires by chance; what is held is let go at the end."""
     faults.seed(seed)
     with faults.injected(**{"id": "by-chance", "when": {"probability": CHANCE}, **rule}) as added:
         effects = traffic()
@@ -34,8 +34,8 @@ def run_by_chance(faults: Faults, seed: int, traffic: Callable[[], Any], rule: M
 
 
 def assert_repeats(faults: Faults, traffic: Callable[[], Any], at: str, do: str, **rule: Any) -> None:
-    """Firings and effects are those of the seed. `traffic` makes some OCCURRENCES and returns what it saw of them: plain
-    data, with nothing in it that differs from time to time by itself."""
+    """Firings and effects are those of the seed. `traffic` makes some OCCURRENCES and returns what it saw of them:
+    plain data, with nothing in it that differs from time to time by itself."""
     given = {"at": at, "do": do, **rule}
     first, again, other = (run_by_chance(faults, seed, traffic, given) for seed in (SEED, SEED, OTHER_SEED))
     assert again == first
