@@ -41,6 +41,7 @@ class Deeds:
         unit = self._unit(firing)
         if unit is None:
             return "not done: it is about no unit"
+        unit.device.suspend()  # as a ring that broke: until the reset nothing is served
         unit.function.needs_reset(f"injected by rule {firing.rule.id}")
         return ""
 
