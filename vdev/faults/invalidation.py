@@ -90,7 +90,7 @@ class _Unit:
         if firing.rule.do == "early":
             wait = self._parts.engine.wait
             return "nothing was in flight" if wait is None else f"accesses that land later: {len(wait.flights)}"
-        if losing is None or not losing.mappings:
+        if losing is None or (not losing.mappings and not removed):
             return "nothing lives on: nothing was mapped"
         lost = max(removed - len(losing.mappings), 0)
         lack = f", and that do not for lack of room: {lost}" if lost else ""
