@@ -22,9 +22,12 @@ from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
 from vdev.faults.events import FaultInjected, FaultsCleared
+from vdev.faults.events_queue import EventPoint
+from vdev.faults.invalidation import InvalidationPoint
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
 from vdev.faults.point import Hooks
+from vdev.faults.requests import RequestPoint
 from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
@@ -85,6 +88,10 @@ class PlanShape(msgspec.Struct, forbid_unknown_fields=True):
     rules: list[Any] = []
 
 
+def _no_words(firing: Firing) -> str:
+    return ""
+
+
 class Injector:
     """Implements `faults.point.Services`, `functions.base.Worker`."""
 
@@ -112,7 +119,12 @@ class Injector:
         machine.changed = self._arm_anew
 
     def _make_hooks(self) -> dict[str, Hooks]:
-        return {"pasid": PasidPoint(self, self._pasids)}
+        return {
+            "pasid": PasidPoint(self, self._pasids),
+            "request": RequestPoint(self),
+            "invalidation": InvalidationPoint(self),
+            "event": EventPoint(self),
+        }
 
     # what people ask for
 
@@ -208,7 +220,7 @@ class Injector:
         """As `faults.point.Services`."""
         return self._machine.units
 
-    def meet(self, met: Occurrence) -> Firing | None:
+    def meet(self, met: Occurrence, words: Callable[[Firing], str] = _no_words) -> Firing | None:
         """As `faults.point.Services`."""
         bound = None
         for firing in self._plan.meet(met, self._around.clock_ns()):
@@ -216,7 +228,7 @@ class Injector:
                 self._do(firing)
             else:
                 bound = firing
-                self._tell(firing, "")
+                self._tell(firing, words(firing))
         return bound
 
     def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
@@ -228,9 +240,9 @@ class Injector:
         self._around.wake_at(self, self._due[0].when_ns)
         return due
 
-    def answer_with(self, unit: str, wrap: Wrap | None) -> None:
+    def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
         """As `faults.point.Services`."""
-        self._machine.answer_with(unit, wrap)
+        self._machine.answer_with(unit, rank, wrap)
 
     # Worker
 

@@ -94,6 +94,7 @@ def describe(event: object) -> str:
         return " ".join([event.unit, event.type_name, *_words(event.fields), "->", answer + why])
     if isinstance(event, ReplyHeld):
         whom = f"{event.naccesses} accesses in flight" if event.naccesses else "the PASID authority"
+        whom = f"rule {event.rule}" if event.rule else whom
         late = f"answered after {event.held_ns / 1e6:.3f} ms, for {whom}"
         return " ".join([event.unit, event.type_name, *_words(event.fields), late])
     if type(event) in _OF_FAULTS:
