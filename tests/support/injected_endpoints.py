@@ -154,7 +154,8 @@ class InjectedRng(InjectedEndpoints):
     def __init__(self, config: Config = PLAIN) -> None:
         super().__init__(config)
         self.rng: Any = self.unit.endpoints["rng0"]
-        self.driver = PciDriver(self.rng)
+        rng: Any = self.rng
+        self.driver = PciDriver(rng)
         self.ask(wire.Attach(wire.T_ATTACH, bytes(3), 2, RNG))
         self.map(2, BASE, RAM_GPA, len(self.driver.ram))
         self.queue: DriverRing

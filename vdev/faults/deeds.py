@@ -56,7 +56,7 @@ class Deeds:
             return _OF_QEMU
 
         def break_down() -> None:
-            device.suspend()
+            device.suspend()  # as a ring that broke: until the reset nothing is served
             function.needs_reset(f"injected by rule {firing.rule.id}")
 
         return self._between_slices(break_down)

@@ -6,16 +6,15 @@ the PASID that the host attached. Its capability is enabled through sysfs, besid
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from guest_tests.payload import accel, guest, vfio
+from guest_tests.payload import accel, vfio
 from guest_tests.payload.accel import Accelerator, Completion, Operation
-from guest_tests.payload.direct.function import Function
+from guest_tests.payload.beside import Beside
 from guest_tests.payload.guest import KernelLog
 from guest_tests.payload.host import Host
 from guest_tests.payload.lab import MARKER, NOWHERE_IOVA, PAGE, RING_IOVA, SOURCE_IOVA, TARGET_IOVA, Lab, copy
@@ -24,22 +23,6 @@ from guest_tests.payload.stock_fixtures import opened_lab
 PAGEMAP_ENTRY_NBYTES = 8
 PAGEMAP_PFN = (1 << 55) - 1
 READ, WRITE = vfio.READ, vfio.WRITE
-
-
-class Beside(Function):
-    """The configuration space of a function that a driver has."""
-
-    def __init__(self, bdf: str) -> None:
-        self.bdf = bdf
-        self._path = guest.SYS / "bus/pci/devices" / bdf / "config"
-
-    def _config_read(self, offset: int, nbytes: int) -> bytes:
-        with open(self._path, "rb", buffering=0) as config:
-            return os.pread(config.fileno(), nbytes, offset)
-
-    def _config_write(self, offset: int, data: bytes) -> None:
-        with open(self._path, "r+b", buffering=0) as config:
-            os.pwrite(config.fileno(), data, offset)
 
 
 class Scene:
