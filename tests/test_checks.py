@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ALONE = ("conftest.py",)
-PACKAGES = ("vdev", "qmp_bridge", "guest_tests", "tests", "benchmarks", "scripts")
+PACKAGES = ("vdev", "qmp_bridge", "guest_tests", "tests", "benchmarks", "scripts", "configs")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
-SUITES = sorted(path.parent for path in (ROOT / "guest_tests" / "suites").glob("*/guest-suite.yaml"))
+INSIDE = ROOT / "configs" / "scenarios" / "inside"  # as suites are: what runs in a guest
+SUITES = [*sorted(path.parent for path in (ROOT / "guest_tests" / "suites").glob("*/guest-suite.yaml")), INSIDE]
 TOOLS = Path(sys.executable).parent
 
 
@@ -77,7 +78,7 @@ def test_no_function_is_longer_than_the_style_guide_allows() -> None:
 
 
 def _pages() -> list[Path]:
-    folders = ("docs", "configs", *PACKAGES)
+    folders = ("docs", *PACKAGES)
     return sorted([*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.md"))])
 
 

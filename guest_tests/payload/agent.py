@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import importlib
+import json
 import os
 import sys
 import time
@@ -31,6 +32,7 @@ PCI_CAPABILITIES, PCI_CAPABILITY_EXPRESS = 0x34, 0x10
 SLOT_CONTROL, SLOT_POWER_OFF = 0x18, 1 << 10  # of the PCI Express capability
 RANDOM_RESEED = 0x5207  # RNDRESEEDCRNG
 MAX_TRACEBACK = 8000
+MAX_RETURNED = 200_000  # characters; the host takes lines of 256 KiB
 
 
 def wake(channel: Channel, request: Message) -> Message:
@@ -90,7 +92,10 @@ def call(channel: Channel, request: Message) -> Message:
     if request["where"] not in sys.path:
         sys.path.insert(0, request["where"])
     try:
-        return {"returned": getattr(importlib.import_module(module), name)(**request["arguments"])}
+        returned = getattr(importlib.import_module(module), name)(**request["arguments"])
+        if (length := len(json.dumps(returned))) > MAX_RETURNED:  # TypeError where it is no plain data
+            raise ValueError(f"it returned {length} characters, at most {MAX_RETURNED} go through the channel")
+        return {"returned": returned}
     except Exception as error:  # whatever it is belongs to the caller
         return {"raised": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-MAX_TRACEBACK:]}
 

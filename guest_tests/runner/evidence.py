@@ -1,4 +1,5 @@
-"""What there was to see when a test failed: the console, what was said to QEMU, vdev's trace and faults.
+"""What there was to see when a test failed: the console, what was said to QEMU, vdev's trace, its faults and those that
+were injected.
 
 Console and QMP come from memory: there they are even where a full disk took no logs.
 """
@@ -22,11 +23,13 @@ NQMP = 20
 QMP_CHARACTERS = 200
 NTRACE = 50
 NFAULTS = 20
+NINJECTED = 20
 Record = dict[str, Any]
 Sections = list[tuple[str, str]]  # title and text, as a pytest report has them
 TRACE = "vdev trace, last records"
 NOTE = "test: "  # before the name of the test that begins
 MAX_NOTE = 200  # characters
+INJECTED = ["FaultInjected", "FaultQemuDone", "FaultsCleared"]
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,16 @@ async def of_living(vm: RunningVm, control: Control, since: Beginning) -> Sectio
     try:
         trace = _of_the_test(await newest_records(control, NTRACE))
         faults = faults_of(await control.execute("query-events", since=since.event, kinds=["FaultRaised"]))
+        injected = await control.execute("query-events", since=since.event, limit=NINJECTED, kinds=INJECTED)
     except ControlError as error:
         return [*of_gone(vm, since), ("vdev", str(error))]
-    return _sections(
-        vm, since, [line(record) for record in trace], [describe_fault(fault) for fault in faults[-NFAULTS:]]
-    )
+    shown = [describe_fault(fault) for fault in faults[-NFAULTS:]]
+    return _sections(vm, since, [line(record) for record in trace], shown, [event["text"] for event in injected])
 
 
 def of_gone(vm: RunningVm, since: Beginning) -> Sections:
     """Of a guest that is gone, as long as its logs are where they were written."""
-    return _sections(vm, since, of_trace(last_lines(vm.logs / TRACE_LOG, NTRACE)), [])
+    return _sections(vm, since, of_trace(last_lines(vm.logs / TRACE_LOG, NTRACE)), [], [])
 
 
 def with_trace(sections: Sections, lines: Sequence[str]) -> Sections:
@@ -82,12 +85,15 @@ def of_trace(lines: Sequence[str]) -> list[str]:
     return shown
 
 
-def _sections(vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str]) -> Sections:
+def _sections(
+    vm: RunningVm, since: Beginning, trace: Sequence[str], faults: Sequence[str], injected: Sequence[str]
+) -> Sections:
     parts = [
         ("guest console, last lines", vm.console_tail(NCONSOLE, since.line)),
         ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP, since.message)]),
         (TRACE, trace),
         ("refused by vdev", faults),
+        ("injected faults", injected),
     ]
     return [(title, "\n".join(lines)) for title, lines in parts if lines]
 

@@ -25,8 +25,8 @@ class ExpectStep(Kind):
     is_: _Value = msgspec.field(default=_UNSET, name="is")
     is_not: _Value = msgspec.field(default=_UNSET, name="is-not")
     contains: _Value = _UNSET
-    at_least: float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-least")
-    at_most: float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-most")
+    at_least: int | float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-least")
+    at_most: int | float | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="at-most")
     in_: list[Any] | str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="in")
     fired: dict[str, int | str] | None = None
 
@@ -79,9 +79,10 @@ class ExpectStep(Kind):
             return Done(", ".join(f"{rule} fired {counts.get(rule, 0)}" for rule in self.fired))
         assert self.that is not None
         value = scene.at(self.that)
-        for name, wanted in scene.filled(self._given()).items():
+        given = scene.filled(self._given())
+        for name, wanted in given.items():
             _compare(name, self.that, wanted, value)
-        return Done(f"it is {shown(value)}")
+        return Done("" if "is" in given else f"it is {shown(value)}")
 
 
 def _check_count(rule: str, wanted: str, count: int) -> None:

@@ -13,6 +13,7 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 MARK = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
 _STEPS = re.compile(r"[^.\s]+(?:\.[^.\s]+)*")
 MAX_SHOWN = 200
+HEX_FROM = 0x10000
 
 
 class NoSuchValue(Exception):
@@ -90,6 +91,21 @@ def value_at(results: Mapping[str, Any], path: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as reports show it, cut where it is long."""
-    text = value if isinstance(value, str) else repr(value)
+    """A value as reports show it, in YAML's words, cut where it is long; numbers that may be addresses in hex."""
+    text = _words(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _words(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case int() if value >= HEX_FROM:
+            return f"{value:#x}"
+        case Mapping():
+            return "{" + ", ".join(f"{name}: {_words(one)}" for name, one in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(_words(one) for one in value) + "]"
+    return str(value)

@@ -19,8 +19,9 @@ def text(outcome: Outcome) -> str:
 def verdict(outcome: Outcome) -> str:
     """One line."""
     word = "GREEN" if outcome.is_green else "NOT GREEN"
-    counts = f"{_many(outcome.nsteps, 'step')}, {_many(len(outcome.firings), 'fault')} injected"
-    return f"{outcome.name}: {word} in {outcome.seconds:.1f} s ({counts}, seed {outcome.seed})"
+    faults = "no fault log" if outcome.firings is None else f"{_many(len(outcome.firings), 'fault')} injected"
+    counts = f"{_many(outcome.nsteps, 'step')}, {faults}, seed {outcome.seed}"
+    return f"{outcome.name}: {word} in {outcome.seconds:.1f} s ({counts})"
 
 
 def _many(count: int, what: str) -> str:
@@ -45,7 +46,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
 
 def _merged(outcome: Outcome) -> list[Line]:
     """Steps and firings by time."""
-    fired = [Line(one["at-seconds"], "FAULT", firing_words(one)) for one in outcome.firings]
+    fired = [Line(one["at-seconds"], "FAULT", firing_words(one)) for one in outcome.firings or ()]
     return sorted([*outcome.lines, *fired], key=lambda line: line.at)
 
 

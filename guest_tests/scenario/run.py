@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,19 @@ from guest_tests.runner.guest import Guest
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.suite import Machine
 from guest_tests.scenario import report
-from guest_tests.scenario.model import Overrides, Scenario, load_scenario
+from guest_tests.scenario.actions import check_actions
+from guest_tests.scenario.model import Overrides, Scenario, load_scenario, walk
 from guest_tests.scenario.play import NotGreen, Player
 from guest_tests.scenario.scene import MachineGone, Scene, StepFailed
 from guest_tests.scenario.stage import Stage
-from guest_tests.scenario.timeline import Failure, Outcome, Timeline
+from guest_tests.scenario.timeline import Failure, Outcome, Sections, Timeline
 from qmp_bridge.vm_options import apply_vm_options
 from vdev.config.text import parse_yaml
 from vdev.errors import ConfigError, PartsError
 
 MAX_FIRINGS = 1_000  # of the fault log, in a report
 LOG_STEP = 100
+EVIDENCE_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -136,6 +139,7 @@ async def play(guest: Guest, scenario: Scenario, progress: Say) -> Outcome:
     outcome = outcome_of(scenario, timeline)
     try:
         async with Stage.set_up(guest, scenario.name) as stage:
+            outcome.machine += f", {stage.words}"
             scene = Scene(stage, {**scenario.variables, "round": None})
             await _play(scene, stage, scenario, timeline, outcome)
     except MachineGone as gone:
@@ -148,6 +152,7 @@ async def play(guest: Guest, scenario: Scenario, progress: Say) -> Outcome:
 async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeline, outcome: Outcome) -> None:
     player = Player(scene, timeline)
     try:
+        check_actions(rules_of(scenario), await scene.ours("query-fault-actions"))
         await scene.ours("fault-seed", seed=scenario.seed)
         await player.play(scenario.steps, scenario.timeout)
     except NotGreen as red:
@@ -156,15 +161,34 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
         if red.gone is not None:
             _lost(outcome, red.gone)
         else:
-            outcome.sections = await stage.evidence()
+            outcome.sections = await _evidence(stage)
     except StepFailed as failed:
-        outcome.failure = Failure("seed", "start", "", failed.expected, failed.found)
+        outcome.failure = Failure("machine", "start", "", failed.expected, failed.found)
     outcome.nsteps = player.ndone
     if player.is_over or outcome.logs:
         return
     with suppress(MachineGone, StepFailed):
         outcome.firings = await firings(scene, timeline.started)
         await scene.clear()
+
+
+async def _evidence(stage: Stage) -> Sections:
+    try:
+        async with asyncio.timeout(EVIDENCE_S):
+            return await stage.evidence()
+    except TimeoutError:
+        return [("evidence", f"the guest is busy with a call and did not let go of it within {EVIDENCE_S:g} s")]
+    except MachineGone as gone:
+        return gone.sections
+
+
+def rules_of(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All rules of its steps, by key."""
+    for step in walk(scenario.steps):
+        rules = step.does.rules_added()
+        for number, rule in enumerate(rules):
+            where = f"[{number}]" if len(rules) > 1 else ""
+            yield f"{scenario.path}: {step.key}.inject{where}", rule
 
 
 def _lost(outcome: Outcome, gone: MachineGone) -> None:

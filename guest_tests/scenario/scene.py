@@ -104,7 +104,7 @@ class Scene:
     async def fired(self) -> dict[str, int]:
         """How often each rule has fired, those that were cleared as well."""
         counts = dict(self.counted)
-        for rule in (await self.ours("query-faults"))["rules"]:
+        for rule in (await self.ours("query-fault-plan"))["rules"]:
             counts[rule["id"]] = counts.get(rule["id"], 0) + rule["fired"]
         return counts
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
@@ -50,36 +50,47 @@ class Shelf(EventListener):
             await self._came.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A machine as it is when its scenario begins: its monitor, the place in its logs, what it is in words."""
+
+    path: str
+    since: Beginning
+    words: str
+
+
 class Stage:
     """`Machine` of `scene`: the guest does what it is asked, the monitor is our own client's."""
 
-    def __init__(self, guest: Guest, qmp: QMPClient, shelf: Shelf, since: Beginning) -> None:
+    def __init__(self, guest: Guest, qmp: QMPClient, shelf: Shelf, begun: Begun) -> None:
         self._guest = guest
         self._qmp = qmp
         self._shelf = shelf
-        self._since = since
-        self.started = time.monotonic()
+        self._since = begun.since
+        self.words = begun.words
 
     @classmethod
     @asynccontextmanager
     async def set_up(cls, guest: Guest, name: str) -> AsyncIterator[Stage]:
         """The stage of `guest` for the scenario `name`. Raises MachineGone."""
 
-        async def begin(living: Living) -> tuple[str, Beginning]:
-            return living.vm.monitor_path, await evidence.begin(living.vm, living.control, name)
+        async def begin(living: Living) -> Begun:
+            parts = living.vm.options.parts
+            words = f"QEMU {parts.version}, {parts.accel}" if parts is not None else ""
+            return Begun(living.vm.monitor_path, await evidence.begin(living.vm, living.control, name), words)
 
         shelf, qmp = Shelf(), QMPClient("scenario")
         qmp.register_listener(shelf)
         try:
-            path, since = await guest.do(begin)
+            begun: Begun = await guest.do(begin)
             async with asyncio.timeout(CONNECT_S):
-                await qmp.connect(path)
+                await qmp.connect(begun.path)
         except GuestGone as gone:
             raise _gone(gone) from gone
         except (QMPError, OSError, TimeoutError) as error:
             raise MachineGone(f"its monitor cannot be had: {error}", []) from error
         try:
-            yield cls(guest, qmp, shelf, since)
+            yield cls(guest, qmp, shelf, begun)
         finally:
             with suppress(QMPError, EOFError, OSError):
                 await qmp.disconnect()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from guest_tests.scenario.actions import check_rule
 from guest_tests.scenario.expect import ExpectStep
 from guest_tests.scenario.kind import Done, Kind, check_within
 from guest_tests.scenario.names import NoSuchValue, shown, value_at
@@ -56,8 +57,8 @@ class GuestStep(Kind):
         return f"{self.call.partition(':')[0]}.py"
 
     def words(self, scene: Scene) -> str:
-        arguments = ", ".join(f"{name}={shown(value)}" for name, value in scene.filled(self.with_).items())
-        return f"{self.call}({arguments})"
+        arguments = scene.filled(self.with_)
+        return f"{self.call} {shown(arguments)}" if arguments else self.call
 
     async def do(self, scene: Scene, inner: Inner) -> Done:
         call = scene.machine.call(self.call, scene.filled(self.with_), self.within)
@@ -72,7 +73,7 @@ class GuestStep(Kind):
             return Done(f"raised {raised}", str(raised))
         if wanted is not None:
             raise StepFailed(f"it raises {wanted!r}", f"it returned {shown(value)}")
-        return Done(f"returned {shown(value)}", value)
+        return Done("done" if value is None else f"returned {shown(value)}", value)
 
 
 class RuleGiven(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -114,6 +115,8 @@ class InjectStep(Kind):
             if rule.id is not None and "{{" not in rule.id and _RULE_ID.fullmatch(rule.id) is None:
                 cure = "1 to 40 small letters, digits and -"
                 raise ConfigError(f"{key}.id", f"{rule.id!r} is not the id of a rule", cure)
+        for given in self.rules_added():
+            check_rule(given, key)
 
     def free(self) -> dict[str, Any]:
         return {"rules": self.rules_added()}
@@ -357,7 +360,7 @@ def rule_words(rule: Mapping[str, Any]) -> str:
     for name in ("with", "match", "when", "times"):
         value = rule.get(name)
         if isinstance(value, Mapping):
-            parts += [f"{name} " + ", ".join(f"{key}={shown(one)}" for key, one in value.items())] if value else []
+            parts += [f"{name} " + shown(value)] if value else []
         elif value is not None:
             parts.append(f"{name} {value}")
     return " ".join(part for part in parts if part)

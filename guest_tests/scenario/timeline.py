@@ -85,7 +85,7 @@ class Outcome:
     failure: Failure | None = None
     nsteps: int = 0  # that were done
     seconds: float = 0.0
-    firings: list[dict[str, Any]] = field(default_factory=list)  # the fault log
+    firings: list[dict[str, Any]] | None = None  # the fault log, which goes with the backend
     left_out: int = 0
     sections: Sections = field(default_factory=list)  # of a failure: console, QMP, trace
     logs: str = ""

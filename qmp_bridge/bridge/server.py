@@ -14,6 +14,7 @@ from typing import Any
 from qmp_bridge.bridge import listener
 from qmp_bridge.bridge.bridge import Bridge
 from qmp_bridge.bridge.own_commands import OwnCommands
+from qmp_bridge.bridge.qemu_faults import QemuFaults
 from qmp_bridge.bridge.session import Session
 from qmp_bridge.bridge.upstream import NoMonitor, QemuGone, Upstream, connect
 from qmp_bridge.bridge.vdev_link import VdevLink
@@ -59,6 +60,7 @@ class BridgeServer:
         self._control = ControlClient(setup.vdev)  # of freeze and thaw alone
         self._link = VdevLink(setup.vdev, schema().prefix, self._vdev_event)
         self._hot_plug = HotPlug(self._ask_qemu, self._link.ask)
+        self._qemu_faults = QemuFaults(self._ask_qemu, self._link.ask)
         self._serving: set[asyncio.Task[None]] = set()
         self._own_state: RunState | None = None  # fed from here; with the launcher's own monitor that one feeds its own
 
@@ -99,6 +101,7 @@ class BridgeServer:
         finally:
             self.close()
             await self._hot_plug.close()
+            await self._qemu_faults.close()
 
     async def _serve(self, upstream: Upstream) -> None:
         """Read what QEMU says, from one QEMU after the other."""
@@ -180,6 +183,7 @@ class BridgeServer:
 
     def _vdev_event(self, line: bytes, name: str, data: Mapping[str, Any]) -> None:
         self._hot_plug.vdev_event(name, data)
+        self._qemu_faults.vdev_event(name, data)
         if self._bridge is not None:
             self._bridge.tell(line)
 

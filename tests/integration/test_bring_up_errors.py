@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,7 @@ REFUSED = {
     f"{UNIT}\n{UNIT}": "x.yaml: units: given twice, in lines 1 and 2",
     f"{UNIT}\n1: 2": "x.yaml: 1: the key in line 2 is not a word",
     f"{UNIT}\nvm: {{memory: 16M}}": "x.yaml: vm.memory: 16M is not a whole number of MiB from 128M",
+    f"{UNIT}\nfaults: {{rules: 3}}": "x.yaml: faults.rules: 3 is a whole number, not a list",
     f"{UNIT}\nvm: {{kernel: /nowhere/bzImage}}": "vm.kernel: /nowhere/bzImage does not exist",
     f"{UNIT}\nvm: {{initrd: /nowhere/initrd}}": "vm.initrd: /nowhere/initrd is not a file",
     f"{UNIT}\nvm: {{qemu: /nowhere/qemu}}": "vm.qemu: /nowhere/qemu is not a program",
@@ -333,6 +335,27 @@ def test_wrong_input_is_named_with_its_cure_and_status_2(
     said = capsys.readouterr().err
     assert said.startswith(f"qmp-bridge: {words}")
     assert len(said.splitlines()) <= 2
+
+
+async def test_a_rule_that_the_backend_refuses_is_a_config_error_of_its_file(runtime_dir: Path) -> None:
+    config = parse_config(TEXT + "faults: {rules: [{id: bad, at: request, do: nothing}]}", "test.yaml")
+    chosen = replace(options(), backend=(sys.executable, "-m", "vdev"))
+
+    with pytest.raises(ConfigError) as caught:
+        async with bring_up(config, chosen):
+            pass
+
+    assert str(caught.value).startswith("config: faults.rules[bad].do: 'nothing' is no action at the point request")
+
+
+def test_a_plan_that_is_none_is_refused_before_anything_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text(UNIT)
+    (tmp_path / "plan.yaml").write_text("rules: 3")
+
+    assert main(["up", str(tmp_path / "x.yaml"), "--faults", str(tmp_path / "plan.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("qmp-bridge: plan.yaml: rules: 3 is a whole number, not a list")
 
 
 def test_extra_arguments_qemu_does_not_take_are_wrong_input(runtime_dir: Path, tmp_path: Path) -> None:

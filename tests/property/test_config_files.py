@@ -51,6 +51,12 @@ VMS = some(
     extra_args=st.lists(st.sampled_from(["-device", "x,y", "\u20ac", " "]), max_size=3),
 )  # fmt: skip
 SOCKETS = st.sampled_from([{}, {"owner": 1000}, {"group": "kvm"}, {"group": 5, "mode": "0750"}])
+RULES = some(
+    id=st.sampled_from(["a", "b-2"]), at=st.sampled_from(["request", "dma"]), do=st.sampled_from(["drop", "delay"]),
+    match=some(iova=st.sampled_from(["0x1000-0x1fff", 0x1000]), type=st.just("MAP")), times=st.integers(1, 9),
+    when=some(nth=st.integers(1, 9) | st.lists(st.integers(1, 9), max_size=2), window=st.just([0.5, 2])),
+)  # fmt: skip
+FAULTS = some(seed=st.integers(0, (1 << 64) - 1), rules=st.lists(RULES, max_size=2))
 TRACES = some(max_bytes=st.sampled_from(["1M", 1 << 16]), records=st.integers(1, 99), types=st.just(["MAP"]))
 
 
@@ -65,7 +71,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     ]
     slots = [{"bdf": f"{len(endpoints) + 1:02x}:00.0"}] * draw(st.integers(0, 1))
     config = {"units": units, "endpoints": endpoints, "slots": slots, "vm": draw(VMS)}
-    config = deepcopy(config | draw(some(sockets=SOCKETS, trace=TRACES)))  # samples are shared
+    config = deepcopy(config | draw(some(sockets=SOCKETS, trace=TRACES, faults=FAULTS)))  # samples are shared
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         spoil(draw, config)
     return config

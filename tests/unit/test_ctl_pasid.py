@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.answering import Make, Pages, answering_in
 from vdev.__main__ import main
 
 STATES = {"allocated": 2, "attached": 1, "free-pending": 0}
@@ -24,57 +21,12 @@ PAIRS = [
     {"unit": "u", "endpoint": "a", "domain": 7, "follows": False},
     {"unit": "u", "endpoint": "b", "follows": True},
 ]
-Answers = dict[str, Any]
-
-
-class Answering:
-    """One socket that answers commands from a table; `asked` is what came."""
-
-    def __init__(self, path: Path, answers: Answers) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self._answers = answers
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock, sock.makefile("rwb") as stream:
-                for line in stream:
-                    request = json.loads(line)
-                    self.asked.append((request["execute"], request.get("arguments", {})))
-                    answer = self._answers[request["execute"]]
-                    returned = answer.pop(0) if isinstance(answer, Pages) else answer
-                    stream.write(json.dumps({"return": returned}).encode() + b"\n")
-                    stream.flush()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-
-
-class Pages(list[Any]):
-    """Answers for one command, one after the other."""
 
 
 @pytest.fixture
-def answering(tmp_path: Path) -> Iterator[Callable[[str, Answers], Answering]]:
-    made: list[Answering] = []
-
-    def make(name: str, answers: Answers) -> Answering:
-        made.append(Answering(tmp_path / name, answers))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+def answering(tmp_path: Path) -> Iterator[Make]:
+    with answering_in(tmp_path) as make:
+        yield make
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -83,9 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return status, shown.out, shown.err
 
 
-def test_all_vms_of_the_host_are_a_table(
-    answering: Callable[[str, Answers], Answering], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_vms_of_the_host_are_a_table(answering: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     authority = answering("admin.sock", {"query-pasid-vms": [OF_HOST, {**OF_HOST, "vm": "another", "set": 12}]})
 
     status, shown, _ = run(capsys, "list", "--authority", str(tmp_path))
@@ -100,7 +50,7 @@ def test_all_vms_of_the_host_are_a_table(
 
 
 def test_a_host_without_vms_says_so_and_json_is_the_reply_as_it_came(
-    answering: Callable[[str, Answers], Answering], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answering: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answering("admin.sock", {"query-pasid-vms": []})
 
@@ -109,7 +59,7 @@ def test_a_host_without_vms_says_so_and_json_is_the_reply_as_it_came(
 
 
 def test_one_vms_pasids_come_with_the_hosts_numbers_from_the_authority(
-    answering: Callable[[str, Answers], Answering], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answering: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pasids = [{"pasid": 1, "host": 0x51, "state": "attached"}, {"pasid": 2, "host": 0x52, "state": "allocated"}]
     authority = answering("admin.sock", {"query-pasids": {**OF_HOST, "pasids": pasids}})
@@ -121,7 +71,7 @@ def test_one_vms_pasids_come_with_the_hosts_numbers_from_the_authority(
 
 
 def test_a_vm_shows_its_own_page_by_page_with_what_they_are_attached_to(
-    answering: Callable[[str, Answers], Answering], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answering: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = {"pasid": 1, "state": "attached", "owner": "guest", "unit": "u", "pairs": PAIRS}
     second = {"pasid": 9, "state": "allocated", "owner": "guest", "unit": "u", "pairs": []}
@@ -142,7 +92,7 @@ def test_a_vm_shows_its_own_page_by_page_with_what_they_are_attached_to(
 
 
 def test_orders_go_to_the_vm_itself_or_about_a_named_one_to_the_authority(
-    answering: Callable[[str, Answers], Answering], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answering: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "host").mkdir()
     vm = answering("control.sock", {"pasid-quota": {"quota": 5, "used": 1}, "pasid-reclaim": {"taken": 1}})

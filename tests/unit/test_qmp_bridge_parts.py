@@ -312,3 +312,12 @@ def test_the_backend_traces_where_it_is_told_to(trace: str | None, words: list[s
     plan = make_plan(parse_config(TEXT, "x"), parts, Options(trace=trace), Path("/run/v"))
 
     assert plan.backend[plan.backend.index("/run/v") + 1 :] == words
+
+
+def test_the_backend_is_told_of_a_fault_plan_by_its_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr")
+    parts = Parts(("/q",), {}, "11", "/k", None, "tcg")
+
+    plan = make_plan(parse_config(TEXT, "x"), parts, Options(faults=Path("plan.yaml")), Path("/run/v"))
+
+    assert plan.backend[-2:] == ["--faults", "/usr/plan.yaml"]

@@ -99,6 +99,17 @@ async def test_a_living_guest_is_shown_from_the_beginning_of_the_test(vm: FakeVm
     assert ("query-events", {"since": 7, "kinds": ["FaultRaised"]}) in control.asked
 
 
+async def test_what_was_injected_is_shown_in_vdevs_words(vm: FakeVm) -> None:
+    injected = [{"text": "rule r1, 1: drop at request"}, {"text": "1 rules cleared"}]
+    control = FakeControl(query_trace={"newest": []}, query_events=injected)
+
+    sections = dict(await of_living(as_vm(vm), as_control(control), Beginning(7, 1, 1)))
+
+    assert sections["injected faults"] == "rule r1, 1: drop at request\n1 rules cleared"
+    asked = [arguments for command, arguments in control.asked if "FaultInjected" in arguments.get("kinds", [])]
+    assert [arguments["since"] for arguments in asked] == [7]
+
+
 async def test_a_backend_that_does_not_answer_is_said_and_its_file_is_read(vm: FakeVm) -> None:
     (vm.logs / "trace.jsonl").write_text("\n".join(lines(note("test: a"), reset(2.0))))
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import isfinite
 
 from vdev.config.boot import check_boot
+from vdev.config.faults import check_faults
 from vdev.config.isolation import check_isolation, regions_outside, unit_policy
 from vdev.config.pasids import check_pasids
 from vdev.config.schema import (
@@ -59,7 +60,7 @@ def check_config(config: Config) -> None:
     """Raise ConfigError for the first rule that `config` breaks."""
     for check in (
         _check_vm, _check_sockets, _check_names, _check_units, check_isolation, _check_addresses, _check_reserved,
-        check_pasids, _check_options, _check_trace,
+        check_pasids, _check_options, _check_trace, check_faults,
     ):  # fmt: skip
         check(config)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from vdev.config.checks import check_config
+from vdev.config.faults import check_plan
 from vdev.config.pasids import pasid_warnings
 from vdev.config.schema import Config, FaultsConfig
 from vdev.config.text import convert, parse_size, parse_yaml
@@ -64,10 +65,12 @@ def config_from(data: object, name: str) -> Config:
 def load_plan(path: Path) -> FaultsConfig:
     """The fault plan in the file `path`, its shape checked; raises ConfigError, whose key begins with the file's name.
 
-    Its rules are checked by whoever carries them out.
+    What its rules mean is checked by whoever carries them out.
     """
     with named(path.name):
-        return convert(parse_yaml(read_text(path)), FaultsConfig, EXAMPLES)
+        plan = convert(parse_yaml(read_text(path)), FaultsConfig, EXAMPLES)
+        check_plan(plan)
+        return plan
 
 
 def with_plan(config: Config, path: Path | None) -> Config:

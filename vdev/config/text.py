@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -199,7 +199,8 @@ def _type_of(kind: Any, name: str) -> Any:
 
 def _given(kind: Any) -> Any:
     """What a key that may be left out is when it is there: X of `X | None`."""
-    kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else []
+    is_union = get_origin(kind) in (UnionType, Union)  # the latter of a Literal
+    kinds = [one for one in get_args(kind) if one is not NoneType] if is_union else []
     return kinds[0] if len(kinds) == 1 else kind
 
 

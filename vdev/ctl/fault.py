@@ -187,9 +187,11 @@ def _pairs(option: str, words: Iterable[str]) -> Reply:
             raise ConfigError(option, f"{word!r} is not NAME=VALUE", "such as type=MAP")
         if name in found:
             raise ConfigError(option, f"{name} is given twice", "keep one of them")
-        with named(f"{option} {name}"):
-            parts = text.split(",") if name in LISTS and not text.startswith("[") else [text]
+        parts = text.split(",") if name in LISTS and not text.startswith("[") else [text]
+        try:
             values = [parse_yaml(part) for part in parts]
+        except ConfigError as error:
+            raise ConfigError(option, f"{word!r}: what is behind = {error.problem}", "such as type=MAP") from None
         found[name] = values if len(values) > 1 else values[0]
     return found
 

@@ -21,6 +21,7 @@ def asked(viommu: Viommu, count: int) -> list[Status]:
     statuses = []
     for _ in range(count):
         answer = viommu.pasids.send(PasidAlloc())
+        assert answer.status is not None
         statuses.append(Status(answer.status))
         if answer.ok:
             viommu.pasids.free(int.from_bytes(answer.written[:4], "little"))
@@ -34,7 +35,7 @@ EFFECTS = [("exhausted", {}, Status.NOMEM), ("quota", {"quota": 0}, Status.NOMEM
 def test_the_third_allocation_is_refused_and_the_fourth_is_not(
     managed: Viommu, faults: Faults, do: str, parameters: dict[str, int], status: Status
 ) -> None:
-    rule = faults.add("pasid", do, when={"nth": 3}, **parameters)
+    rule = faults.add("pasid", do, when={"nth": 3}, with_=parameters)
 
     assert asked(managed, 4) == [Status.OK, Status.OK, status, Status.OK]
     assert rule.fired == 1
@@ -46,7 +47,7 @@ def test_the_same_seed_refuses_the_same_allocations(
 ) -> None:
     def run(seed: int) -> list[Status]:
         faults.seed(seed)
-        with faults.injected("pasid", do, id="lucky", when={"probability": 0.5}, **parameters):
+        with faults.injected("pasid", do, id="lucky", when={"probability": 0.5}, with_=parameters):
             return asked(managed, 24)
 
     first, again, other = run(5), run(5), run(6)

@@ -1,0 +1,23 @@
+"""Runs in the guest for lost-interrupt.yaml: requests whose answers interrupt."""
+
+from __future__ import annotations
+
+from guest_tests.payload.direct import Attach, DmaPool, Viommu, find_units
+
+DOMAIN, ENDPOINT = 1, 0x100
+QUIET_S = 0.2
+_units: list[Viommu] = []
+
+
+def start() -> None:
+    """The unit, which is to interrupt."""
+    _units.append(Viommu.open(find_units()[0], DmaPool(), msix=True))
+
+
+def ask() -> dict[str, bool]:
+    """An ATTACH: whether its answer is there, and whether an interrupt said so."""
+    unit = _units[0]
+    _, requests, _ = unit.vectors
+    requests.settle()
+    answer = unit.send(Attach(domain=DOMAIN, endpoint=ENDPOINT))
+    return {"answered": answer.ok, "interrupted": requests.wait(QUIET_S)}

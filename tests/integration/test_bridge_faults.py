@@ -1,0 +1,146 @@
+"""The bridge does QEMU's part of an injected fault: on a real QEMU, for a vdev that is played here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmp_bridge.bridge.qemu_faults import EVENT, MAX_AT_ONCE, QemuFaults
+from qmp_bridge.bridge.upstream import QemuGone, Upstream, connect
+from qmp_bridge.errors import Refused
+from tests.support.real_qemu import real_qemu
+
+CONNECT_S = 10.0
+WAIT_S = 20.0
+
+
+class Scene:
+    """The bridge's half between `qemu` and a vdev that notes what it is told."""
+
+    def __init__(self, qemu: Any) -> None:
+        self.told: asyncio.Queue[Mapping[str, object]] = asyncio.Queue()
+        self.faults = QemuFaults(qemu, self._vdev)
+
+    async def _vdev(self, command: str, arguments: Mapping[str, object]) -> None:
+        assert command == "fault-qemu-done"
+        self.told.put_nowait(arguments)
+
+    async def outcome(self, command: str) -> Mapping[str, object]:
+        """What vdev is told after it wanted `command`."""
+        self.faults.vdev_event(EVENT, {"rule": "r1", "n": 3, "command-line": command})
+        async with asyncio.timeout(WAIT_S):
+            return await self.told.get()
+
+
+@asynccontextmanager
+async def upstream(directory: Path) -> AsyncIterator[Upstream]:
+    with real_qemu(directory, "qmp") as paths:
+        qemu = await connect(paths["qmp"], lambda line, message: None, CONNECT_S)
+        reading = asyncio.create_task(qemu.run())
+        try:
+            yield qemu
+        finally:
+            qemu.close()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_an_error_is_injected_at_a_port_and_vdev_told(tmp_path: Path) -> None:
+    async with upstream(tmp_path) as qemu:
+        scene = Scene(qemu.execute)
+
+        told = [
+            await scene.outcome(f"pcie_aer_inject_error {words}")
+            for words in ("root1 UNSUP", "root1 BAD_TLP", "-a root1 COMP_TIME")
+        ]
+
+    assert told == [{"rule": "r1", "n": 3}] * 3
+
+
+async def test_what_qemu_says_instead_is_told(tmp_path: Path) -> None:
+    async with upstream(tmp_path) as qemu:
+        told = await Scene(qemu.execute).outcome("pcie_aer_inject_error nobody UNSUP")
+
+    assert told["error"] == "QEMU says \"Error: device 'nobody' not found\""
+
+
+async def untouched(command: str, arguments: Mapping[str, object]) -> Any:
+    raise AssertionError(f"QEMU was asked for {command} {arguments}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "quit",
+        "pcie_aer_inject_error",
+        "pcie_aer_inject_error root1",
+        "pcie_aer_inject_error root1 NOTHING",
+        "pcie_aer_inject_error root1 0x40",
+        "pcie_aer_inject_error -c root1 UNSUP",
+        "pcie_aer_inject_error root1 UNSUP\nquit",
+        "pcie_aer_inject_error root1 UNSUP\n",
+        "pcie_aer_inject_error root1;quit UNSUP",
+        "pcie_aer_inject_error /machine/x UNSUP",
+        " pcie_aer_inject_error root1 UNSUP",
+        "",
+    ],
+)
+async def test_nothing_else_that_a_backend_says_is_run(command: str) -> None:
+    told = await Scene(untouched).outcome(command)
+
+    assert str(told["error"]).startswith("a bridge does not run")
+
+
+async def test_what_is_no_text_is_not_run_either() -> None:
+    scene = Scene(untouched)
+
+    scene.faults.vdev_event(EVENT, {"rule": "r1", "n": 1, "command-line": ["quit"]})
+
+    assert "does not run" in str((await scene.told.get())["error"])
+
+
+@pytest.mark.parametrize("error", [QemuGone("QEMU is gone"), Refused("GenericError", "QEMU is gone")])
+async def test_a_qemu_that_is_gone_or_refuses_is_told(error: Exception) -> None:
+    async def gone(command: str, arguments: Mapping[str, object]) -> Any:
+        raise error
+
+    told = await Scene(gone).outcome("pcie_aer_inject_error root1 UNSUP")
+
+    assert told == {"rule": "r1", "n": 3, "error": "QEMU is gone"}
+
+
+async def test_a_vdev_that_waits_no_longer_ends_nothing() -> None:
+    asked = asyncio.Event()
+
+    async def refuses(command: str, arguments: Mapping[str, object]) -> None:
+        asked.set()
+        raise Refused("GenericError", "nothing is asked")
+
+    faults = QemuFaults(untouched, refuses)
+    faults.vdev_event(EVENT, {"rule": "r1", "n": 1, "command-line": "quit"})
+
+    async with asyncio.timeout(WAIT_S):
+        await asked.wait()
+    await faults.close()
+
+
+async def test_no_more_are_under_way_than_vdev_waits_for() -> None:
+    begun = 0
+
+    async def slow(command: str, arguments: Mapping[str, object]) -> Any:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(WAIT_S)
+
+    scene = Scene(slow)
+    for number in range(MAX_AT_ONCE + 10):
+        scene.faults.vdev_event(EVENT, {"rule": "r1", "n": number, "command-line": "pcie_aer_inject_error p UNSUP"})
+    await asyncio.sleep(0)
+
+    assert begun == MAX_AT_ONCE
+    await scene.faults.close()

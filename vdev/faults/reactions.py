@@ -1,0 +1,66 @@
+"""What is done about each action: by the stock Linux driver, by our guest library. docs/faults.md shows this table.
+
+Observed in booted guests, never worked out: each row names the test that shows it. The key is POINT/ACTION, and for an
+action that may stand at every point its name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NOT_YET = "not observed yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """In words, for people: what virtio_iommu and the drivers above it do, with what the kernel's log says and where it
+    hangs by design; what guest_tests.payload.direct does. `test` is a file and a name: guest_tests/....py::test_..."""
+
+    linux: str
+    library: str
+    test: str
+
+
+REACTIONS: Mapping[str, Reaction] = {
+    "request/status": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/hold": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/drop": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/twice": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/used-length": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/reorder": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/probe-truncate": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/probe-corrupt": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "invalidation/stale": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "invalidation/early": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "translation/unmapped": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "translation/no-permission": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "translation/wrong-domain": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "translation/aperture": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "dma/unsupported-request": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "dma/completer-abort": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "dma/delay": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "dma/partial": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "dma/corrupt": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "event/drop": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "event/duplicate": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "event/delay": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "event/unknown-reason": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "interrupt/lose": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "interrupt/delay": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "pasid/exhausted": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "pasid/quota": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "pasid/unreachable": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "register/stuck": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "remove": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "needs-reset": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "config-change": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "flr": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "aer": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "spurious": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "flood": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "reclaim": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "quota-order": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "stall": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "die": Reaction(NOT_YET, NOT_YET, NOT_YET),
+}
