@@ -10,11 +10,11 @@ from vdev.faults.plan import Firing
 from vdev.faults.point import Due, Services, UnitParts
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.fault_queue import fault_record
+from vdev.pci.aer import ERRORS, clear_error, set_error
+from vdev.pci.base import PciFunction
 from vdev.wire.viommu import FAULT_F_WRITE, FAULT_R_MAPPING
 
 MAX_FLOODS = 256  # of one unit that are remembered, to be undone
-from vdev.pci.aer import ERRORS, clear_error, set_error
-from vdev.pci.base import PciFunction
 
 
 class Deeds:
