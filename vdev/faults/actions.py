@@ -213,7 +213,7 @@ BOUND: Mapping[str, Mapping[str, Action]] = {
         "unreachable": Action("refused as if the authority were away", {}),
     },
     "register": {
-        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True)}),
+        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True, high=U64)}),
     },
     "timer": {},
 }
