@@ -70,7 +70,7 @@ def test_a_trace_has_the_answer_and_the_rule(unit: Viommu, faults: Faults, host:
     statuses(unit, 1)
 
     (record,) = host.control("query-trace", last=1, types=["MAP"])["records"]
-    assert (record["status"], record["fields"]["why"]) == ("NOMEM", "injected by rule no-room")
+    assert (record["status"], record["fields"]["problem"]) == ("NOMEM", "injected by rule no-room")
 
 
 # --- held and dropped
