@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
@@ -21,14 +21,19 @@ from vdev.config import Config
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
-from vdev.faults.events import FaultInjected, FaultsCleared
+from vdev.faults.detours import Detours
+from vdev.faults.dma import DmaPoint
+from vdev.faults.events import FaultInjected, FaultsCleared, FaultWantsQemu
 from vdev.faults.events_queue import EventPoint
+from vdev.faults.interrupts import InterruptPoint
 from vdev.faults.invalidation import InvalidationPoint
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
 from vdev.faults.point import Hooks
+from vdev.faults.registers import RegisterPoint
 from vdev.faults.requests import RequestPoint
 from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
+from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
 
@@ -116,14 +121,20 @@ class Injector:
         self._deeds = Deeds(self)
         self._hooks: dict[str, Hooks] = self._make_hooks()
         self._armed: set[str] = set()
+        self._is_doing = False
         machine.changed = self._arm_anew
 
     def _make_hooks(self) -> dict[str, Hooks]:
+        detours = Detours(self)
         return {
-            "pasid": PasidPoint(self, self._pasids),
             "request": RequestPoint(self),
             "invalidation": InvalidationPoint(self),
+            "translation": TranslationPoint(self, detours),
+            "dma": DmaPoint(detours),
             "event": EventPoint(self),
+            "interrupt": InterruptPoint(self),
+            "pasid": PasidPoint(self, self._pasids),
+            "register": RegisterPoint(self),
         }
 
     # what people ask for
@@ -201,7 +212,12 @@ class Injector:
             for name, armed in self._plan.rules.items()
         ]
         gone = sum(number for name, number in held.items() if name not in self._plan.rules)
-        return {"seed": self._plan.seed, "rules": rules, "held-by-none": gone, "waiting": len(self._due)}
+        return {
+            "seed": self._plan.seed,
+            "rules": rules,
+            "held-by-none": gone,
+            "waiting": sum(due.what is not None for due in self._due),
+        }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
         """Firings numbered `since` or later, the oldest `limit` of them."""
@@ -221,7 +237,9 @@ class Injector:
         return self._machine.units
 
     def meet(self, met: Occurrence, words: Callable[[Firing], str] = _no_words) -> Firing | None:
-        """As `faults.point.Services`."""
+        """As `faults.point.Services`. What an action itself causes meets nothing: or a rule could set itself off."""
+        if self._is_doing:
+            return None
         bound = None
         for firing in self._plan.meet(met, self._around.clock_ns()):
             if firing.rule.is_free:
@@ -234,11 +252,20 @@ class Injector:
     def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
         """As `faults.point.Services`."""
         if len(self._due) >= MAX_DUE:
+            self._due = [due for due in self._due if due.what is not None]
+            heapify(self._due)
+        if len(self._due) >= MAX_DUE:
+            self._forget_cancelled()
+        if len(self._due) >= MAX_DUE:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
         heappush(self._due, due)
         self._around.wake_at(self, self._due[0].when_ns)
         return due
+
+    def ask_qemu(self, firing: Firing, command_line: str) -> None:
+        """As `faults.point.Services`."""
+        self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
 
     def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
         """As `faults.point.Services`."""
@@ -282,6 +309,10 @@ class Injector:
                 hooks.disarm()
         self._armed = wanted
 
+    def _forget_cancelled(self) -> None:
+        self._due = [due for due in self._due if due.what is not None]
+        heapify(self._due)
+
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for hooks in self._hooks.values():
@@ -316,7 +347,11 @@ class Injector:
         do = firing.rule.do
         if do == "die":
             self._tell(firing, "")
-        note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+        self._is_doing = True
+        try:
+            note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+        finally:
+            self._is_doing = False
         self._tell(firing, note)
 
     def _tell(self, firing: Firing, note: str) -> None:
@@ -330,10 +365,18 @@ class Injector:
         self._around.emit(event)
 
     def _reclaim(self, firing: Firing) -> str:
-        pasid = firing.rule.parameters.get("pasid")
+        given, reason = firing.rule.parameters, f"injected by rule {firing.rule.id}"
+        pasid = None if given["all"] else given.get("pasid", self._lowest_pasid())
+        if pasid is None and not given["all"]:
+            return "not done: the guest has none"
         which = {"all": True} if pasid is None else {"pasid": pasid}
-        self._around.order("pasid-reclaim", {**which, "force": True, "reason": f"injected by rule {firing.rule.id}"})
-        return ""
+        self._around.order("pasid-reclaim", {**which, "force": True, "reason": reason})
+        return "" if pasid is None else f"PASID {pasid:#x}"
+
+    def _lowest_pasid(self) -> int | None:
+        assert self._pasids is not None
+        known = self._pasids.list_pasids()
+        return next((one["pasid"] for one in known if one["owner"] == "guest"), None)
 
     def _quota_order(self, firing: Firing) -> str:
         assert self._pasids is not None

@@ -213,7 +213,7 @@ BOUND: Mapping[str, Mapping[str, Action]] = {
         "unreachable": Action("refused as if the authority were away", {}),
     },
     "register": {
-        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True)}),
+        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True, high=U64)}),
     },
     "timer": {},
 }
@@ -261,11 +261,12 @@ FREE: Mapping[str, Action] = {
         "records that were not delivered are dropped",
     ),
     "reclaim": Action(
-        "the host takes PASIDs back by force, used or not",
+        "the host takes a PASID back by force, used or not",
         {
-            "pasid": _count("one of them; without it all the guest has", low=1, high=PASID_MAX),
+            "pasid": _count("which; without it the lowest that the guest has", low=1, high=PASID_MAX),
+            "all": Parameter("boolean", "all of them, and every one to come", False),
         },
-        terminal="the guest has them no longer; it may ask for others",
+        terminal="the guest has it no longer and may ask for others; after `all` it gets none until its QEMU ends",
     ),
     "quota-order": Action(
         "the host's authority gives the VM another quota",

@@ -63,6 +63,9 @@ class Services(Protocol):
         """Call `what` in a slice (so it may touch guest memory), as soon as so much time has passed while the VM runs.
         None: too much waits already; then the action is not done."""
 
+    def ask_qemu(self, firing: Firing, command_line: str) -> None:
+        """A part of `firing` is QEMU's: whoever has its monitor is asked to run `command_line` there."""
+
     def answer_with(self, unit: str, rank: int, wrap: Callable[[Serve], Serve] | None) -> None:
         """Requests of `unit` are answered by `wrap(handle)`, whether or not somebody traces; `handle` is what stands at
         the next lower rank, at last `Engine.handle`. None: nothing stands at `rank`."""

@@ -39,6 +39,10 @@ class Flight:
     pieces: list[Piece]
     over: bool = False  # it has landed, was given back, or was cancelled
     pasid: int = 0  # it carries; a mirroring pair's was translated in the RID's domain
+    # Of injected faults: it does not land yet, the bytes at its end that are refused, and what is to become of it.
+    late: bool = False
+    cut: int = 0
+    fate: object = None
 
 
 @dataclass(slots=True)
