@@ -8,6 +8,7 @@
     +-- MemoryAccessError    guest-physical range that is not RAM, or not writable
     +-- DmaError             one DMA access of an endpoint was refused; carries the reason
     |   +-- TranslationFault the IOMMU refused it
+    |   +-- DmaDelayed       it is to be tried again later
     +-- RequestError         a virtio-iommu request is refused; carries the status of its tail
     +-- ArgumentError        a command's arguments are not what the schema says; the text is QEMU's own
     +-- SchemaError          the schema of the commands breaks a rule; names the line
@@ -70,8 +71,11 @@ class MemoryAccessError(VdevError):
 class DmaError(VdevError):
     """One DMA access of an endpoint was refused. `reason` is a short stable word for registers, counters and logs.
 
-    `passing` says that nobody did anything wrong: the same access may succeed later.
+    `passing` says that nobody did anything wrong: the same access may succeed later. `told`: it has been counted and
+    reported already.
     """
+
+    told = False
 
     def __init__(self, reason: str, iova: int, detail: str = "", *, passing: bool = False) -> None:
         self.reason = reason
@@ -86,6 +90,13 @@ class TranslationFault(DmaError):
     def __init__(self, fault_reason: int, reason: str, iova: int, detail: str = "") -> None:
         self.fault_reason = fault_reason
         super().__init__(reason, iova, detail)
+
+
+class DmaDelayed(DmaError):
+    """The same access succeeds later; its door says when. Injected only."""
+
+    def __init__(self, iova: int) -> None:
+        super().__init__("delayed", iova, passing=True)
 
 
 class RequestError(VdevError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
@@ -21,11 +21,19 @@ from vdev.config import Config
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
-from vdev.faults.events import FaultInjected, FaultsCleared
+from vdev.faults.detours import Detours
+from vdev.faults.dma import DmaPoint
+from vdev.faults.events import FaultInjected, FaultsCleared, FaultWantsQemu
+from vdev.faults.events_queue import EventPoint
+from vdev.faults.interrupts import InterruptPoint
+from vdev.faults.invalidation import InvalidationPoint
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
 from vdev.faults.point import Hooks
+from vdev.faults.registers import RegisterPoint
+from vdev.faults.requests import RequestPoint
 from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
+from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
 
@@ -85,6 +93,10 @@ class PlanShape(msgspec.Struct, forbid_unknown_fields=True):
     rules: list[Any] = []
 
 
+def _no_words(firing: Firing) -> str:
+    return ""
+
+
 class Injector:
     """Implements `faults.point.Services`, `functions.base.Worker`."""
 
@@ -109,10 +121,21 @@ class Injector:
         self._deeds = Deeds(self)
         self._hooks: dict[str, Hooks] = self._make_hooks()
         self._armed: set[str] = set()
+        self._is_doing = False
         machine.changed = self._arm_anew
 
     def _make_hooks(self) -> dict[str, Hooks]:
-        return {"pasid": PasidPoint(self, self._pasids)}
+        detours = Detours(self)
+        return {
+            "request": RequestPoint(self),
+            "invalidation": InvalidationPoint(self),
+            "translation": TranslationPoint(self, detours),
+            "dma": DmaPoint(detours),
+            "event": EventPoint(self),
+            "interrupt": InterruptPoint(self),
+            "pasid": PasidPoint(self, self._pasids),
+            "register": RegisterPoint(self),
+        }
 
     # what people ask for
 
@@ -208,19 +231,24 @@ class Injector:
         """As `faults.point.Services`."""
         return self._machine.units
 
-    def meet(self, met: Occurrence) -> Firing | None:
-        """As `faults.point.Services`."""
+    def meet(self, met: Occurrence, words: Callable[[Firing], str] = _no_words) -> Firing | None:
+        """As `faults.point.Services`. What an action itself causes meets nothing: or a rule could set itself off."""
+        if self._is_doing:
+            return None
         bound = None
         for firing in self._plan.meet(met, self._around.clock_ns()):
             if firing.rule.is_free:
                 self._do(firing)
             else:
                 bound = firing
-                self._tell(firing, "")
+                self._tell(firing, words(firing))
         return bound
 
     def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
         """As `faults.point.Services`."""
+        if len(self._due) >= MAX_DUE:
+            self._due = [due for due in self._due if due.what is not None]
+            heapify(self._due)
         if len(self._due) >= MAX_DUE:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
@@ -228,9 +256,13 @@ class Injector:
         self._around.wake_at(self, self._due[0].when_ns)
         return due
 
-    def answer_with(self, unit: str, wrap: Wrap | None) -> None:
+    def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """As `faults.point.Services`."""
-        self._machine.answer_with(unit, wrap)
+        self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
+
+    def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
+        """As `faults.point.Services`."""
+        self._machine.answer_with(unit, rank, wrap)
 
     # Worker
 
@@ -304,7 +336,11 @@ class Injector:
         do = firing.rule.do
         if do == "die":
             self._tell(firing, "")
-        note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+        self._is_doing = True
+        try:
+            note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+        finally:
+            self._is_doing = False
         self._tell(firing, note)
 
     def _tell(self, firing: Firing, note: str) -> None:

@@ -12,7 +12,7 @@ from tests.support.vfio_scene import GuestRam, fired, until
 from tests.support.vhost import ATTACH, OK, map_page
 from tests.support.vhost_client import HVA, VhostClient, connected
 from tests.support.vhost_scene import RAM_NBYTES, Scene
-from vdev.functions.vhost import State
+from vdev.functions.vhost_rings import State
 from vdev.wire import vhost_user as wire
 from vdev.wire import viommu
 from vdev.wire.vhost_user import Command, ProtocolFeature

@@ -69,7 +69,7 @@ class PagedDoor:
             view[:] = data[at : at + len(view)]
             at += len(view)
 
-    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+    def begin(self, iova: int, nbytes: int, *, write: bool, again: Flight | None = None) -> Flight:
         self.views(iova, nbytes, write=write)
         flight = Flight(0, 0, iova, iova + nbytes, WRITE if write else READ, [])
         self.flights.append(flight)
@@ -85,6 +85,15 @@ class PagedDoor:
         flight.over = True
         if flight in self.flights:
             self.flights.remove(flight)
+
+    def break_off(self, flight: Flight) -> TranslationFault:
+        return TranslationFault(2, "not-mapped", flight.stop)
+
+    def hurry(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
 
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]:
         self.accesses += 1

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.vhost import ATTACH, ENDPOINT, OK, RAM_NBYTES, RING_SIZE, CarrierRig, map_page
 from vdev.errors import MessageError, TranslationFault
-from vdev.functions.vhost import State
+from vdev.functions.vhost_rings import State
 from vdev.functions.viommu import Reply
 from vdev.memory import Region
 from vdev.wire import viommu as wire

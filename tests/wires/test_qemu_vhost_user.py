@@ -10,7 +10,8 @@ import pytest
 from tests.support import vfio_scene
 from tests.support.vfio_scene import until
 from tests.wires.qemu_lab import PLAIN_RAM, PRIVATE_RAM, RAM_MIB, Lab, Seen, lab, unit_lab, vhost_device
-from vdev.functions.vhost import State, VhostCarrier
+from vdev.functions.vhost import VhostCarrier
+from vdev.functions.vhost_rings import State
 from vdev.wire import vhost_user as wire
 from vdev.wire.vhost_user import Command, ProtocolFeature
 

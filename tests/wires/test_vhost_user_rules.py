@@ -16,7 +16,7 @@ from tests.support.vhost_client import HVA, Guest, connected
 from tests.support.vhost_scene import Scene
 from tests.wires.raw import Wire, words
 from tests.wires.test_vhost_user_bytes import NEED_REPLY, PROTOCOL_BIT, REPLY_ACK, acknowledged, message, reply, wired
-from vdev.functions.vhost import State
+from vdev.functions.vhost_rings import State
 from vdev.transports.vhost_session import COMMANDS
 from vdev.wire.vhost_user import Command
 

@@ -6,6 +6,7 @@ BAR0 registers (docs/accelerator.md), BAR2 device memory, BAR4 MSI-X.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from vdev.endpoints.accelerator_engine import Engine
@@ -71,6 +72,8 @@ class Accelerator(PciFunction):
         self._door = bay.open_door(self)
         self._engine = Engine(self, self._door, self._devmem, bay.ordering.release, latency_us * NS_PER_US)
         self._engine.on_error = self._error_raised
+        self._door.diverted = self._engine.fly
+        self._door.resumed = partial(bay.wake, self)
 
     def interrupt(self, vector: int) -> None:
         """An MSI-X message is a memory write: without bus mastering there is none."""
@@ -85,7 +88,8 @@ class Accelerator(PciFunction):
             return Progress.IDLE
         self._engine.run(now_ns)
         if self._engine.lands_ns is not None:
-            self._wake_at(self, self._engine.lands_ns)
+            if not self._engine.waits:
+                self._wake_at(self, self._engine.lands_ns)
             return Progress.IDLE
         return Progress.BUSY if self._engine.has_work else Progress.IDLE
 

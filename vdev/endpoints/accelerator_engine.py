@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vdev.endpoints.accelerator_ops import Door, Doors, Operation, check_descriptor, doors_of
 from vdev.endpoints.accelerator_regs import Registers, words
-from vdev.errors import DmaError, TranslationFault
+from vdev.errors import DmaDelayed, DmaError, TranslationFault
 from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
     COMPLETION_NBYTES,
@@ -35,17 +35,26 @@ DESCRIPTOR_COST_NBYTES = 16 * 1024  # what a descriptor costs beside its bytes: 
 VECTOR_COMPLETION = 0
 VECTOR_ERROR = 1
 
-_REFUSED = (CompletionStatus.TRANSLATION_FAULT, CompletionStatus.UNSUPPORTED_REQUEST)
+_REFUSED = (
+    CompletionStatus.TRANSLATION_FAULT,
+    CompletionStatus.UNSUPPORTED_REQUEST,
+    CompletionStatus.COMPLETER_ABORT,
+)
+_NO_ACCESS = (0, Access.NONE)
 
 
 @dataclass(frozen=True, slots=True)
-class _Aborted:
-    """An operation that ended while DMA was held. Its completion belongs to the ring it came from, whatever the driver
-    writes into the registers before it can be written: they are the driver's once ENABLE is cleared."""
+class _Owed:
+    """A completion that is to be written later: its operation ended while DMA was held, or its own write was delayed.
+    It belongs to the ring the operation came from, whatever the driver writes into the registers meanwhile: they are
+    the driver's once ENABLE is cleared."""
 
     descriptor: Descriptor
-    done: int
+    status: CompletionStatus
+    result: int
+    refused: tuple[int, Access]
     ring: tuple[int, int]  # COMPLETION_BASE and RING_SIZE
+    has_record: bool = False  # all but the status is there already
 
 
 class Host(Protocol):
@@ -76,15 +85,18 @@ class Engine:
         self._devmem = devmem
         self._release = release
         self._latency_ns = latency_ns
+        self._detour = False
+        self._flies = bool(latency_ns)  # operations are in flight
+        self.waits = False  # for an access that is delayed: its door tells when to go on
         self._operation: Operation | None = None
-        self._aborted: _Aborted | None = None
+        self._owed: _Owed | None = None
         self.on_error: Callable[[ErrorCode, int], None] | None = None
 
     @property
     def has_work(self) -> bool:
         """Whether `run` has something to do."""
         registers = self.registers
-        if self._aborted is not None:
+        if self._owed is not None:
             return True
         return registers.running and (self._operation is not None or registers.ring_head != registers.ring_tail)
 
@@ -100,15 +112,21 @@ class Engine:
 
     def reset(self) -> None:
         """Power-on state, now; the operation under way is forgotten and nothing of it lands any more."""
-        self._aborted = None
+        self._forget_late()
         self._drop_operation()
         self.registers.reset()
 
     def stop(self, code: ErrorCode) -> None:
         """DMA was taken away from outside: halt without another DMA and without an interrupt."""
-        self._aborted = None
+        self._forget_late()
         if self.registers.running:
             self._halt(code, 0, interrupt=False)
+
+    def fly(self, detour: bool) -> None:
+        """Where accesses take a detour, operations are in flight, if only for a moment: they can be delayed there."""
+        self._detour = detour
+        in_flight = self._operation is not None and self._operation.begun > 0
+        self._flies = detour or bool(self._latency_ns) or in_flight
 
     def give_back(self) -> None:
         """What is in flight must wait for longer than its latency: it is translated anew when the engine goes on."""
@@ -121,15 +139,22 @@ class Engine:
 
         With a latency it ends when a slice is in flight: there is nothing to do before `lands_ns`.
         """
-        if self._aborted is not None:
-            aborted, self._aborted = self._aborted, None
-            self._complete(aborted.descriptor, CompletionStatus.ABORTED, aborted.done, ring=aborted.ring)
+        if self.waits:
+            self.waits = False
+            if self._operation is None:
+                self.lands_ns = None
+        if self._owed is not None:
+            self._pay()
+            if self.waits:
+                return
         budget = SLICE_NBYTES
         # With pages so small that one `views` covers less than a slice, a byte costs as much as many.
         weight = max(SLICE_NBYTES // self._door.slice_nbytes, 1)
         while budget > 0 and self.has_work:
             operation = self._operation or self._fetch()
             if operation is None:
+                if self.waits:
+                    return
                 budget -= DESCRIPTOR_COST_NBYTES
                 continue
             before = operation.done
@@ -156,7 +181,7 @@ class Engine:
         elif not registers.config_is_valid():
             self._error(ErrorCode.BAD_CONFIG, 0)
         else:
-            self._aborted = None  # a new start: its slot belongs to the new ring now
+            self._owed = None  # a new start: its slot belongs to the new ring now
             self._ring_door = self._door.tagged(Tag(registers.ring_pasid)) if registers.ring_pasid else self._door
             registers.running, registers.halted = True, False
             registers.ring_head = registers.ring_tail = 0
@@ -167,10 +192,16 @@ class Engine:
         if operation is not None and self._door.frozen:
             # The completion is written in the first slice that may.
             ring = self.registers.completion_base, self.registers.ring_size
-            self._aborted = _Aborted(operation.descriptor, operation.done, ring)
+            self._owed = _Owed(operation.descriptor, CompletionStatus.ABORTED, operation.done, _NO_ACCESS, ring)
         elif operation is not None:
             self._complete(operation.descriptor, CompletionStatus.ABORTED, operation.done)
         self.registers.running = False
+        while self._owed is not None and not self._door.frozen:
+            self._door.hurry()  # nothing may come after this write
+            self._pay()
+        if self._owed is None:
+            self._door.forget()
+        self.waits = False
 
     def _write_tail(self, value: int) -> None:
         registers = self.registers
@@ -188,6 +219,9 @@ class Engine:
             data = self._ring_door.read(
                 registers.ring_base + registers.ring_head * DESCRIPTOR_NBYTES, DESCRIPTOR_NBYTES
             )
+        except DmaDelayed:
+            self._wait()
+            return None
         except DmaError as error:
             self._halt(ErrorCode.RING_FETCH, error.iova)
             return None
@@ -207,14 +241,12 @@ class Engine:
 
     def _step(self, operation: Operation, budget: int, now_ns: int) -> None:
         try:
-            if self._latency_ns and operation.descriptor.op != Op.NOP:
+            if self._flies and operation.descriptor.op != Op.NOP:
                 ended = self._fly(operation, budget, now_ns)
             else:
                 ended = operation.run(budget)
         except DmaError as error:
-            faulted = isinstance(error, TranslationFault)
-            status = CompletionStatus.TRANSLATION_FAULT if faulted else CompletionStatus.UNSUPPORTED_REQUEST
-            self._complete(operation.descriptor, status, operation.done, (error.iova, operation.access))
+            self._complete(operation.descriptor, _status_of(error), operation.done, (error.iova, operation.access))
             return
         if ended:
             self._complete(operation.descriptor, operation.status, operation.result)
@@ -224,21 +256,40 @@ class Engine:
         lands_ns, self.lands_ns = self.lands_ns, None
         if operation.is_cancelled:
             operation.give_back()
-        elif lands_ns is not None and now_ns >= lands_ns:
+        elif lands_ns is not None and now_ns >= lands_ns and not operation.is_late:
+            self._flies = self._detour or bool(self._latency_ns)
             return operation.land()
         if not operation.begun:
             operation.begin(budget)
             lands_ns = now_ns + self._latency_ns
         self.lands_ns = lands_ns
+        self.waits = operation.is_late
         return False
+
+    def _wait(self) -> None:
+        """An access of the ring's own is delayed: nothing else is done until it may be tried again."""
+        self.waits = True
+        self.lands_ns = 0  # it is no operation that lands
+
+    def _forget_late(self) -> None:
+        self._owed = None
+        self.waits = False
+        self._door.forget()
+
+    def _pay(self) -> None:
+        """Write the completion that is owed."""
+        owed, self._owed = self._owed, None
+        assert owed is not None
+        self._complete(owed.descriptor, owed.status, owed.result, owed.refused, owed.ring, has_record=owed.has_record)
 
     def _complete(
         self,
         descriptor: Descriptor,
         status: CompletionStatus,
         result: int,
-        refused: tuple[int, Access] = (0, Access.NONE),
+        refused: tuple[int, Access] = _NO_ACCESS,
         ring: tuple[int, int] | None = None,
+        has_record: bool = False,
     ) -> None:
         """Write the completion of the descriptor at RING_HEAD and move on; a refused write halts the engine."""
         registers = self.registers
@@ -249,9 +300,15 @@ class Engine:
         record = Completion(descriptor.tag, CompletionStatus.PENDING, 0, pasid, result, iova, access, 0)
         slot = completion_base + registers.ring_head * COMPLETION_NBYTES
         try:
-            self._ring_door.write(slot, record.pack())
-            self._release()
+            if not has_record:
+                self._ring_door.write(slot, record.pack())
+                self._release()
+                has_record = True
             self._ring_door.write(slot + COMPLETION_STATUS_OFFSET, bytes((status,)))
+        except DmaDelayed:
+            self._owed = _Owed(descriptor, status, result, refused, (completion_base, ring_size), has_record)
+            self._wait()
+            return
         except DmaError as error:
             self._halt(ErrorCode.COMPLETION_WRITE, error.iova)
             return
@@ -277,3 +334,12 @@ class Engine:
     def _interrupt(self, vector: int) -> None:
         if self.registers.irq_enable:
             self._host.interrupt(vector)
+
+
+def _status_of(error: DmaError) -> CompletionStatus:
+    """What an operation ends with whose access was refused."""
+    if isinstance(error, TranslationFault):
+        return CompletionStatus.TRANSLATION_FAULT
+    if error.reason == "completer-abort":
+        return CompletionStatus.COMPLETER_ABORT
+    return CompletionStatus.UNSUPPORTED_REQUEST

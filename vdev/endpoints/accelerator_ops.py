@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from vdev.errors import DmaError
+from vdev.errors import DmaError, TranslationFault
 from vdev.iommu.in_flight import Flight
 from vdev.iommu.tag import Tag
 from vdev.wire.accelerator import (
@@ -47,11 +47,13 @@ class Door(Protocol):
 
     def views(self, iova: int, nbytes: int, *, write: bool) -> list[memoryview]: ...
 
-    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight: ...
+    def begin(self, iova: int, nbytes: int, *, write: bool, again: Flight | None = None) -> Flight: ...
 
     def land(self, flight: Flight) -> list[memoryview]: ...
 
     def end(self, flight: Flight) -> None: ...
+
+    def break_off(self, flight: Flight) -> TranslationFault: ...
 
 
 class Doors(Door, Protocol):
@@ -59,6 +61,12 @@ class Doors(Door, Protocol):
 
     def tagged(self, tag: Tag) -> Door:
         """The door for accesses with a PASID."""
+
+    def hurry(self) -> None:
+        """What was delayed may be tried again now."""
+
+    def forget(self) -> None:
+        """What was delayed will not be tried again."""
 
 
 def check_descriptor(descriptor: Descriptor, devmem_nbytes: int) -> CompletionStatus:
@@ -111,6 +119,7 @@ class Operation:
         "_doors",
         "_fill",
         "_flights",
+        "_given_back",
         "access",
         "begun",
         "descriptor",
@@ -130,6 +139,7 @@ class Operation:
         self.result = 0
         self.begun = 0
         self._flights: dict[int, Flight] = {}  # of the slice begun, by the flag that would make it device memory
+        self._given_back: dict[int, Flight] = {}  # of the slice that is to be begun again
         self._doors = doors
         self._devmem = devmem
         self._crc = 0
@@ -158,32 +168,51 @@ class Operation:
         except DmaError:
             self.give_back()
             raise
-        self.begun = nbytes
+        self.begun = min([nbytes, *(flight.stop - flight.start for flight in self._flights.values())])
 
     def land(self) -> bool:
-        """Move the bytes of the slice that was begun. Returns and raises as `run`; nothing is in flight afterwards."""
+        """Move the bytes of the slice that was begun. Returns and raises as `run`; nothing is in flight afterwards.
+
+        A flight that is `cut` is refused where it ends, after the bytes before have moved.
+        """
+        ends = [flag for flag, flight in self._flights.items() if flight.stop - flight.start == self.begun]
+        broken = next((flag for flag in ends if self._flights[flag].cut), None)
         try:
-            return self._move(self.begun)
+            ended = self._move(self.begun)
+            if broken is not None and not ended:
+                flight = self._flights[broken]
+                self.access = Access(flight.access)
+                raise self._door(broken).break_off(flight)
+            return ended
         finally:
             self.give_back()
+            self._given_back = {}
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the slice that was begun may not land: it has to be given back, and begun again."""
         return any(flight.over for flight in self._flights.values())
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the slice that was begun has to wait for more than its latency."""
+        return any(flight.late for flight in self._flights.values())
+
     def give_back(self) -> None:
         """Nothing is in flight any more: no byte of the slice that was begun moves."""
         self.begun = 0
         for flight in self._flights.values():
             self._doors[0].end(flight)  # whichever it came through
-        self._flights.clear()
+        self._given_back = self._flights
+        self._flights = {}
 
     def _take_off(self, base: int, devmem_flag: int, nbytes: int, access: Access) -> None:
         self.access = access
         if not self.descriptor.flags & devmem_flag:
             write = access == Access.WRITE
-            self._flights[devmem_flag] = self._door(devmem_flag).begin(base + self.done, nbytes, write=write)
+            again = self._given_back.get(devmem_flag)
+            flight = self._door(devmem_flag).begin(base + self.done, nbytes, write=write, again=again)
+            self._flights[devmem_flag] = flight
 
     def _door(self, devmem_flag: int) -> Door:
         return self._doors[devmem_flag == Flag.DST_DEVMEM]
@@ -211,7 +240,9 @@ class Operation:
         if self.descriptor.flags & devmem_flag:
             return [self._devmem[start : start + nbytes]]
         if self._flights:
-            return self._door(devmem_flag).land(self._flights[devmem_flag])
+            flight = self._flights[devmem_flag]
+            views = self._door(devmem_flag).land(flight)
+            return views if flight.stop - flight.start == nbytes else first_of(views, nbytes)
         return self._door(devmem_flag).views(start, nbytes, write=write)
 
     def _copy(self, nbytes: int) -> None:
@@ -277,6 +308,17 @@ def paired(targets: Sequence[memoryview], sources: Sequence[memoryview]) -> Iter
             yield target[at : at + nbytes], source[:nbytes]
             source = source[nbytes:]
             at += nbytes
+
+
+def first_of(views: Sequence[memoryview], nbytes: int) -> list[memoryview]:
+    """The first `nbytes` of what `views` have."""
+    out: list[memoryview] = []
+    for view in views:
+        if nbytes <= 0:
+            break
+        out.append(view[:nbytes])
+        nbytes -= len(view)
+    return out
 
 
 def first_difference(left: bytes, right: bytes) -> int | None:

@@ -10,9 +10,13 @@ What becomes of a refused access to a ring or a buffer:
     bus master off                      nothing is touched; goes on when it is on again
     frozen (QMP `stop`)                 the same, when thawed
     RAM that QEMU is re-arranging       the same, when memory has changed
+    delayed by an injected fault        the same, when its time has come
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from vdev.endpoints.base import Bay
 from vdev.functions.base import Progress, Worker
@@ -59,6 +63,8 @@ class VirtioEndpoint(VirtioPciFunction):
     def _open(self, function: PciFunction) -> RingPlace:
         self._door = self._bay.open_door(function)
         self._reach = DoorMemory(self._door)
+        self._door.resumed = partial(self._bay.wake, self)
+        self._door.broke_off = self._reach.renew
         nbytes = max(MAX_CHAIN_PIECES // MAX_PIECES * self._door.slice_nbytes, MIN_CHAIN_NBYTES)
         self._queue_device.batch_nbytes = min(self._queue_device.batch_nbytes, nbytes)
         return RingPlace(self._reach, nbytes)
@@ -70,6 +76,11 @@ class VirtioEndpoint(VirtioPciFunction):
     def wake_device_at(self, when_ns: int) -> None:
         """The device has something to do at `when_ns`; one time is kept, and a reset forgets it."""
         self._bay.wake_at(self, when_ns)
+
+    def _virtio_reset(self, reset_device: Callable[[], None]) -> None:
+        """No access of before comes again."""
+        super()._virtio_reset(reset_device)
+        self._door.forget()
 
     # Endpoint
 

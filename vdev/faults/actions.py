@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vdev.wire.viommu import STATUS_NAMES
+from vdev.wire.viommu import REQUEST_NAMES, STATUS_NAMES
+from vdev.wire.viommu_pasid import REQUEST_NAMES as PASID_REQUEST_NAMES
 
 Value = int | float | str | bool
 
@@ -46,6 +47,12 @@ POINTS: Mapping[str, tuple[str, frozenset[str]]] = {
     "register": ("a guest's read of a register in BAR 0", frozenset({"unit", "endpoint", "function", "register"})),
     "timer": ("time has come; needs no traffic", frozenset()),
 }  # fmt: skip
+
+# Requests that there are at a point.
+TYPES: Mapping[str, tuple[str, ...]] = {
+    "request": (*REQUEST_NAMES.values(), *PASID_REQUEST_NAMES.values()),
+    "invalidation": ("UNMAP", "DETACH", "DETACH_PASID"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ BOUND: Mapping[str, Mapping[str, Action]] = {
             "answered with a used length of your choice", {"nbytes": _count("the used length", required=True)}
         ),
         "reorder": Action(
-            "answered after requests that came later",
+            "answered right after requests that came later were, or after 1 s: their driver may wait for this one",
             {"behind": _count("how many of them", 1, low=1, high=255)},
             _HELD,
         ),
@@ -206,7 +213,7 @@ BOUND: Mapping[str, Mapping[str, Action]] = {
         "unreachable": Action("refused as if the authority were away", {}),
     },
     "register": {
-        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True)}),
+        "stuck": Action("read as a value of your choice", {"value": _count("that value", required=True, high=U64)}),
     },
     "timer": {},
 }

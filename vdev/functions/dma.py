@@ -11,6 +11,8 @@ Every refusal is a DmaError with a stable `reason` and nothing touched:
       privileged-disabled
     unsupported-request  translated, but not (wholly) RAM; peer-to-peer targets are not there yet
     cancelled            an access in flight that is over
+    completer-abort      injected: whoever has the memory gives it up
+    delayed              injected: the same access succeeds later, and `resumed` is called then
     anything else        a TranslationFault of the IOMMU, already reported to the guest through `Engine.fault`
 
 Views are good until the endpoint's slice ends: guest memory and mappings change between slices.
@@ -22,12 +24,14 @@ through the gates and RAM as they are then, not through the mappings again: thos
 waits for. Only where the unit is told to `revalidate` are they asked a second time.
 
 Accesses with a PASID go through `tagged`, which has the same methods.
+
+While faults are injected, a `Detour` stands between the gates and the memory. Without one nothing of it is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from vdev.errors import DmaError, MemoryAccessError, TranslationFault
 from vdev.events import DmaDone, Trace
@@ -50,7 +54,9 @@ class Translator(Protocol):
     """What the door needs of `iommu.engine.Engine`."""
 
     in_flight: InFlight
-    settings: UnitSettings
+
+    @property
+    def settings(self) -> UnitSettings: ...
 
     @property
     def granule(self) -> int:
@@ -82,8 +88,30 @@ class DmaFunction(Protocol):
     def pasid_bits(self) -> int: ...
 
 
-def _nobody() -> None:
-    """No one wants to hear of faults."""
+class Detour(Protocol):
+    """The way of accesses to memory while faults are injected. It raises DmaError as the door does."""
+
+    def reach(self, iova: int, nbytes: int, access: int, tag: Tag | None, quiet: bool) -> list[memoryview]:
+        """In place of `DmaDoor.look_up`."""
+
+    def begin(self, iova: int, nbytes: int, access: int, tag: Tag | None, again: Flight | None) -> Flight:
+        """In place of `DmaDoor.take_off`. `again`: the access was in flight as that, which was given back."""
+
+    def landed(self, flight: Flight, views: list[memoryview]) -> list[memoryview]:
+        """The memory that `flight` gets, of all of it; `views` is what it would get."""
+
+    def hurry(self) -> None:
+        """Nothing is delayed any longer."""
+
+    def forget(self) -> None:
+        """The accesses that were delayed will not come again."""
+
+
+Reach = Callable[[int, int, int, Tag | None, bool], list[memoryview]]
+
+
+def _nobody(*_: Any) -> None:
+    """No one wants to hear of it."""
 
 
 class DmaDoor:
@@ -106,6 +134,13 @@ class DmaDoor:
         self.slice_nbytes = MAX_PIECES * engine.granule
         self.trace: Trace | None = None
         self.function = function
+        # Of injected faults: told that there is a detour now, or none; that what was delayed may be tried again; and
+        # that views of this slice are not to be used for anything else.
+        self.diverted: Callable[[bool], None] = _nobody
+        self.resumed: Callable[[], None] = _nobody
+        self.broke_off: Callable[[], None] = _nobody
+        self.detour: Detour | None = None
+        self._reach: Reach = self.look_up
         self.translator = engine  # fault injection puts one in its place that asks this one
         self._engine = engine
         self._after_fault = after_fault
@@ -137,9 +172,9 @@ class DmaDoor:
         """
         access = WRITE if write else READ
         try:
-            views = self._views(iova, nbytes, access, tag)
+            views = self._reach(iova, nbytes, access, tag, quiet)
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access, tag)
+            self.refuse(error, iova, nbytes, access, tag)
             raise
         if self.trace is not None and not quiet:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, write, len(views), pasid=_pasid_of(tag)))
@@ -150,22 +185,25 @@ class DmaDoor:
         counts all the same."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def begin(self, iova: int, nbytes: int, *, write: bool, tag: Tag | None = None) -> Flight:
+    def begin(
+        self, iova: int, nbytes: int, *, write: bool, tag: Tag | None = None, again: Flight | None = None
+    ) -> Flight:
         """Translate an access to [iova, iova+nbytes), `nbytes` > 0 and as for `views`; it is in flight until `end`.
 
-        Whoever begins one sees to it that it ends soon: at a time it knows, or with the function's next gate or reset.
+        Whoever begins one sees to it that it ends soon: at a time it knows, or with the function's next gate or reset;
+        one that is `late` when `resumed` is called. One that is `cut` covers less than was asked for. `again` is the
+        flight of the same access that was given back.
         """
         access = WRITE if write else READ
         try:
-            self._check_gates(iova, tag)
-            flight = self.translator.begin(self.endpoint_id, iova, nbytes, access, tag)
-            try:
-                self._memory(flight.pieces, iova, access)
-            except DmaError:
-                self._engine.in_flight.end(flight)
-                raise
+            self.check_gates(iova, tag)
+            detour = self.detour
+            if detour is None:
+                flight = self.take_off(iova, nbytes, access, tag)
+            else:
+                flight = detour.begin(iova, nbytes, access, tag, again)
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access, tag)
+            self.refuse(error, iova, nbytes, access, tag)
             raise
         return flight
 
@@ -176,7 +214,7 @@ class DmaDoor:
         """
         iova, nbytes, access = flight.start, flight.stop - flight.start, flight.access
         try:
-            self._check_gates(iova, tag)
+            self.check_gates(iova, tag)
             if flight.over:
                 raise DmaError("cancelled", iova, passing=True)
             engine = self.translator
@@ -184,8 +222,10 @@ class DmaDoor:
                 raise TranslationFault(FAULT_R_MAPPING, "translation-changed", iova)
             views = self._memory(flight.pieces, iova, access)
         except DmaError as error:
-            self._refuse(error, iova, nbytes, access, tag)
+            self.refuse(error, iova, nbytes, access, tag)
             raise
+        if self.detour is not None:
+            views = self.detour.landed(flight, views)
         if self.trace is not None:
             self.trace(DmaDone(self.endpoint_id, iova, nbytes, access == WRITE, len(views), pasid=flight.pasid))
         return views
@@ -194,13 +234,37 @@ class DmaDoor:
         """Its bytes have moved, or will not: whoever waits for it goes on. Again is no change."""
         self._engine.in_flight.end(flight)
 
+    def break_off(self, flight: Flight, tag: Tag | None = None) -> TranslationFault:
+        """What a flight that is `cut` ends with, where it ends: reported, for the endpoint to raise."""
+        fault = TranslationFault(FAULT_R_MAPPING, "not-mapped", flight.stop)
+        self.refuse(fault, flight.stop, flight.cut, flight.access, tag)
+        return fault
+
+    def divert(self, detour: Detour | None) -> None:
+        """Accesses take `detour` from now on; None: the straight way."""
+        self.detour = detour
+        self._reach = self.look_up if detour is None else detour.reach
+        self.diverted(detour is not None)
+
+    def hurry(self) -> None:
+        """The endpoint cannot wait: what is delayed may be tried again now."""
+        if self.detour is not None:
+            self.detour.hurry()
+
+    def forget(self) -> None:
+        """The endpoint was reset, or gave up: no access of before comes again."""
+        if self.detour is not None:
+            self.detour.forget()
+
     @property
     def nflights(self) -> int:
         """How many accesses are in flight."""
         return len(self._engine.in_flight.of(self.endpoint_id))
 
-    def _refuse(self, error: DmaError, iova: int, nbytes: int, access: int, tag: Tag | None) -> None:
+    def refuse(self, error: DmaError, iova: int, nbytes: int, access: int, tag: Tag | None) -> None:
         """Count, trace and report a refusal, which the caller raises."""
+        if error.told:
+            return
         self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
         if tag is not None:
             counted = self.refused_pasids
@@ -212,7 +276,8 @@ class DmaDoor:
             self._engine.fault(self.endpoint_id, error, access, tag)
             self._after_fault()
 
-    def _check_gates(self, iova: int, tag: Tag | None) -> None:
+    def check_gates(self, iova: int, tag: Tag | None) -> None:
+        """DmaError for an access that may not leave the function."""
         if not self.function.dma_enabled:
             raise DmaError("bus-master-off", iova, passing=True)
         if self.frozen:
@@ -237,11 +302,22 @@ class DmaDoor:
         if tag.privileged and not control & pci.PASID_PRIVILEGED:
             raise TranslationFault(FAULT_R_PASID_DISABLED, "privileged-disabled", iova)
 
-    def _views(self, iova: int, nbytes: int, access: int, tag: Tag | None) -> list[memoryview]:
-        self._check_gates(iova, tag)
+    def look_up(self, iova: int, nbytes: int, access: int, tag: Tag | None, quiet: bool) -> list[memoryview]:
+        """The straight way to memory, gates first."""
+        self.check_gates(iova, tag)
         if nbytes <= 0:
             return []
         return self._memory(self.translator.translate(self.endpoint_id, iova, nbytes, access, tag), iova, access)
+
+    def take_off(self, iova: int, nbytes: int, access: int, tag: Tag | None) -> Flight:
+        """The straight way into the air, past the gates."""
+        flight = self.translator.begin(self.endpoint_id, iova, nbytes, access, tag)
+        try:
+            self._memory(flight.pieces, iova, access)
+        except DmaError:
+            self._engine.in_flight.end(flight)
+            raise
+        return flight
 
     def _memory(self, pieces: list[tuple[int, int]], iova: int, access: int) -> list[memoryview]:
         views: list[memoryview] = []
@@ -281,9 +357,9 @@ class TaggedDoor:
         """As `DmaDoor.views`."""
         return self._door.views(iova, nbytes, write=write, tag=self._tag)
 
-    def begin(self, iova: int, nbytes: int, *, write: bool) -> Flight:
+    def begin(self, iova: int, nbytes: int, *, write: bool, again: Flight | None = None) -> Flight:
         """As `DmaDoor.begin`."""
-        return self._door.begin(iova, nbytes, write=write, tag=self._tag)
+        return self._door.begin(iova, nbytes, write=write, tag=self._tag, again=again)
 
     def land(self, flight: Flight) -> list[memoryview]:
         """As `DmaDoor.land`."""
@@ -292,6 +368,10 @@ class TaggedDoor:
     def end(self, flight: Flight) -> None:
         """As `DmaDoor.end`."""
         self._door.end(flight)
+
+    def break_off(self, flight: Flight) -> TranslationFault:
+        """As `DmaDoor.break_off`."""
+        return self._door.break_off(flight, self._tag)
 
 
 def _pasid_of(tag: Tag | None) -> int:

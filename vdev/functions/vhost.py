@@ -31,28 +31,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from vdev.errors import MessageError
 from vdev.events import FunctionReset, InterruptRaised, RingsChanged, Trace
-from vdev.functions.vhost_rings import RingKey, RingSettings, SuspendedRings, build_queue, negotiated, used_bytes
+from vdev.functions.vhost_rings import RingKey, RingSettings, State, SuspendedRings, build_queue, negotiated, used_bytes
 from vdev.functions.virtio_words import config_rewritten, notified, queue_name
 from vdev.memory import RegionTable
+from vdev.pci.function import Interrupts
 from vdev.virtio.device import VirtioDevice
 from vdev.virtio.ordering import Ordering
 from vdev.virtio.queue import Queue, RingError
 from vdev.wire.vhost_user import F_PROTOCOL_FEATURES
 
 F_ACCESS_PLATFORM = 1 << 33  # never offered: the rings of an IOMMU are not behind an IOMMU
-
-
-class State(Enum):
-    """What the carrier knows about the driver."""
-
-    IDLE = "idle"  # none since power-up or the last proven reset
-    RUNNING = "running"
-    SUSPENDED = "suspended"  # stopped or reset: not known yet
 
 
 def _nobody(*_: Any) -> None:
@@ -81,6 +73,7 @@ class VhostCarrier:
         self.detach()
         self.was_reset: Callable[[], None] = _nobody
         self.trace: Trace | None = None
+        self.interrupts: Interrupts | None = None  # injected faults, in front of calls
         self.state = State.IDLE
         self.broken = False
         self.resumes = 0
@@ -124,6 +117,11 @@ class VhostCarrier:
 
     def interrupt_queue(self, index: int) -> None:
         """Used buffers in queue `index`."""
+        if self.interrupts is None or not self.interrupts.take(index):
+            self.deliver(index)
+
+    def deliver(self, index: int) -> None:
+        """As `interrupt_queue`, past whatever faults are injected there."""
         self.raise_call(index)
         if self.trace is not None:
             self.trace(InterruptRaised(self.name, None, queue_name(self._device.device_id, index)))
@@ -373,6 +371,8 @@ class VhostCarrier:
             self.trace(FunctionReset(self.name, kind))
         self.broken = False
         self._config_waits = False
+        if self.interrupts is not None:
+            self.interrupts.forget()
         reset()
         self.was_reset()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from vdev.errors import MemoryAccessError
 from vdev.events import RegisterWritten
@@ -13,6 +14,14 @@ from vdev.virtio.ordering import Ordering
 from vdev.virtio.queue import Queue, RingError
 from vdev.wire import vring
 from vdev.wire.virtio_pci import F_EVENT_IDX, F_INDIRECT_DESC
+
+
+class State(Enum):
+    """What the carrier knows about the driver."""
+
+    IDLE = "idle"  # none since power-up or the last proven reset
+    RUNNING = "running"
+    SUSPENDED = "suspended"  # stopped or reset: not known yet
 
 
 @dataclass(slots=True)

@@ -248,6 +248,8 @@ class VirtioPciFunction(PciFunction):
         """Status 0 was written."""
         if self.trace is not None:
             self.trace(FunctionReset(self.name, "virtio"))
+        if self.interrupts is not None:
+            self.interrupts.forget()
         self.on_reset()
         self.was_reset()
 

@@ -39,6 +39,10 @@ class Flight:
     pieces: list[Piece]
     over: bool = False  # it has landed, was given back, or was cancelled
     pasid: int = 0  # it carries; a mirroring pair's was translated in the RID's domain
+    # Of injected faults: it does not land yet, the bytes at its end that are refused, and what is to become of it.
+    late: bool = False
+    cut: int = 0
+    fate: object = None
 
 
 @dataclass(slots=True)
@@ -51,12 +55,13 @@ class Late:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """A request that was granted, and the flights its answer must not overtake; or one whose answer is not known yet
-    (`late`)."""
+    (`late`). `rule`: it is late because of that rule of a fault plan, and `late` is when it ends."""
 
     type_name: str
     request: Record
     flights: list[Flight]
     late: Late | None = None
+    rule: str = ""
 
     @property
     def is_over(self) -> bool:

@@ -14,7 +14,7 @@ from vdev.events import FunctionReset, InterruptRaised, RegisterWritten, Trace, 
 from vdev.memory import RegionTable
 from vdev.pci import capabilities
 from vdev.pci.config_space import Capability, ConfigSpace, Identity
-from vdev.pci.function import Bar
+from vdev.pci.function import Bar, Interrupts
 from vdev.pci.msix import MsixLayout, MsixTable, PendingBits
 from vdev.wire import pci
 
@@ -81,6 +81,9 @@ class PciFunction:
         self.was_device_reset: Callable[[], None] = _ignore_reset
         self.was_sized: Callable[[], None] = _ignore_reset
         self.trace: Trace | None = None
+        # Injected faults: in front of interrupts, and what a read at an offset of BAR 0 shows in place of what is there
+        self.interrupts: Interrupts | None = None
+        self.registers: Callable[[int, bytes], bytes] | None = None
         self.config = ConfigSpace(identity, bars)
         self.removed = False  # surprise removal: all-ones on a live connection
         self.stopped = False
@@ -196,7 +199,8 @@ class PciFunction:
             if self._msix.table_offset <= offset < self._msix.table_stop:
                 table = self.msix_table
                 return bytes(nbytes) if table is None else table.read(offset - self._msix.table_offset, nbytes)
-        return self.read_register(bar, offset, inside)[:inside].ljust(nbytes, b"\0")
+        shown = self.read_register(bar, offset, inside)[:inside].ljust(nbytes, b"\0")
+        return shown if self.registers is None or bar else self.registers(offset, shown)
 
     def bar_write(self, bar: int, offset: int, data: bytes) -> None:
         """Writes outside the BAR, to the PBA, and to an MSI-X table that is QEMU's, are dropped."""
@@ -219,6 +223,13 @@ class PciFunction:
         A message is a memory write, so without bus master there is none.
         """
         if not 0 <= vector < self.msix_vectors or self.removed or not self.bus_master:
+            return
+        if self.interrupts is None or not self.interrupts.take(vector):
+            self.deliver(vector)
+
+    def deliver(self, vector: int) -> None:
+        """As `signal`, past whatever faults are injected there."""
+        if self.removed or not self.bus_master:
             return
         if self.msix_table is not None:
             self._send(vector, self.msix_table)
@@ -249,7 +260,7 @@ class PciFunction:
         """Something may be masked no longer."""
         for vector in range(self.msix_vectors):
             if self._pending.take(vector):
-                self.signal(vector)  # still masked: it is pending again
+                self.deliver(vector)  # still masked: it is pending again
 
     def stop_dma(self) -> None:
         """Refuse DMA until the driver turns bus master on again or the function is reset."""
@@ -265,6 +276,22 @@ class PciFunction:
         self._reset(function_level=False)
         self.was_device_reset()
 
+    def function_level_reset(self) -> None:
+        """FLR: power-on values but for what is sticky, DMA off first, then `on_reset`."""
+        self._reset(function_level=True)
+
+    def remove(self) -> None:
+        """Surprise removal on a live connection: all-ones from now on, no DMA that lands afterwards, no interrupt."""
+        self.removed = True
+        self._bus_master_may_have_changed()
+
+    def bring_back(self) -> None:
+        """As after power-on, but where it was: QEMU has the BARs."""
+        bars = self.config.read(pci.BAR0, 4 * pci.BAR_COUNT)
+        self.removed = False
+        self._reset(function_level=False)
+        self.config.set(pci.BAR0, len(bars), int.from_bytes(bars, "little"))
+
     def memory_changed(self) -> None:
         """The transport changed `memory`; override where views are cached."""
 
@@ -277,7 +304,7 @@ class PciFunction:
             self.trace(FunctionReset(self.name, "function-level" if function_level else "system"))
         self.config.reset(function_level=function_level)
         self.stopped = False
-        self._pending.clear()
+        self.forget_interrupts()
         if self.msix_table is not None:
             self.msix_table.reset()
         self._bus_master_may_have_changed()
@@ -286,6 +313,12 @@ class PciFunction:
         else:
             self.on_system_reset()
         self.was_reset()
+
+    def forget_interrupts(self) -> None:
+        """None of before comes any more."""
+        self._pending.clear()
+        if self.interrupts is not None:
+            self.interrupts.forget()
 
     def _trace_change(self, name: str, flags: type[IntFlag], before: int, after: int) -> None:
         if self.trace is not None and before != after:
@@ -313,7 +346,7 @@ class PciFunction:
 
     def _devctl_written(self, before: int, after: int) -> None:
         if after & pci.DEVCTL_FLR:
-            self._reset(function_level=True)
+            self.function_level_reset()
 
     def _pasid_control_written(self, before: int, after: int) -> None:
         if before & ~after:

@@ -22,6 +22,16 @@ class Bar:
     prefetchable: bool = False
 
 
+class Interrupts(Protocol):
+    """What stands between a function and whoever it interrupts, while faults are injected there."""
+
+    def take(self, vector: int) -> bool:
+        """Whether the interrupt does not go out now: it is lost, or will be delivered later."""
+
+    def forget(self) -> None:
+        """The function was reset: what was kept is void."""
+
+
 class Function(Protocol):
     """What the vfio-user server needs of a function. Synchronous, never blocks, never raises on guest input:
     an access outside the registers reads as zero (or all-ones for a surprise-removed function) and is dropped on write.

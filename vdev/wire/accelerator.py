@@ -114,6 +114,7 @@ class CompletionStatus(IntEnum):
     MISMATCH = 4
     BAD_DESCRIPTOR = 5
     ABORTED = 6
+    COMPLETER_ABORT = 7
 
 
 @dataclass(slots=True)

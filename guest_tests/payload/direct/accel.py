@@ -66,6 +66,14 @@ class UnsupportedRequest(AccelError):
         self.fault_iova = completion.fault_iova
 
 
+class CompleterAbort(AccelError):
+    """The IOMMU let the access pass, and whoever has the memory gave it up: `fault_iova` says where."""
+
+    def __init__(self, completion: engine.Completion) -> None:
+        super().__init__(completion)
+        self.fault_iova = completion.fault_iova
+
+
 class Mismatch(AccelError):
     """COMPARE found the first difference at byte `offset`."""
 
@@ -98,6 +106,7 @@ _OUTCOMES: dict[int, type[AccelError]] = {
     engine.MISMATCH: Mismatch,
     engine.BAD_DESCRIPTOR: BadDescriptor,
     engine.ABORTED: Aborted,
+    engine.COMPLETER_ABORT: CompleterAbort,
 }
 
 

@@ -31,7 +31,8 @@ from tests.fuzz.line import (
 )
 from tests.fuzz.reader import Reader
 from vdev.functions.base import Worker
-from vdev.functions.vhost import State, VhostCarrier
+from vdev.functions.vhost import VhostCarrier
+from vdev.functions.vhost_rings import State
 from vdev.functions.viommu import ViommuDevice
 from vdev.iommu.engine import Engine
 from vdev.iommu.settings import EndpointSettings, UnitSettings
