@@ -212,7 +212,12 @@ class Injector:
             for name, armed in self._plan.rules.items()
         ]
         gone = sum(number for name, number in held.items() if name not in self._plan.rules)
-        return {"seed": self._plan.seed, "rules": rules, "held-by-none": gone, "waiting": len(self._due)}
+        return {
+            "seed": self._plan.seed,
+            "rules": rules,
+            "held-by-none": gone,
+            "waiting": sum(due.what is not None for due in self._due),
+        }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
         """Firings numbered `since` or later, the oldest `limit` of them."""
@@ -249,6 +254,8 @@ class Injector:
         if len(self._due) >= MAX_DUE:
             self._due = [due for due in self._due if due.what is not None]
             heapify(self._due)
+        if len(self._due) >= MAX_DUE:
+            self._forget_cancelled()
         if len(self._due) >= MAX_DUE:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
@@ -302,6 +309,10 @@ class Injector:
                 hooks.disarm()
         self._armed = wanted
 
+    def _forget_cancelled(self) -> None:
+        self._due = [due for due in self._due if due.what is not None]
+        heapify(self._due)
+
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for hooks in self._hooks.values():
@@ -354,10 +365,18 @@ class Injector:
         self._around.emit(event)
 
     def _reclaim(self, firing: Firing) -> str:
-        pasid = firing.rule.parameters.get("pasid")
+        given, reason = firing.rule.parameters, f"injected by rule {firing.rule.id}"
+        pasid = None if given["all"] else given.get("pasid", self._lowest_pasid())
+        if pasid is None and not given["all"]:
+            return "not done: the guest has none"
         which = {"all": True} if pasid is None else {"pasid": pasid}
-        self._around.order("pasid-reclaim", {**which, "force": True, "reason": f"injected by rule {firing.rule.id}"})
-        return ""
+        self._around.order("pasid-reclaim", {**which, "force": True, "reason": reason})
+        return "" if pasid is None else f"PASID {pasid:#x}"
+
+    def _lowest_pasid(self) -> int | None:
+        assert self._pasids is not None
+        known = self._pasids.list_pasids()
+        return next((one["pasid"] for one in known if one["owner"] == "guest"), None)
 
     def _quota_order(self, firing: Firing) -> str:
         assert self._pasids is not None
