@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine, Unit, Wrap
-from vdev.config import Config
+from vdev.config import Config, format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
@@ -36,6 +36,7 @@ from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
 from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
+from vdev.qemu.machine import port_of
 
 MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
@@ -212,7 +213,12 @@ class Injector:
             for name, armed in self._plan.rules.items()
         ]
         gone = sum(number for name, number in held.items() if name not in self._plan.rules)
-        return {"seed": self._plan.seed, "rules": rules, "held-by-none": gone, "waiting": len(self._due)}
+        return {
+            "seed": self._plan.seed,
+            "rules": rules,
+            "held-by-none": gone,
+            "waiting": sum(due.what is not None for due in self._due),
+        }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
         """Firings numbered `since` or later, the oldest `limit` of them."""
@@ -250,6 +256,8 @@ class Injector:
             self._due = [due for due in self._due if due.what is not None]
             heapify(self._due)
         if len(self._due) >= MAX_DUE:
+            self._forget_cancelled()
+        if len(self._due) >= MAX_DUE:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
         heappush(self._due, due)
@@ -259,6 +267,12 @@ class Injector:
     def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """As `faults.point.Services`."""
         self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
+
+    def port_of(self, function: str) -> str | None:
+        """As `faults.point.Services`."""
+        doors = (unit.doors.get(function) for unit in self._machine.units.values())
+        number = next((door.endpoint_id for door in doors if door is not None), 0)
+        return port_of(format_bdf(number))
 
     def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
         """As `faults.point.Services`."""
@@ -301,6 +315,10 @@ class Injector:
             elif point in self._armed:
                 hooks.disarm()
         self._armed = wanted
+
+    def _forget_cancelled(self) -> None:
+        self._due = [due for due in self._due if due.what is not None]
+        heapify(self._due)
 
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -354,10 +372,18 @@ class Injector:
         self._around.emit(event)
 
     def _reclaim(self, firing: Firing) -> str:
-        pasid = firing.rule.parameters.get("pasid")
+        given, reason = firing.rule.parameters, f"injected by rule {firing.rule.id}"
+        pasid = None if given["all"] else given.get("pasid", self._lowest_pasid())
+        if pasid is None and not given["all"]:
+            return "not done: the guest has none"
         which = {"all": True} if pasid is None else {"pasid": pasid}
-        self._around.order("pasid-reclaim", {**which, "force": True, "reason": f"injected by rule {firing.rule.id}"})
-        return ""
+        self._around.order("pasid-reclaim", {**which, "force": True, "reason": reason})
+        return "" if pasid is None else f"PASID {pasid:#x}"
+
+    def _lowest_pasid(self) -> int | None:
+        assert self._pasids is not None
+        known = self._pasids.list_pasids()
+        return next((one["pasid"] for one in known if one["owner"] == "guest"), None)
 
     def _quota_order(self, firing: Firing) -> str:
         assert self._pasids is not None

@@ -261,11 +261,12 @@ FREE: Mapping[str, Action] = {
         "records that were not delivered are dropped",
     ),
     "reclaim": Action(
-        "the host takes PASIDs back by force, used or not",
+        "the host takes a PASID back by force, used or not",
         {
-            "pasid": _count("one of them; without it all the guest has", low=1, high=PASID_MAX),
+            "pasid": _count("which; without it the lowest that the guest has", low=1, high=PASID_MAX),
+            "all": Parameter("boolean", "all of them, and every one to come", False),
         },
-        terminal="the guest has them no longer; it may ask for others",
+        terminal="the guest has it no longer and may ask for others; after `all` it gets none until its QEMU ends",
     ),
     "quota-order": Action(
         "the host's authority gives the VM another quota",
