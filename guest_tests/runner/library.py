@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import shutil
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
