@@ -69,7 +69,7 @@ def test_a_trace_has_the_answer_and_the_rule(unit: Viommu, faults: Faults, host:
 
     statuses(unit, 1)
 
-    (record,) = host.control("query-trace", last=1, types=["MAP"])["records"]
+    (record,) = host.control("query-trace", last=1, types=["MAP"])["newest"]
     assert (record["status"], record["fields"]["problem"]) == ("NOMEM", "injected by rule no-room")
 
 
