@@ -8,6 +8,7 @@ import pytest
 from bursts import COME_S, DOMAIN, EP, PAGE, map_pages
 from repeat import OCCURRENCES, assert_repeats
 
+from guest_tests.payload.accel import FILL, Operation
 from guest_tests.payload.direct import Accel, Access, Reason, Viommu
 from guest_tests.payload.direct.wait import until
 from guest_tests.payload.fault_fixtures import Faults
@@ -58,12 +59,24 @@ def test_the_guest_is_told_twice(viommu: Viommu, mapped_accel: Accel, faults: Fa
 def test_the_guest_is_told_later(viommu: Viommu, mapped_accel: Accel, faults: Faults, host: Host) -> None:
     rule = faults.add("event", "delay", when={"nth": 1}, seconds=1.0)
 
-    refuse(mapped_accel, 1, 2)
-    early, held = told(viommu, host), rule.held
+    mapped_accel.run_all([Operation(FILL, dst=NOWHERE + page * PAGE, nbytes=PAGE) for page in (1, 2)])
+    first = viommu.wait_fault(COME_S)
     host.pause(0.2)
 
-    assert (early, held) == ([2], 1)
+    assert first.address == NOWHERE + 2 * PAGE
     assert viommu.wait_fault(COME_S).address == NOWHERE + PAGE
+    assert (rule.fired, rule.held) == (1, 0)
+
+
+def test_what_is_told_later_may_be_let_go(viommu: Viommu, mapped_accel: Accel, faults: Faults, host: Host) -> None:
+    rule = faults.add("event", "delay", when={"nth": 1}, seconds=LONG_S)
+
+    refuse(mapped_accel, 1, 2)
+    early, held = told(viommu, host), rule.held
+    released = rule.release()
+
+    assert (early, held, released) == ([2], 1, 1)
+    assert told(viommu, host) == [1]
 
 
 @pytest.mark.parametrize("reason", [0x7F, 3])
