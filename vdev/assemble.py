@@ -108,7 +108,7 @@ class Machine:
         self._ordering = ordering
         self._trace: Trace | None = None
         self._timed: Wrap | None = None
-        self.changed: Callable[[], None] = lambda: None  # told after an endpoint came
+        self.changed: Callable[[], None] = lambda: None  # told after an endpoint came or went
         self._has_slots = bool(config.slots)
         self._vm = config.vm
         self._pasids = pasids
@@ -179,6 +179,7 @@ class Machine:
         del unit.doors[name]
         unit.endpoints.pop(name).retire()
         self._wake(unit.device)  # to sweep up
+        self.changed()
 
     def give_up(self, worker: Worker) -> None:
         """A worker crashed, a bug of ours: nothing it has in flight lands, and nobody waits for it."""

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine, Unit, Wrap
-from vdev.config import Config
+from vdev.config import Config, format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
@@ -36,6 +36,7 @@ from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
 from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
+from vdev.qemu.machine import port_of
 
 MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
@@ -266,6 +267,12 @@ class Injector:
     def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """As `faults.point.Services`."""
         self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
+
+    def port_of(self, function: str) -> str | None:
+        """As `faults.point.Services`."""
+        doors = (unit.doors.get(function) for unit in self._machine.units.values())
+        number = next((door.endpoint_id for door in doors if door is not None), 0)
+        return port_of(format_bdf(number))
 
     def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
         """As `faults.point.Services`."""

@@ -238,6 +238,7 @@ def test_the_lowest_pasid_of_the_guest_is_taken_unless_one_is_named() -> None:
     scene.pasids.ask_for_host(lambda found: None)
     for first in (7, 5):
         scene.pasids.ask("iommu0", first, 20, lambda found: None)
+    scene.allocator.answer()
 
     scene.add("timer", "reclaim")
     scene.pass_time(0)

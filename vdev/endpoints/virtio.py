@@ -64,7 +64,6 @@ class VirtioEndpoint(VirtioPciFunction):
         self._door = self._bay.open_door(function)
         self._reach = DoorMemory(self._door)
         self._door.resumed = partial(self._bay.wake, self)
-        self._door.broke_off = self._reach.renew
         nbytes = max(MAX_CHAIN_PIECES // MAX_PIECES * self._door.slice_nbytes, MIN_CHAIN_NBYTES)
         self._queue_device.batch_nbytes = min(self._queue_device.batch_nbytes, nbytes)
         return RingPlace(self._reach, nbytes)

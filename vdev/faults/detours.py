@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from vdev.errors import DmaDelayed, DmaError, TranslationFault
 from vdev.faults.plan import Firing
@@ -22,6 +24,7 @@ from vdev.functions.dma import READ, WRITE, DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.in_flight import Flight
 from vdev.iommu.tag import Tag
+from vdev.virtio.chain import RingError
 from vdev.wire.viommu import FAULT_R_MAPPING
 
 MAX_LATE = 16  # of one endpoint; more than it has under way, so only a driver that changes its mind gets there
@@ -37,7 +40,7 @@ class Late:
     over: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Fate:
     """What was decided about one access."""
 
@@ -142,19 +145,15 @@ class Detour:
         self._detours = detours
         self._refused: dict[Key, Fate] = {}  # delayed, and to be tried again
         self._lates: list[Fate] = []  # those and the ones in flight whose time has not come
-        self._owed: TranslationFault | None = None  # for whoever comes next: the access before it broke off
 
     @property
     def is_busy(self) -> bool:
         """Whether it holds something."""
-        return bool(self._lates) or self._owed is not None
+        return bool(self._lates)
 
     def reach(self, iova: int, nbytes: int, access: int, tag: Tag | None, quiet: bool) -> list[memoryview]:
         """As `functions.dma.Detour`."""
         self._door.check_gates(iova, tag)
-        if self._owed is not None:
-            owed, self._owed = self._owed, None
-            raise owed
         if quiet or nbytes <= 0:
             return self._straight(Fate(is_translated=True), iova, nbytes, access, tag)
         key = (iova, nbytes, access, 0 if tag is None else tag.pasid)
@@ -211,7 +210,6 @@ class Detour:
                 fate.late.due.cancel()
         self._lates.clear()
         self._refused.clear()
-        self._owed = None
 
     def held(self) -> list[str]:
         """The rule of every access that is delayed."""
@@ -258,14 +256,10 @@ class Detour:
             moved = firing.rule.number("nbytes")
             if moved >= nbytes:
                 return views
-            fault = TranslationFault(FAULT_R_MAPPING, "not-mapped", iova + moved)
+            fault = BrokenOff(iova + moved)
             if access == READ or not moved:
                 raise fault
-            self._door.refuse(fault, iova + moved, nbytes - moved, access, tag)
-            fault.told = True
-            self._owed = fault
-            self._door.broke_off()
-            return _cut_off(views, moved)
+            return [*_first_views(views, moved), cast(memoryview, Edge(self._door, fault, nbytes - moved, tag))]
         raise DmaError(do, iova)
 
     def _act_in_flight(self, fate: Fate, flight: Flight) -> None:
@@ -298,6 +292,7 @@ class Detour:
         return True
 
     def _time_has_come(self, fate: Fate) -> None:
+        self._detours.tidy()  # the endpoint may be gone: then nothing is late any more
         if fate in self._lates:
             self._let_go(fate)
             self._door.resumed()
@@ -313,6 +308,30 @@ class Detour:
 
     def _drop(self, key: Key) -> None:
         self._let_go(self._refused.pop(key))
+
+
+class BrokenOff(TranslationFault, RingError):
+    """An access that moved its first bytes. Whoever stores through views of it may know of rings only."""
+
+    def __init__(self, iova: int) -> None:
+        super().__init__(FAULT_R_MAPPING, "not-mapped", iova)
+
+
+class Edge:
+    """Where a view should be, at the end of those of a write: the first byte that is stored here is refused."""
+
+    def __init__(self, door: DmaDoor, fault: BrokenOff, nbytes: int, tag: Tag | None) -> None:
+        self._refuse = partial(door.refuse, fault, fault.iova, nbytes, WRITE, tag)
+        self._fault = fault
+        self._nbytes = nbytes
+
+    def __len__(self) -> int:
+        return self._nbytes
+
+    def __setitem__(self, where: slice, data: bytes) -> None:
+        self._refuse()
+        self._fault.told = True
+        raise self._fault
 
 
 def corrupted(firing: Firing, views: list[memoryview], access: int) -> list[memoryview]:
@@ -338,14 +357,13 @@ def corrupted(firing: Firing, views: list[memoryview], access: int) -> list[memo
     return out
 
 
-def _cut_off(views: list[memoryview], moved: int) -> list[memoryview]:
-    """The first `moved` bytes of `views`, and memory of nobody's for the rest."""
+def _first_views(views: list[memoryview], nbytes: int) -> list[memoryview]:
     out: list[memoryview] = []
     for view in views:
-        low = min(max(moved, 0), len(view))
-        parts = (view[:low], memoryview(bytearray(len(view) - low)))
-        out += [part for part in parts if len(part)]
-        moved -= len(view)
+        if nbytes <= 0:
+            break
+        out.append(view[:nbytes])
+        nbytes -= len(view)
     return out
 
 

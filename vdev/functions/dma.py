@@ -134,11 +134,9 @@ class DmaDoor:
         self.slice_nbytes = MAX_PIECES * engine.granule
         self.trace: Trace | None = None
         self.function = function
-        # Of injected faults: told that there is a detour now, or none; that what was delayed may be tried again; and
-        # that views of this slice are not to be used for anything else.
+        # Of injected faults: told that there is a detour now, or none; and that what was delayed may be tried again.
         self.diverted: Callable[[bool], None] = _nobody
         self.resumed: Callable[[], None] = _nobody
-        self.broke_off: Callable[[], None] = _nobody
         self.detour: Detour | None = None
         self._reach: Reach = self.look_up
         self.translator = engine  # fault injection puts one in its place that asks this one
