@@ -18,6 +18,7 @@ import msgspec
 
 from vdev.assemble import Machine, Unit, Wrap
 from vdev.config import Config
+from vdev.config.text import format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
@@ -33,6 +34,7 @@ from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
 from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
+from vdev.qemu.aer import root_port_error
 
 MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
@@ -246,9 +248,12 @@ class Injector:
         self._around.wake_at(self, self._due[0].when_ns)
         return due
 
-    def ask_qemu(self, firing: Firing, command_line: str) -> None:
+    def tell_root_port(self, firing: Firing, endpoint: int, error: str) -> bool:
         """As `faults.point.Services`."""
-        self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
+        command = root_port_error(format_bdf(endpoint), error)
+        if command is not None:
+            self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command))
+        return command is not None
 
     def answer_with(self, unit: str, wrap: Wrap | None) -> None:
         """As `faults.point.Services`."""

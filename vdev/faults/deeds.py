@@ -105,14 +105,14 @@ class Deeds:
         if function is None:
             return name
         word = str(firing.rule.parameters["error"])
-        error = ERRORS[word]
-        if function.removed or not set_error(function.config, error):
+        if function.removed or not set_error(function.config, ERRORS[word]):
             return "not done: it is removed, or has no AER capability"
         self._errors.setdefault(name, (function, set()))[1].add(word)
-        if firing.rule.parameters["root"]:
-            kind = "-c " if error.is_correctable else ""
-            self._services.ask_qemu(firing, f"pcie_aer_inject_error {kind}{name} {1 << error.bit:#x}")
-        return ""
+        if not firing.rule.parameters["root"]:
+            return ""
+        number = next(unit.doors[name].endpoint_id for unit in self._services.units.values() if name in unit.doors)
+        told = self._services.tell_root_port(firing, number, word)
+        return "" if told else "there is no root port in front of it"
 
     def _between_slices(self, deed: Callable[[], None]) -> str:
         def do() -> None:

@@ -62,8 +62,9 @@ class Services(Protocol):
         """Call `what` in a slice (so it may touch guest memory), as soon as so much time has passed while the VM runs.
         None: too much waits already; then the action is not done."""
 
-    def ask_qemu(self, firing: Firing, command_line: str) -> None:
-        """A part of `firing` is QEMU's: whoever has its monitor is asked to run `command_line` there."""
+    def tell_root_port(self, firing: Firing, endpoint: int, error: str) -> bool:
+        """Have QEMU raise `error`, a word of `actions.AER_ERRORS`, at the root port in front of an endpoint; False
+        where there is none. Whoever has QEMU's monitor does it some time later, and tells then."""
 
     def answer_with(self, unit: str, wrap: Callable[[Serve], Serve] | None) -> None:
         """Requests of `unit` are answered by `wrap(Engine.handle)`, whether or not somebody traces; None: by itself."""
