@@ -128,6 +128,8 @@ async def follow(vm: Vm, run: Run, boot_timeout_s: float, listen: Listener, sile
                 run.iommu = await control.execute("query-iommu")
             finally:
                 run.events = await control.execute("query-events", since=0, limit=NEVENTS_KEPT)
+                kinds = ["FaultInjected"]
+                run.injected = await control.execute("query-events", since=0, limit=NEVENTS_KEPT, kinds=kinds)
                 run.trace = await newest_records(control, NTRACE_KEPT)
     except VdevError as error:
         run.cause = run.cause or str(error)

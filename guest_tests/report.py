@@ -39,6 +39,7 @@ class Run:
     done: dict[str, Any] | None = None
     iommu: Any = None  # answer of query-iommu after `done`, the guest still alive
     events: list[dict[str, Any]] = field(default_factory=list)  # vdev's events at the end, newest last
+    injected: list[dict[str, Any]] = field(default_factory=list)  # those of them that say what a fault plan did
     console: list[str] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)  # its newest records at the end
     cause: str = ""  # why the run ended without `done`

@@ -48,7 +48,7 @@ class Unit:
     function: VirtioPciFunction | VhostCarrier
     freezer: Freezer  # of all its endpoints
     stages: Stages
-    injected: Wrap | None = None  # between the engine and whoever asks it, while rules stand there
+    injected: dict[int, Wrap] = field(default_factory=dict)  # between the engine and who asks it, by rank
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     doors: dict[str, DmaDoor] = field(default_factory=dict)
 
@@ -138,17 +138,22 @@ class Machine:
             for door in unit.doors.values():
                 door.trace = trace
 
-    def answer_with(self, unit: str, injected: Wrap | None) -> None:
-        """Requests of `unit` are answered by `injected(Engine.handle)`; None: by the engine itself."""
-        self.units[unit].injected = injected
+    def answer_with(self, unit: str, rank: int, injected: Wrap | None) -> None:
+        """Requests of `unit` are answered by `injected(handle)`, where `handle` is that of the next lower rank, at last
+        `Engine.handle`; None: nothing of that rank stands between them."""
+        wraps = self.units[unit].injected
+        if injected is None:
+            wraps.pop(rank, None)
+        else:
+            wraps[rank] = injected
         self._connect(self.units[unit])
 
     def _connect(self, unit: Unit) -> None:
         """The engine to its device, with what stands between them: a trace sees what the driver sees."""
         handle: Handle = unit.engine.handle
-        for wrap in (unit.injected, self._timed):
-            handle = handle if wrap is None else wrap(handle)
-        unit.device.handle = handle
+        for _, wrap in sorted(unit.injected.items()):
+            handle = wrap(handle)
+        unit.device.handle = handle if self._timed is None else self._timed(handle)
 
     def add_endpoint(self, config: EndpointConfig) -> Endpoint:
         """The endpoint of a `config` that was checked, built and known to its unit, frozen and traced as the others.

@@ -17,24 +17,26 @@ from typing import Any
 import msgspec
 
 from vdev.assemble import Machine, Unit, Wrap
-from vdev.config import Config
-from vdev.config.text import format_bdf
+from vdev.config import Config, format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
 from vdev.faults.deeds import DEEDS, Deeds
 from vdev.faults.detours import Detours
 from vdev.faults.dma import DmaPoint
 from vdev.faults.events import FaultInjected, FaultsCleared, FaultWantsQemu
+from vdev.faults.events_queue import EventPoint
 from vdev.faults.interrupts import InterruptPoint
+from vdev.faults.invalidation import InvalidationPoint
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
 from vdev.faults.point import Hooks
 from vdev.faults.registers import RegisterPoint
+from vdev.faults.requests import RequestPoint
 from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
 from vdev.faults.translation import TranslationPoint
 from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
-from vdev.qemu.aer import root_port_error
+from vdev.qemu.machine import port_of
 
 MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
@@ -92,6 +94,10 @@ class PlanShape(msgspec.Struct, forbid_unknown_fields=True):
     rules: list[Any] = []
 
 
+def _no_words(firing: Firing) -> str:
+    return ""
+
+
 class Injector:
     """Implements `faults.point.Services`, `functions.base.Worker`."""
 
@@ -122,11 +128,14 @@ class Injector:
     def _make_hooks(self) -> dict[str, Hooks]:
         detours = Detours(self)
         return {
+            "request": RequestPoint(self),
+            "invalidation": InvalidationPoint(self),
             "translation": TranslationPoint(self, detours),
             "dma": DmaPoint(detours),
+            "event": EventPoint(self),
             "interrupt": InterruptPoint(self),
-            "register": RegisterPoint(self),
             "pasid": PasidPoint(self, self._pasids),
+            "register": RegisterPoint(self),
         }
 
     # what people ask for
@@ -204,7 +213,12 @@ class Injector:
             for name, armed in self._plan.rules.items()
         ]
         gone = sum(number for name, number in held.items() if name not in self._plan.rules)
-        return {"seed": self._plan.seed, "rules": rules, "held-by-none": gone, "waiting": len(self._due)}
+        return {
+            "seed": self._plan.seed,
+            "rules": rules,
+            "held-by-none": gone,
+            "waiting": sum(due.what is not None for due in self._due),
+        }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
         """Firings numbered `since` or later, the oldest `limit` of them."""
@@ -223,7 +237,7 @@ class Injector:
         """As `faults.point.Services`."""
         return self._machine.units
 
-    def meet(self, met: Occurrence) -> Firing | None:
+    def meet(self, met: Occurrence, words: Callable[[Firing], str] = _no_words) -> Firing | None:
         """As `faults.point.Services`. What an action itself causes meets nothing: or a rule could set itself off."""
         if self._is_doing:
             return None
@@ -233,7 +247,7 @@ class Injector:
                 self._do(firing)
             else:
                 bound = firing
-                self._tell(firing, "")
+                self._tell(firing, words(firing))
         return bound
 
     def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
@@ -242,22 +256,27 @@ class Injector:
             self._due = [due for due in self._due if due.what is not None]
             heapify(self._due)
         if len(self._due) >= MAX_DUE:
+            self._forget_cancelled()
+        if len(self._due) >= MAX_DUE:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
         heappush(self._due, due)
         self._around.wake_at(self, self._due[0].when_ns)
         return due
 
-    def tell_root_port(self, firing: Firing, endpoint: int, error: str) -> bool:
+    def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """As `faults.point.Services`."""
-        command = root_port_error(format_bdf(endpoint), error)
-        if command is not None:
-            self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command))
-        return command is not None
+        self._around.emit(FaultWantsQemu(firing.rule.id, firing.n, command_line))
 
-    def answer_with(self, unit: str, wrap: Wrap | None) -> None:
+    def port_of(self, function: str) -> str | None:
         """As `faults.point.Services`."""
-        self._machine.answer_with(unit, wrap)
+        doors = (unit.doors.get(function) for unit in self._machine.units.values())
+        number = next((door.endpoint_id for door in doors if door is not None), 0)
+        return port_of(format_bdf(number))
+
+    def answer_with(self, unit: str, rank: int, wrap: Wrap | None) -> None:
+        """As `faults.point.Services`."""
+        self._machine.answer_with(unit, rank, wrap)
 
     # Worker
 
@@ -296,6 +315,10 @@ class Injector:
             elif point in self._armed:
                 hooks.disarm()
         self._armed = wanted
+
+    def _forget_cancelled(self) -> None:
+        self._due = [due for due in self._due if due.what is not None]
+        heapify(self._due)
 
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -349,10 +372,18 @@ class Injector:
         self._around.emit(event)
 
     def _reclaim(self, firing: Firing) -> str:
-        pasid = firing.rule.parameters.get("pasid")
+        given, reason = firing.rule.parameters, f"injected by rule {firing.rule.id}"
+        pasid = None if given["all"] else given.get("pasid", self._lowest_pasid())
+        if pasid is None and not given["all"]:
+            return "not done: the guest has none"
         which = {"all": True} if pasid is None else {"pasid": pasid}
-        self._around.order("pasid-reclaim", {**which, "force": True, "reason": f"injected by rule {firing.rule.id}"})
-        return ""
+        self._around.order("pasid-reclaim", {**which, "force": True, "reason": reason})
+        return "" if pasid is None else f"PASID {pasid:#x}"
+
+    def _lowest_pasid(self) -> int | None:
+        assert self._pasids is not None
+        known = self._pasids.list_pasids()
+        return next((one["pasid"] for one in known if one["owner"] == "guest"), None)
 
     def _quota_order(self, firing: Firing) -> str:
         assert self._pasids is not None

@@ -25,7 +25,9 @@ _ERRORS = (
     "ACSV", "MCBTLP", "ATOP_EBLOCKED", "TLP_PRF_BLOCKED",
     "RCVR", "BAD_TLP", "BAD_DLLP", "REP_ROLL", "REP_TIMER", "ADV_NONFATAL", "INTERNAL", "HL_OVERFLOW",
 )  # fmt: skip
-_COMMAND = re.compile(rf"pcie_aer_inject_error (?:-a )?[A-Za-z][A-Za-z0-9._-]{{0,63}} (?:{'|'.join(_ERRORS)})")
+_COMMAND = re.compile(
+    rf"pcie_aer_inject_error (?:-a |-c )?[A-Za-z][A-Za-z0-9._-]{{0,63}} (?:{'|'.join(_ERRORS)}|0x[0-9a-f]{{1,8}})"
+)
 _DONE = "OK id:"
 
 

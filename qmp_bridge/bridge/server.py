@@ -28,7 +28,8 @@ MAX_CLIENTS = 64
 CONNECT_SECONDS = 10.0  # QEMU's greeting comes at once, unless somebody else is connected
 RETRY_SECONDS = 0.5  # between looks for a QEMU that is gone; after an accept that failed
 CLOSE_SECONDS = 2.0  # for what clients have not read when QEMU is gone
-MAX_LINES_A_MINUTE = 20  # that clients can have us say
+MAX_LINES_A_MINUTE = 20  # that clients, and rules of a fault plan, can have us say
+MAX_SAID = 300  # characters of what vdev says
 
 Say = Callable[[str], None]
 
@@ -184,6 +185,8 @@ class BridgeServer:
     def _vdev_event(self, line: bytes, name: str, data: Mapping[str, Any]) -> None:
         self._hot_plug.vdev_event(name, data)
         self._qemu_faults.vdev_event(name, data)
+        if name == "FAULT_INJECTED":
+            self._say(f"injected: {_printable(data.get('text'))}")
         if self._bridge is not None:
             self._bridge.tell(line)
 
@@ -216,6 +219,12 @@ class BridgeServer:
     async def _settle(self, state: RunState) -> None:
         with suppress(VmDied):  # `_keep_in_step` says so
             await state.settle()
+
+
+def _printable(text: object) -> str:
+    """What a backend says, fit for a terminal."""
+    shown = str(text)[:MAX_SAID]
+    return shown if shown.isprintable() else repr(shown)
 
 
 class _Limited:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 EXAMPLES = [
     "two-units", "two-attachments", "strict-byte-granule", "vhost-user", "several-cpus", "hot-plug", "isolated",
-    "pasids",
+    "pasids", "faults",
 ]  # fmt: skip
 OF_RECIPES = ["on-root-bus"]  # run by test_recipes
 MSI_REGION = "0x00000000fee00000 0x00000000feefffff msi"
@@ -67,6 +67,12 @@ def isolated() -> GuestRun:
 def pasids() -> GuestRun:
     """With a PASID of the host's own."""
     return boot_guest(CONFIGS / "pasids.yaml")
+
+
+@pytest.fixture(scope="module")
+def faults() -> GuestRun:
+    """With a plan of faults that a guest gets over."""
+    return boot_guest(CONFIGS / "faults.yaml")
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -149,6 +155,13 @@ def test_a_stock_guest_sees_nothing_of_pasids_that_are_offered(pasids: GuestRun)
     assert not unit["features"]["accepted"] & FEATURES
     assert (unit["pasids"]["mode"], unit["pasids"]["allocated"]) == ("not-negotiated", 0)
     assert unit["pasids"]["pairs"] == 1  # the host's own, of accel0
+
+
+def test_every_rule_of_the_plan_did_something_and_the_guest_got_over_it(faults: GuestRun) -> None:
+    assert faults.config.faults is not None
+    wanted = {rule["id"] for rule in faults.config.faults.rules}
+
+    assert {event["rule"] for event in faults.run.injected} == wanted
 
 
 @pytest.mark.parametrize("name", ["two_units", "two_attachments"])

@@ -31,7 +31,10 @@ def broken_teardown():
 def test_passes():
     pass
 
-def test_fails_and_printed():
+def test_fails_and_printed(faults):
+    rule = faults.add("timer", "config-change", id="for-no-reason")
+    while not rule.fired:
+        pass
     print("what it printed")
     assert {"a": 1} == {"a": 2}
 
@@ -186,6 +189,8 @@ def test_a_failure_shows_values_and_output(whole: Whole) -> None:
     said = whole.ended.failure("test_fails_and_printed[vhost-user]")
     assert "assert {'a': 1} == {'a': 2}" in said
     assert "what it printed" in said
+    assert "injected faults" in said
+    assert "rule for-no-reason, 1: config-change (function=iommu0) at timer" in said
 
 
 def test_a_broken_fixture_is_an_error_of_setup_or_teardown(whole: Whole) -> None:

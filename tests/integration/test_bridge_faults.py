@@ -1,4 +1,4 @@
-"""The bridge does QEMU's part of an injected fault: on a real QEMU, for a vdev that is played here."""
+"""The bridge and injected faults: QEMU's part of one is done on a real QEMU; rules and firings are on QMP."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from qmp_bridge.bridge.qemu_faults import EVENT, MAX_AT_ONCE, QemuFaults
+from qmp_bridge.bridge.server import BridgeServer, Setup
 from qmp_bridge.bridge.upstream import QemuGone, Upstream, connect
 from qmp_bridge.errors import Refused
+from tests.support.monitor_lab import client, lab
 from tests.support.real_qemu import real_qemu
+from tests.support.serve_process import ONE_UNIT, ServeProcess
+from tests.support.vfio_scene import until
 
 CONNECT_S = 10.0
 WAIT_S = 20.0
@@ -56,10 +60,10 @@ async def test_an_error_is_injected_at_a_port_and_vdev_told(tmp_path: Path) -> N
 
         told = [
             await scene.outcome(f"pcie_aer_inject_error {words}")
-            for words in ("root1 UNSUP", "root1 BAD_TLP", "-a root1 COMP_TIME")
+            for words in ("root1 UNSUP", "root1 BAD_TLP", "-a root1 COMP_TIME", "root1 0x100000", "-c root1 0x40")
         ]
 
-    assert told == [{"rule": "r1", "n": 3}] * 3
+    assert told == [{"rule": "r1", "n": 3}] * 5
 
 
 async def test_what_qemu_says_instead_is_told(tmp_path: Path) -> None:
@@ -80,8 +84,9 @@ async def untouched(command: str, arguments: Mapping[str, object]) -> Any:
         "pcie_aer_inject_error",
         "pcie_aer_inject_error root1",
         "pcie_aer_inject_error root1 NOTHING",
-        "pcie_aer_inject_error root1 0x40",
-        "pcie_aer_inject_error -c root1 UNSUP",
+        "pcie_aer_inject_error root1 64",
+        "pcie_aer_inject_error -x root1 UNSUP",
+        "pcie_aer_inject_error root1 UNSUP 0x1",
         "pcie_aer_inject_error root1 UNSUP\nquit",
         "pcie_aer_inject_error root1 UNSUP\n",
         "pcie_aer_inject_error root1;quit UNSUP",
@@ -144,3 +149,64 @@ async def test_no_more_are_under_way_than_vdev_waits_for() -> None:
 
     assert begun == MAX_AT_ONCE
     await scene.faults.close()
+
+
+async def test_the_bridge_hears_of_it_and_answers_on_the_control_socket(tmp_path: Path) -> None:
+    async with lab(tmp_path) as found, client(found.bridged) as person:
+        await found.vdev.followed.wait()
+        found.vdev.tell(EVENT, **{"rule": "r1", "n": 1, "command-line": "pcie_aer_inject_error root1 UNSUP"})
+        told = await person.event(f"__org.vdev_{EVENT}")
+        await until(lambda: "fault-qemu-done" in found.vdev.asked)
+
+    assert told["data"]["command-line"] == "pcie_aer_inject_error root1 UNSUP"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rule r1, 1: drop at request", "injected: rule r1, 1: drop at request"),
+        ("\x1b[2J", r"injected: '\x1b[2J'"),
+        ("x" * 9999, "injected: " + "x" * 300),
+    ],
+)
+async def test_firings_are_said_where_the_bridge_speaks(tmp_path: Path, text: str, line: str) -> None:
+    async with lab(tmp_path) as found:
+        await found.vdev.followed.wait()
+        found.vdev.tell("FAULT_INJECTED", rule="r1", n=1, text=text)
+        await until(lambda: bool(found.said))
+
+    assert found.said == [line]
+
+
+async def test_what_bridges_say_to_vdev_is_not_on_qmp(tmp_path: Path) -> None:
+    async with lab(tmp_path) as found, client(found.bridged) as person:
+        answer = await person.ask("__org.vdev_fault-qemu-done", rule="r1", n=1)
+
+    assert answer["error"]["class"] == "CommandNotFound"
+
+
+async def test_a_rule_added_on_the_monitor_is_told_there_when_it_fires(tmp_path: Path) -> None:
+    serve = ServeProcess(ONE_UNIT, tmp_path / "vdev")
+    try:
+        with real_qemu(tmp_path, "qmp") as paths:
+            server = BridgeServer(Setup(str(tmp_path / "monitor.sock"), paths["qmp"], serve.ready["control"]), print)
+            await server.connect()
+            running = asyncio.create_task(server.run())
+            async with client(str(tmp_path / "monitor.sock")) as person:
+                refused = await person.ask("__org.vdev_fault-add", at="timer", do="status")
+                await person.ask("cont")  # nothing happens while the VM is stopped
+                added = await person.ask("__org.vdev_fault-add", at="timer", do="config-change", when={"delay": 0.1})
+                event = await person.event("__org.vdev_FAULT_INJECTED")
+                cleared = await person.ask("__org.vdev_fault-clear")
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    finally:
+        serve.kill()
+
+    assert "'status' is no action at the point timer" in refused["error"]["desc"]
+    assert added == {"return": {"id": "r1", "since": 0}}
+    assert event["data"] == {
+        "rule": "r1", "n": 1, "at": "timer", "do": "config-change", "suppressed": 0,
+        "text": "rule r1, 1: config-change (function=iommu0) at timer",
+    }  # fmt: skip
+    assert cleared["return"]["removed"] == 1

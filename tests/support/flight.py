@@ -94,7 +94,8 @@ class FlightScene:
                 self.function.memory.add(Region(RAM_GPA, RAM_NBYTES, self.ram))
             self.ram[: 2 * EVENT_RING_OFFSET] = bytes(2 * EVENT_RING_OFFSET)
             self._rings = [
-                DriverRing(self.ram, RING_SIZE, base_gpa=RAM_GPA, offset=at) for at in (0, EVENT_RING_OFFSET)
+                DriverRing(self.ram, RING_SIZE, base_gpa=RAM_GPA, offset=at, slot_nbytes=1024)
+                for at in (0, EVENT_RING_OFFSET)
             ]
             self.requests = self._rings[0]
             self.enable_rings(0, 0)

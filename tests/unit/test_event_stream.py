@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from vdev.control.event_stream import MAX_WAITING, Around, EventStream, events_c
 from vdev.control.monitor_events import EVENTS, is_told
 from vdev.control.pasid_events import PasidLease, PasidsReclaimed
 from vdev.faults.events import FaultInjected, FaultWantsQemu
+from vdev.faults.rule import Occurrence
 from vdev.iommu.events import (
     BypassChanged,
     EndpointAdded,
@@ -83,7 +85,7 @@ SAMPLES: list[tuple[object, str, dict[str, Any]]] = [
         FaultInjected("r1", 2, "request", "status", {"unit": "u", "type": "MAP", "domain": 1, "iova": 0x1000,
                       "iova_end": 0x1FFF}, "", {"status": "NOMEM"}), "FAULT_INJECTED",
         {"rule": "r1", "n": 2, "at": "request", "do": "status", "unit": "u", "type": "MAP", "domain": 1,
-         "text": "rule r1, 2: status (status=NOMEM) at request: unit=u type=MAP domain=1 iova=0x1000 iova_end=0x1fff",
+         "text": "rule r1, 2: status (status=NOMEM) at request: unit=u type=MAP domain=1 iova=0x1000..0x1fff",
          "iova": 0x1000, "iova-end": 0x1FFF, "suppressed": 0},
     ),
     (
@@ -169,6 +171,16 @@ def test_every_typed_event_has_a_sample_and_its_limit_is_what_the_schema_says() 
         counted = any(member.name == "suppressed" for member in described.members)
         assert counted == (told.key is not None and told.counted)
         assert ("10 a second" in " ".join(described.doc.split())) == (told.key is not None)
+
+
+def test_whatever_a_rule_can_meet_is_in_the_schemas_words() -> None:
+    met = Occurrence("request", "u", "MAP", 0x100, 1, 2, 0x1000, 0x2000, "read", "accel0", 3, 0x10)
+    assert all(getattr(met, field.name) not in (None, "") for field in fields(Occurrence))
+
+    for one in (met, replace(met, endpoint=0x999), Occurrence("timer")):
+        event = FaultInjected("r", 1, one.point, "x", one.fields(), "why")
+        told = EVENTS[FaultInjected].data(event, lambda unit, number: None)
+        check_data(schema().events["FAULT_INJECTED"].members, {**told, "suppressed": 0})
 
 
 def test_granted_requests_and_others_business_are_not_told() -> None:

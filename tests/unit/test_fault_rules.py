@@ -55,6 +55,18 @@ MISTAKES: list[tuple[Mapping[str, Any], str]] = [
         "faults.rules[r1].do: 'lose' is no action at the point request (there are: status, hold, ",
     ),
     (
+        {"at": "request", "do": "drop", "match": {"type": "MAPP"}},
+        "faults.rules[r1].match.type: 'MAPP' is no request of it (there are: ATTACH, DETACH, MAP, ",
+    ),
+    (
+        {"at": "invalidation", "do": "early", "match": {"type": "ATTACH"}},
+        "faults.rules[r1].match.type: 'ATTACH' is no request of it (there are: UNMAP, DETACH, DETACH_PASID)",
+    ),
+    (
+        {"at": "request", "do": "probe-corrupt", "match": {"type": "MAP"}},
+        "faults.rules[r1].match.type: 'MAP' is no request of it (there are: PROBE)",
+    ),
+    (
         {"at": "interrupt", "do": "lose", "match": {"type": "MAP"}},
         "faults.rules[r1].match.type: an occurrence at the point interrupt has none (it has: ",
     ),

@@ -123,6 +123,17 @@ def test_what_waits_for_its_time_is_bounded() -> None:
     assert scene.injector.later(1, lambda: None) is not None
 
 
+def test_what_was_cancelled_takes_no_room() -> None:
+    scene = Injected()
+    for _ in range(MAX_DUE):
+        due = scene.injector.later(3600, lambda: None)
+        assert due is not None
+        due.cancel()
+
+    assert scene.injector.describe()["waiting"] == 0
+    assert scene.injector.later(1, lambda: None) is not None
+
+
 def test_what_was_cancelled_does_not_happen() -> None:
     scene = Injected()
     happened: list[str] = []
@@ -202,6 +213,7 @@ def test_orders_to_the_authority_say_which_rule_gave_them_and_clear_takes_the_qu
     before = scene.pasids.quota
     scene.add("timer", "quota-order", with_={"quota": 3})
     scene.add("timer", "reclaim", with_={"pasid": 9})
+    scene.add("timer", "reclaim", with_={"all": True})
     scene.add("timer", "reclaim")
 
     scene.pass_time(0)
@@ -213,10 +225,24 @@ def test_orders_to_the_authority_say_which_rule_gave_them_and_clear_takes_the_qu
         ("pasid-reclaim", {"all": True, "force": True, "reason": "injected by rule r3"}),
         ("pasid-quota", {"quota": before, "reason": "faults cleared"}),
     ]
-    assert cleared.removed == 3
+    assert [one.event.note for one in scene.injector.log()] == ["", "PASID 0x9", "", "not done: the guest has none"]
+    assert cleared.removed == 4
     assert cleared.undone == [f"a quota of {before} PASIDs is ordered"]
-    assert cleared.terminal == ["reclaim: the guest has them no longer; it may ask for others"]
-    assert FaultsCleared(3, tuple(cleared.undone), tuple(cleared.terminal)) in scene.events
+    assert [line.split(":")[0] for line in cleared.terminal] == ["reclaim"]
+    assert FaultsCleared(4, tuple(cleared.undone), tuple(cleared.terminal)) in scene.events
+
+
+def test_the_lowest_pasid_of_the_guest_is_taken_unless_one_is_named() -> None:
+    scene = Injected(WITH_PASIDS)
+    assert scene.pasids is not None
+    scene.pasids.ask_for_host(lambda found: None)
+    for first in (7, 5):
+        scene.pasids.ask("iommu0", first, 20, lambda found: None)
+    scene.allocator.answer()
+
+    scene.add("timer", "reclaim")
+    scene.pass_time(0)
+    assert [arguments["pasid"] for _, arguments in scene.orders] == [5]
 
 
 def test_nothing_to_clear_is_nothing_to_tell() -> None:

@@ -157,6 +157,28 @@ def test_claiming_more_than_the_writable_part_is_a_bug_of_the_device() -> None:
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
+def test_a_wrong_push_uses_a_chain_more_than_once_and_with_any_length(event_idx: bool) -> None:
+    driver = ring(size=4, event_idx=event_idx, start=0xFFFE)
+    queue = driver.device_queue()
+    queue.restore({"version": 1, "next_avail": 0xFFFE, "next_used": 0xFFFE, "in_flight": []})
+    driver.enable_interrupts()
+    driver.submit([b"x"], [4])
+    chain = queue.pop()
+    assert chain is not None
+    head = chain.head
+
+    queue.push_wrong(chain, 99, 3)
+    wants_interrupt = queue.publish()
+
+    elements = driver.used_words.cast("B")
+    found = [vring.USED_ELEMENT.unpack_from(elements, vring.USED_RING_OFFSET + 8 * at) for at in (2, 3, 0)]
+    assert found == [(head, 99)] * 3
+    assert (driver.used_words[vring.IDX_WORD], wants_interrupt, queue.in_flight) == (1, True, 0)
+    with pytest.raises(ValueError, match="not in flight"):
+        queue.push_wrong(chain, 0)
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
 def test_the_indexes_wrap(event_idx: bool) -> None:
     driver = ring(size=4, event_idx=event_idx, start=0xFFFA)
     queue = driver.device_queue()

@@ -222,9 +222,10 @@ LINES: list[tuple[object, str]] = [
             "status",
             {"unit": "iommu0", "type": "MAP", "domain": 1, "iova": 0x1000, "iova_end": 0x1FFF},
             "",
-            {"status": "NOMEM"},
+            {"status": "NOMEM", "perform": False},
         ),
-        "iommu0    INJECT   rule r1, 2: status (status=NOMEM) at request: MAP domain 1 iova 0x0000001000..0x0000001fff",
+        "iommu0    INJECT   rule r1, 2: status (status=NOMEM, perform=false) at request: "
+        "MAP domain 1 iova 0x0000001000..0x0000001fff",
     ),
     (
         FaultInjected("r1", 1, "dma", "delay", {"unit": "iommu0", "endpoint": ENDPOINT, "pasid": 0x11}, "too many"),

@@ -15,7 +15,7 @@ from vdev.wire.viommu import S_OK, STATUS_NAMES
 
 log = logging.getLogger("vdev.event")
 
-ADDRESSES = ("iova", "iova_end", "register", "gpa", "virt_start", "virt_end", "phys_start", "flags", "pasid")
+ADDRESSES = ("iova", "register", "gpa", "virt_start", "virt_end", "phys_start", "flags", "pasid")
 
 QUIET = frozenset(  # not for the log: what a driver does all the time
     {
@@ -94,6 +94,7 @@ def describe(event: object) -> str:
         return " ".join([event.unit, event.type_name, *_words(event.fields), "->", answer + why])
     if isinstance(event, ReplyHeld):
         whom = f"{event.naccesses} accesses in flight" if event.naccesses else "the PASID authority"
+        whom = f"rule {event.rule}" if event.rule else whom
         late = f"answered after {event.held_ns / 1e6:.3f} ms, for {whom}"
         return " ".join([event.unit, event.type_name, *_words(event.fields), late])
     if type(event) in _OF_FAULTS:
@@ -103,8 +104,13 @@ def describe(event: object) -> str:
 
 
 def _injected(event: FaultInjected) -> str:
-    how = f" ({', '.join(_words(event.parameters))})" if event.parameters else ""
-    met = f": {' '.join(_words(event.fields))}" if event.fields else ""
+    given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in event.parameters.items()}
+    how = f" ({', '.join(_words(given))})" if given else ""
+    fields = dict(event.fields)
+    end = fields.pop("iova_end", None)
+    if end is not None:
+        fields["iova"] = f"{fields['iova']:#x}..{end:#x}"
+    met = f": {' '.join(_words(fields))}" if fields else ""
     came = f"; {event.note}" if event.note else ""
     return f"rule {event.rule}, {event.n}: {event.do}{how} at {event.at}{met}{came}"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vdev.wire.viommu import STATUS_NAMES
+from vdev.wire.viommu import REQUEST_NAMES, STATUS_NAMES
+from vdev.wire.viommu_pasid import REQUEST_NAMES as PASID_REQUEST_NAMES
 
 Value = int | float | str | bool
 
@@ -46,6 +47,12 @@ POINTS: Mapping[str, tuple[str, frozenset[str]]] = {
     "register": ("a guest's read of a register in BAR 0", frozenset({"unit", "endpoint", "function", "register"})),
     "timer": ("time has come; needs no traffic", frozenset()),
 }  # fmt: skip
+
+# Requests that there are at a point.
+TYPES: Mapping[str, tuple[str, ...]] = {
+    "request": (*REQUEST_NAMES.values(), *PASID_REQUEST_NAMES.values()),
+    "invalidation": ("UNMAP", "DETACH", "DETACH_PASID"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ BOUND: Mapping[str, Mapping[str, Action]] = {
             "answered with a used length of your choice", {"nbytes": _count("the used length", required=True)}
         ),
         "reorder": Action(
-            "answered after requests that came later",
+            "answered right after requests that came later were, or after 1 s: their driver may wait for this one",
             {"behind": _count("how many of them", 1, low=1, high=255)},
             _HELD,
         ),
@@ -254,11 +261,12 @@ FREE: Mapping[str, Action] = {
         "records that were not delivered are dropped",
     ),
     "reclaim": Action(
-        "the host takes PASIDs back by force, used or not",
+        "the host takes a PASID back by force, used or not",
         {
-            "pasid": _count("one of them; without it all the guest has", low=1, high=PASID_MAX),
+            "pasid": _count("which; without it the lowest that the guest has", low=1, high=PASID_MAX),
+            "all": Parameter("boolean", "all of them, and every one to come", False),
         },
-        terminal="the guest has them no longer; it may ask for others",
+        terminal="the guest has it no longer and may ask for others; after `all` it gets none until its QEMU ends",
     ),
     "quota-order": Action(
         "the host's authority gives the VM another quota",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from vdev.faults.plan import Firing
 from vdev.faults.point import Due, Services, UnitParts
 from vdev.functions.vhost import VhostCarrier
-from vdev.pci.aer import ERRORS, clear_error, set_error
+from vdev.iommu.fault_queue import fault_record
+from vdev.pci.aer import ERRORS, Error, clear_error, set_error
 from vdev.pci.base import PciFunction
+from vdev.wire.viommu import FAULT_F_WRITE, FAULT_R_MAPPING
+
+MAX_FLOODS = 256  # of one unit that are remembered, to be undone
 
 
 class Deeds:
@@ -21,6 +26,7 @@ class Deeds:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._flooded: dict[str, list[bytes]] = {}  # by unit: one object for all records of a flood
         self._due: list[Due] = []  # what is to happen between slices
         self._removed: dict[str, PciFunction] = {}
         self._errors: dict[str, tuple[PciFunction, set[str]]] = {}  # in AER capabilities, by function
@@ -32,6 +38,12 @@ class Deeds:
     def clear(self) -> list[str]:
         """Undo all that is left, a line of words for each thing."""
         undone = []
+        for name, records in self._flooded.items():
+            queue = self._services.units[name].engine.faults
+            gone = sum(queue.withdraw(record) for record in records)
+            if gone:
+                undone.append(f"fault records of {name} that were not delivered are dropped: {gone}")
+        self._flooded.clear()
         for name, function in self._removed.items():
             if self._named(name) is function:
                 function.bring_back()
@@ -105,14 +117,20 @@ class Deeds:
         if function is None:
             return name
         word = str(firing.rule.parameters["error"])
-        if function.removed or not set_error(function.config, ERRORS[word]):
+        error = ERRORS[word]
+        if function.removed or not set_error(function.config, error):
             return "not done: it is removed, or has no AER capability"
         self._errors.setdefault(name, (function, set()))[1].add(word)
-        if not firing.rule.parameters["root"]:
-            return ""
-        number = next(unit.doors[name].endpoint_id for unit in self._services.units.values() if name in unit.doors)
-        told = self._services.tell_root_port(firing, number, word)
-        return "" if told else "there is no root port in front of it"
+        return self._at_root_port(firing, name, error) if firing.rule.parameters["root"] else ""
+
+    def _at_root_port(self, firing: Firing, name: str, error: Error) -> str:
+        """QEMU, asked by the endpoint's own id, answers OK and tells no port: it knows no AER capability of it."""
+        port = self._services.port_of(name)
+        if port is None:
+            return "no root port is told: it is on bus 00"
+        kind = "-c " if error.is_correctable else ""
+        self._services.ask_qemu(firing, f"pcie_aer_inject_error {kind}{port} {1 << error.bit:#x}")
+        return ""
 
     def _between_slices(self, deed: Callable[[], None]) -> str:
         def do() -> None:
@@ -124,6 +142,25 @@ class Deeds:
             return "not done: too much waits already"
         self._due.append(due)
         return ""
+
+    def _flood(self, firing: Firing) -> str:
+        name = str(firing.rule.parameters.get("unit") or firing.met.unit)
+        unit = self._services.units.get(name)
+        if unit is None:
+            return "not done: it is about no unit"
+        doors, wanted = unit.doors, firing.rule.parameters.get("endpoint")
+        door = doors.get(str(wanted)) if wanted is not None else next(iter(doors.values()), None)
+        if door is None:
+            return "not done: the endpoint is not there"
+        queue = unit.engine.faults
+        count = int(firing.rule.parameters.get("records") or queue.room + 1)
+        record = fault_record(FAULT_R_MAPPING, FAULT_F_WRITE, door.endpoint_id, firing.rule.number("iova"))
+        flooded = self._flooded.setdefault(name, [])
+        flooded.append(record)
+        del flooded[:-MAX_FLOODS]
+        queue.tell(repeat(record, count))
+        unit.device.faults_pending()
+        return f"records: {count}"
 
     def _unit(self, firing: Firing) -> UnitParts | None:
         name = firing.rule.parameters.get("function") or firing.met.unit
@@ -159,6 +196,7 @@ DEEDS: dict[str, Callable[[Deeds, Firing], str]] = {
     "needs-reset": Deeds._needs_reset,
     "config-change": Deeds._config_change,
     "spurious": Deeds._spurious,
+    "flood": Deeds._flood,
     "remove": Deeds._remove,
     "flr": Deeds._flr,
     "aer": Deeds._aer,

@@ -54,20 +54,24 @@ class Services(Protocol):
     def units(self) -> Mapping[str, UnitParts]:
         """All there are, by name."""
 
-    def meet(self, met: Occurrence) -> Firing | None:
+    def meet(self, met: Occurrence, words: Callable[[Firing], str] = ...) -> Firing | None:
         """Tell the plan of an occurrence: what is to be done to it, if anything. Free actions that it sets off have
-        been done, and all is in the log, when this returns. To be called once an occurrence."""
+        been done, and all is in the log, when this returns. To be called once an occurrence. `words`, asked before that
+        is in the log: what will come of it, where that needs words."""
 
     def later(self, seconds: float, what: Callable[[], None]) -> Due | None:
         """Call `what` in a slice (so it may touch guest memory), as soon as so much time has passed while the VM runs.
         None: too much waits already; then the action is not done."""
 
-    def tell_root_port(self, firing: Firing, endpoint: int, error: str) -> bool:
-        """Have QEMU raise `error`, a word of `actions.AER_ERRORS`, at the root port in front of an endpoint; False
-        where there is none. Whoever has QEMU's monitor does it some time later, and tells then."""
+    def ask_qemu(self, firing: Firing, command_line: str) -> None:
+        """A part of `firing` is QEMU's: whoever has its monitor is asked to run `command_line` there."""
 
-    def answer_with(self, unit: str, wrap: Callable[[Serve], Serve] | None) -> None:
-        """Requests of `unit` are answered by `wrap(Engine.handle)`, whether or not somebody traces; None: by itself."""
+    def port_of(self, function: str) -> str | None:
+        """What QEMU calls the root port in front of an endpoint; None on bus 00."""
+
+    def answer_with(self, unit: str, rank: int, wrap: Callable[[Serve], Serve] | None) -> None:
+        """Requests of `unit` are answered by `wrap(handle)`, whether or not somebody traces; `handle` is what stands at
+        the next lower rank, at last `Engine.handle`. None: nothing stands at `rank`."""
 
 
 class Hooks(Protocol):

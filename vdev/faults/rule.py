@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from vdev.errors import ConfigError
-from vdev.faults.actions import FREE, POINTS, U64, Action, Parameter, Value, find_action, names_at
+from vdev.faults.actions import FREE, POINTS, TYPES, U64, Action, Parameter, Value, find_action, names_at
 
 NS = 1_000_000_000
 MAX_COUNT = (1 << 63) - 1
@@ -218,10 +218,22 @@ def _check_match(where: str, shape: RuleShape, world: World) -> tuple[int, int] 
             raise ConfigError(f"{where}.match.{key}", f"{value} is not within 0..4294967295")
     if match.access is not None and match.access not in ACCESSES:
         raise ConfigError(f"{where}.match.access", f"{match.access!r} is neither read nor write")
+    _check_type(where, shape)
     _check_name(f"{where}.match.unit", match.unit, world.units, "unit")
     _check_name(f"{where}.match.endpoint", match.endpoint, world.endpoints, "endpoint", world.may_grow)
     _check_name(f"{where}.match.function", match.function, _functions(world), "function", world.may_grow)
     return None if match.iova is None else _iova_range(f"{where}.match.iova", str(match.iova))
+
+
+def _check_type(where: str, shape: RuleShape) -> None:
+    """What is done to PROBE only meets PROBE only."""
+    match, known = shape.match, TYPES.get(shape.at, ())
+    if shape.do in ("probe-truncate", "probe-corrupt"):
+        match.type, known = match.type or "PROBE", ("PROBE",)
+    if match.type is not None and match.type not in known:
+        raise ConfigError(
+            f"{where}.match.type", f"{match.type!r} is no request of it", f"there are: {', '.join(known)}"
+        )
 
 
 def _functions(world: World) -> dict[str, object]:

@@ -13,6 +13,7 @@ from vdev.errors import TranslationFault
 from vdev.faults.point import UnitParts
 from vdev.iommu.engine import Engine
 from vdev.iommu.in_flight import Flight, Piece
+from vdev.iommu.settings import UnitSettings
 from vdev.iommu.tag import Tag
 
 # Who is asked first: what is injected into one access is meant for it, whatever lives on from before.
@@ -50,8 +51,12 @@ class Staged:
         """No stages: as the engine."""
         self.stages: dict[int, Stage] = {}
         self.in_flight = engine.in_flight
-        self.settings = engine.settings
         self._engine = engine
+
+    @property
+    def settings(self) -> UnitSettings:
+        """As the engine's."""
+        return self._engine.settings
 
     @property
     def granule(self) -> int:

@@ -54,7 +54,9 @@ class Translator(Protocol):
     """What the door needs of `iommu.engine.Engine`."""
 
     in_flight: InFlight
-    settings: UnitSettings
+
+    @property
+    def settings(self) -> UnitSettings: ...
 
     @property
     def granule(self) -> int:

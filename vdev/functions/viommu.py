@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vdev.functions.base import Progress, Worker
-from vdev.functions.virtio_device import BATCH_SEGMENTS, RING_FEATURES, QueueDevice
+from vdev.functions.virtio_device import BATCH_SEGMENTS, RING_FEATURES, Push, QueueDevice
 from vdev.functions.virtio_pci import CLASS_IOMMU, VirtioPciFunction
 from vdev.iommu.engine import Engine
 from vdev.iommu.in_flight import Wait
@@ -34,6 +34,7 @@ class Reply:
     ring: Queue
     chain: Chain
     answer: bytes  # for offset 0 of the writable part; its length is the used length
+    wait: Wait | None = None  # it had, which is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class ViommuDevice(QueueDevice):
         hold: Hold | None = None,
         ring_features: int = RING_FEATURES,
     ) -> None:
-        """`quiesce` stops all DMA of the unit's endpoints before it returns. `hold` may keep a reply (True): its owner
-        gives it back to `complete` later; how many it keeps is its to bound. `ring_features` includes VERSION_1."""
+        """`quiesce` stops all DMA of the unit's endpoints before it returns. `hold` may take a reply (True): its owner
+        gives it to `complete`, or to `keep`, now or later. `ring_features` includes VERSION_1."""
         features = ring_features | engine.offered_features
         super().__init__(engine.settings.name, offered_features=features, wake=wake, window=window)
         self.dropped_faults = 0  # buffers too small for them
@@ -75,11 +76,11 @@ class ViommuDevice(QueueDevice):
         self.held_replies = 0  # how many ever waited for accesses in flight
         self._engine = engine
         self.handle: Callable[[bytes | memoryview, int], bytes] = engine.handle  # a trace puts a timed one in its place
+        self.hold = hold  # asked about every reply that may go; fault injection sets it while it has rules
         self._quiesce = quiesce
-        self._hold = hold
         self._held: list[_Held] = []
         self._now_ns = 0
-        engine.in_flight.ended = self._flight_ended
+        engine.in_flight.ended = self.look_at_held
         engine.config_changed = lambda: self._transport.config_changed()
         engine.config_moved = lambda: self._transport.config_moved()
         self._max_request_nbytes = engine.settings.limits.max_request_nbytes
@@ -136,17 +137,38 @@ class ViommuDevice(QueueDevice):
         """A batch of requests and of faults, a part of the sweeping up; IDLE leaves notifications enabled."""
         self._now_ns = now_ns
         if self._held:
-            self._held = [held for held in self._held if not self._release(held)]
+            self.settle()
         unfinished = self._engine.sweep()
         progress = super().run_slice(now_ns)
         return Progress.BUSY if unfinished and progress is Progress.IDLE else progress
 
-    def complete(self, reply: Reply) -> bool:
+    def complete(self, reply: Reply, push: Push = Queue.push) -> bool:
         """Give a held reply to the driver; False when its ring is gone (reset, broken) or out of reach for now.
 
         To be called in a worker's slice: slices pause while the VM is stopped, and this writes to its memory.
         """
-        return self.finish(reply.ring, reply.chain, wire.REQUEST_QUEUE, reply.answer)
+        return self.finish(reply.ring, reply.chain, wire.REQUEST_QUEUE, reply.answer, push)
+
+    # replies that wait
+
+    def keep(self, reply: Reply, wait: Wait) -> None:
+        """Give `reply` to the driver when `wait` is over, and never once its ring is gone. Call `look_at_held` then."""
+        self.held_replies += 1
+        self._held.append(_Held(replace(reply, wait=wait), wait, self._now_ns))
+
+    def keeps(self, wait: Wait) -> bool:
+        """Whether a reply waits for it."""
+        return any(held.wait is wait for held in self._held)
+
+    def look_at_held(self) -> None:
+        """A wait is over: what waited for it is answered soon. Replies are given in slices only, see `complete`."""
+        if self._held:
+            self._wake(self)
+
+    def settle(self) -> None:
+        """Answer what waits no longer. In a slice only."""
+        over = {id(held) for held in tuple(self._held) if self._release(held)}
+        self._held = [held for held in self._held if id(held) not in over]
 
     # the request ring
 
@@ -166,16 +188,10 @@ class ViommuDevice(QueueDevice):
         wait = self._engine.wait
         if wait is not None:
             self._engine.wait = None
-            self.held_replies += 1
-            self._held.append(_Held(Reply(ring, chain, answer), wait, self._now_ns))
-        elif self._hold is None or not self._hold(Reply(ring, chain, answer)):
+            self.keep(Reply(ring, chain, answer), wait)
+        elif self.hold is None or not self.hold(Reply(ring, chain, answer)):
             ring.push(chain, chain.write(answer))
         return True
-
-    def _flight_ended(self) -> None:
-        """Replies are given in slices only, see `complete`."""
-        if self._held:
-            self._wake(self)
 
     def _release(self, held: _Held) -> bool:
         """Whether `held` waits no longer; one whose ring is out of reach is tried again when that has changed."""
@@ -183,8 +199,10 @@ class ViommuDevice(QueueDevice):
             return False
         answer = held.wait.answer()  # of an allocation; else it has been known since the request was handled
         reply = held.reply if answer is None else replace(held.reply, answer=answer)
-        kept = self._hold is not None and self._hold(reply)
-        if not kept and not self.complete(reply):
+        if self.hold is not None and self.hold(reply):
+            if any(other.reply.chain is reply.chain for other in self._held if other is not held):
+                return True  # kept anew
+        elif not self.complete(reply):
             return False
         self._engine.answered_late(held.wait, self._now_ns - held.since_ns)
         return True

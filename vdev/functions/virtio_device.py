@@ -23,6 +23,8 @@ BATCH_CHAINS = 256
 BATCH_NBYTES = 1 << 20
 BATCH_SEGMENTS = 8192  # a chain of 1024 empty buffers costs as much as a hundred requests
 
+Push = Callable[[Queue, Chain, int], None]
+
 
 @dataclass(slots=True)
 class _Served:
@@ -179,15 +181,15 @@ class QueueDevice:
         if ring.publish():
             self._transport.interrupt_queue(index)
 
-    def finish(self, ring: Queue, chain: Chain, index: int, data: bytes) -> bool:
+    def finish(self, ring: Queue, chain: Chain, index: int, data: bytes, push: Push = Queue.push) -> bool:
         """Complete a chain that `take` kept, with `data` from the start of its writable part.
 
-        False when its ring is gone (reset, broken) or out of reach for now.
+        False when its ring is gone (reset, broken) or out of reach for now. `push` is another only for faults.
         """
         if ring is not self.queue(index) or not self._transport.dma_enabled:
             return False
         try:
-            ring.push(chain, chain.write(data))
+            push(ring, chain, chain.write(data))
             self.publish(ring, index)
         except RingOutOfReach:
             return False

@@ -62,10 +62,11 @@ class Engine:
         self.wait: Wait | None = None  # set by a request whose answer must wait; whoever answers takes it
         self.config_changed: Callable[[], None] = lambda: None  # fields changed that a driver is to be told of
         self.config_moved: Callable[[], None] = lambda: None  # others did
-        self._emit = emit
+        self.emit = emit
         given = tuple(endpoints)
         self._table = DomainTable(settings, given)
-        self._faults = FaultQueue(settings.limits.max_pending_faults, settings.name, emit)
+        self.resets = 0  # how many there were: what fault injection left of before one is void
+        self.faults = FaultQueue(settings.limits.max_pending_faults, settings.name, emit)
         self._refused: dict[int | None, int] = {}  # by status
         self.offered_features = settings.offered_features
         self._accepted = 0
@@ -86,7 +87,7 @@ class Engine:
     @property
     def pending_faults(self) -> deque[bytes]:
         """The fault records, oldest left; whoever delivers one to the guest, as `told_fault`, takes it out."""
-        return self._faults.pending
+        return self.faults.pending
 
     @property
     def table(self) -> DomainTable:
@@ -121,14 +122,14 @@ class Engine:
 
     def tell(self, kind: Callable[..., Event], *what: Any) -> None:
         """Emit an event of this unit's."""
-        if self._emit is not None:
-            self._emit(kind(self.settings.name, *what))
+        if self.emit is not None:
+            self.emit(kind(self.settings.name, *what))
 
     # requests
 
     def handle(self, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
         """Serve one request; the bytes to store at offset 0 of the writable part (b"": used length 0), or `wait`'s."""
-        kind = self._served.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
+        kind = self.served.get(readable[0]) if len(readable) >= wire.HEAD_NBYTES else None
         if kind is None or len(readable) < kind.nbytes or writable_nbytes < kind.properties_nbytes + wire.TAIL_NBYTES:
             return self._answer_unfit(kind, readable, writable_nbytes)
         kind.handled += 1
@@ -139,15 +140,14 @@ class Engine:
             return self.refuse(kind, request, error)
         if body is None:
             return b""
-        if self._emit is not None:
-            self._emit(RequestHandled(self.settings.name, kind.name, wire.S_OK, request))
+        if self.emit is not None:
+            self.emit(RequestHandled(self.settings.name, kind.name, wire.S_OK, request))
         return body + OK_TAIL
 
     def refuse(self, kind: Kind, request: Record, error: RequestError) -> bytes:
         """The answer to a request that is refused."""
         self._refused[error.status] = self._refused.get(error.status, 0) + 1
-        if self._emit is not None:
-            self._emit(RequestHandled(self.settings.name, kind.name, error.status, request, str(error)))
+        self.tell(RequestHandled, kind.name, error.status, request, str(error))
         return bytes(kind.properties_nbytes) + wire.TAILS[error.status]
 
     def _attach(self, request: wire.Attach) -> bytes:
@@ -160,10 +160,10 @@ class Engine:
         before = endpoint.domain
         self._table.attach(request.domain, request.endpoint, bypass=bool(request.flags & wire.ATTACH_F_BYPASS))
         after = endpoint.domain
-        if self._emit is not None and after is not None and after is not before:
+        if self.emit is not None and after is not None and after is not before:
             if before is not None:
-                self._emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
-            self._emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
+                self.emit(EndpointDetached(self.settings.name, request.endpoint, before.id))
+            self.emit(EndpointAttached(self.settings.name, request.endpoint, after.id, after.bypass))
         self.reached(request.endpoint, "attached")
         if self.in_flight.by_endpoint:
             self.wait = self.in_flight.wait_of_move(request)
@@ -172,8 +172,7 @@ class Engine:
     def _detach(self, request: wire.Detach) -> bytes:
         # D25: reserved is ignored
         left = self._table.detach(request.domain, request.endpoint)
-        if self._emit is not None:
-            self._emit(EndpointDetached(self.settings.name, request.endpoint, left))
+        self.tell(EndpointDetached, request.endpoint, left)
         if self.in_flight.by_endpoint:
             self.wait = self.in_flight.wait_of_move(request)
         return b""
@@ -206,17 +205,15 @@ class Engine:
 
     def answered_late(self, wait: Wait, held_ns: int) -> None:
         """The answer of `wait` is in the ring, after it was held for so long."""
-        if self._emit is not None:
-            fields = request_fields(wait.request)
-            self._emit(ReplyHeld(self.settings.name, wait.type_name, fields, held_ns, len(wait.flights)))
+        self.tell(ReplyHeld, wait.type_name, request_fields(wait.request), held_ns, len(wait.flights), wait.rule)
 
     def _answer_unfit(self, kind: Kind | None, readable: bytes | memoryview, writable_nbytes: int) -> bytes:
         status, reply, problem = answer_unfit(kind, readable, writable_nbytes, self.settings.mode)
         self._refused[status] = self._refused.get(status, 0) + 1
-        if self._emit is not None:
+        if self.emit is not None:
             name = kind.name if kind is not None else f"{readable[0]:#04x}" if len(readable) else "EMPTY"
             sizes = (len(readable), writable_nbytes)
-            self._emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
+            self.emit(RequestHandled(self.settings.name, name, status, None, problem, sizes))
         return reply
 
     # endpoints come and go
@@ -235,8 +232,7 @@ class Engine:
         domain = leaving.domain
         if domain is not None:
             left = self._table.detach(domain.id, endpoint)
-            if self._emit is not None:
-                self._emit(EndpointDetached(self.settings.name, endpoint, left))  # while it still has its name
+            self.tell(EndpointDetached, endpoint, left)  # while it still has its name
         self._table.remove(endpoint)
         self.in_flight.cancel(endpoint)
         del self._properties[endpoint]
@@ -274,7 +270,7 @@ class Engine:
 
     def fault(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None = None) -> None:
         """Report a refused access: count, emit, queue the record for the guest."""
-        self._faults.report(endpoint, error, access, tag)
+        self.faults.report(endpoint, error, access, tag)
 
     def told_fault(self, record: bytes, nbytes: int) -> bytes:
         """One of `pending_faults` in the driver's format, for a buffer of `nbytes`; longer where it does not fit."""
@@ -290,7 +286,7 @@ class Engine:
         self._has_pasids = bool(self._accepted & pasid_wire.F_PASID)
         # P1, P12: of the extension's types a driver knows those it accepted
         unknown = pasid_wire.FEATURES & ~self._accepted
-        self._served = {number: kind for number, kind in self.kinds.items() if not kind.feature & unknown}
+        self.served = {number: kind for number, kind in self.kinds.items() if not kind.feature & unknown}
         self._map_flags = MAP_PERMISSIONS | (wire.MAP_F_MMIO if self._accepted & wire.F_MMIO else 0)
         self._attach_flags = wire.ATTACH_F_BYPASS if self._accepted & wire.F_BYPASS_CONFIG else 0
 
@@ -315,8 +311,8 @@ class Engine:
         changed, self._table.bypass = self._table.bypass != bypass, bypass
         if not bypass:
             self.in_flight.cancel_bypassing()
-        if changed and self._emit is not None:
-            self._emit(BypassChanged(self.settings.name, bypass))
+        if changed:
+            self.tell(BypassChanged, bypass)
         return changed
 
     def device_reset(self) -> None:
@@ -336,14 +332,14 @@ class Engine:
         self.set_features(accepted)
 
     def _reset(self, kind: ResetKind) -> None:
+        self.resets += 1
         self.in_flight.cancel_all()
         if self._pasids is not None:
             self._pasids.reset()
         self._table.clear()
-        self._faults.replace(())
+        self.faults.replace(())
         self.set_features(0)
-        if self._emit is not None:
-            self._emit(UnitReset(self.settings.name, kind))
+        self.tell(UnitReset, kind)
 
     @property
     def _boot_bypass(self) -> bool:
@@ -363,12 +359,12 @@ class Engine:
             "mode": self.settings.mode,
             "features": {"offered": self.offered_features, "accepted": self._accepted},
             **describe_table(self._table),
-            "pending_faults": len(self._faults.pending),
+            "pending_faults": len(self.faults.pending),
             "counters": {
                 "requests": {kind.name: kind.handled for kind in self.kinds.values()},
                 "refused": {status_name(status): count for status, count in self._refused.items()},
-                "faults": dict(self._faults.counts),
-                "faults_dropped": self._faults.dropped,
+                "faults": dict(self.faults.counts),
+                "faults_dropped": self.faults.dropped,
             },
             **({} if self._pasids is None else {"pasids": self._pasids.describe()}),
         }
@@ -376,7 +372,7 @@ class Engine:
     def snapshot(self) -> dict[str, Any]:
         """All state a driver can tell apart, as versioned plain data. What is in flight is no state: see `restore`."""
         held = self._pasids.held() if self._pasids is not None else []
-        return dump_unit(self._table, self._accepted, self._faults.pending, held)
+        return dump_unit(self._table, self._accepted, self.faults.pending, held)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Become what `saved` says; SnapshotError, with nothing changed, if it does not fit. No events.
@@ -389,7 +385,7 @@ class Engine:
         if self._pasids is not None:
             self._pasids.restore(state.table, state.pasids)
         self._table = state.table
-        self._faults.replace(state.pending_faults)
+        self.faults.replace(state.pending_faults)
         self.set_features(state.features)
 
 

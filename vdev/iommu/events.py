@@ -58,6 +58,7 @@ class ReplyHeld:
     fields: Fields  # what the request said
     held_ns: int
     naccesses: int
+    rule: str = ""  # it waited because of this rule of a fault plan
 
 
 @dataclass(slots=True)

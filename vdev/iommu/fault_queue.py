@@ -43,11 +43,14 @@ def fitted(record: bytes, nbytes: int, *, has_pasids: bool) -> bytes:
         return record.ljust(pasid_wire.FAULT_PASID_NBYTES, b"\0")
     # P1: the driver knows neither the format nor the reasons
     plain = wire.Fault.parse(record)
-    if plain.reason >= pasid_wire.FAULT_R_PASID:
+    if plain.reason in pasid_wire.FAULT_REASON_NAMES:
         plain.reason = wire.FAULT_R_DOMAIN
     plain.flags &= PLAIN_FLAGS
     plain.reserved1 = 0
     return plain.pack()
+
+
+Filter = Callable[[bytes], Iterable[bytes]]
 
 
 class FaultQueue:
@@ -62,16 +65,35 @@ class FaultQueue:
         self._overflowing = False
         self.pending: deque[bytes] = deque()
         self.dropped = 0
+        self.filter: Filter | None = None  # what becomes of a record: set by fault injection while it has rules
 
     def report(self, endpoint: int, error: TranslationFault, access: int, tag: Tag | None) -> None:
         """Count a refused access, emit it, queue the record for the guest."""
         self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
-        overflow = self.put(fault_record(error.fault_reason, access, endpoint, error.iova, tag))
+        record = fault_record(error.fault_reason, access, endpoint, error.iova, tag)
         if self._emit is not None:
             pasid = 0 if tag is None else tag.pasid
             self._emit(FaultRaised(self._unit, endpoint, error.reason, access, error.iova, pasid))
-            if overflow:
+        self.tell((record,) if self.filter is None else self.filter(record))
+
+    def tell(self, records: Iterable[bytes]) -> None:
+        """Queue records for the guest, and emit that an overflow begins."""
+        for record in records:
+            if self.put(record) and self._emit is not None:
                 self._emit(FaultsDropped(self._unit, self.dropped))
+
+    def withdraw(self, record: bytes) -> int:
+        """Take out all that are this very object; how many."""
+        before = len(self.pending)
+        kept = [other for other in self.pending if other is not record]
+        self.pending.clear()
+        self.pending.extend(kept)
+        return before - len(kept)
+
+    @property
+    def room(self) -> int:
+        """How many more can wait."""
+        return self._limit - len(self.pending)
 
     def put(self, record: bytes) -> bool:
         """Queue `record`. True exactly when this drops the first one of an overflow (D62: wait or drop)."""

@@ -55,12 +55,13 @@ class Late:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """A request that was granted, and the flights its answer must not overtake; or one whose answer is not known yet
-    (`late`)."""
+    (`late`). `rule`: it is late because of that rule of a fault plan, and `late` is when it ends."""
 
     type_name: str
     request: Record
     flights: list[Flight]
     late: Late | None = None
+    rule: str = ""
 
     @property
     def is_over(self) -> bool:

@@ -39,7 +39,8 @@ def _injected(names: Names, event: FaultInjected) -> Record:
         if name in met:
             met[name] = f"{met[name]:#x}"
     note = {"note": event.note} if event.note else {}
-    how = {"with": " ".join(f"{name}={value}" for name, value in event.parameters.items())} if event.parameters else {}
+    given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in event.parameters.items()}
+    how = {"with": ", ".join(f"{name}={value}" for name, value in given.items())} if given else {}
     shown = {"rule": event.rule, "n": event.n, "at": event.at, "do": event.do, **how, **met, **note}
     return {"kind": "injected", "type": "INJECT", **keys, "fields": shown}
 

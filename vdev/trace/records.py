@@ -199,7 +199,7 @@ def _request(names: Decoder, event: RequestHandled) -> Record:
 def _held(names: Decoder, event: ReplyHeld) -> Record:
     endpoint = names.endpoint(event.fields["endpoint"]) if "endpoint" in event.fields else {}
     late = {"held_us": round(event.held_ns / 1e3, 1), "accesses": event.naccesses}
-    shown = {**_request_fields(names, event), **late}
+    shown = {**_request_fields(names, event), **late, **({"rule": event.rule} if event.rule else {})}
     return {"kind": "held", "type": event.type_name, "unit": event.unit, **endpoint, "fields": shown}
 
 

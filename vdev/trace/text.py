@@ -127,6 +127,7 @@ def _held(record: Record) -> str:
     fields = record["fields"]
     accesses = "1 access" if fields["accesses"] == 1 else f"{fields['accesses']} accesses"
     whom = f"{accesses} in flight" if fields["accesses"] else "the host's PASID authority"
+    whom = f"rule {fields['rule']}" if fields.get("rule") else whom
     return f"{_request(record)}  answered now, held {fields['held_us']:.1f} us for {whom}"
 
 

@@ -151,6 +151,17 @@ class Queue:
         del self._in_flight[chain.head]
         chain.finish()
 
+    def push_wrong(self, chain: Chain, used_nbytes: int, times: int = 1) -> None:
+        """What no honest device does, for fault injection: `used_nbytes` may be more than `chain` has room for, and it
+        is used `times` times. ValueError as `push`."""
+        head = chain.head
+        self.push(chain, 0)
+        self._next_used = (self._next_used - 1) & 0xFFFF
+        for _ in range(times):
+            offset = vring.USED_RING_OFFSET + ((self._next_used & self._mask) << 3)
+            _PACK_USED(self._used_bytes, offset, head, used_nbytes)
+            self._next_used = (self._next_used + 1) & 0xFFFF
+
     def publish(self) -> bool:
         """Show the driver all pushed chains; whether it wants an interrupt for them."""
         old, new = self._published_used, self._next_used

@@ -16,7 +16,7 @@ INTERRUPTS_ON = 1 << 9  # in RFLAGS
 
 
 async def look_while_held(vm: HostSide, rule: dict[str, Any], looks: int) -> list[list[tuple[int, bool]]]:
-    """Add a rule that holds something, and once it does look at all processors so many times; then let go of it.
+    """Add a rule that holds something, and once it does look at all processors so many times; then clear the whole plan.
 
     Of each look: the address where each processor was, and whether its interrupts were on.
     """
@@ -27,7 +27,7 @@ async def look_while_held(vm: HostSide, rule: dict[str, Any], looks: int) -> lis
                 await asyncio.sleep(LOOK_S)
         return [await _processors(vm) for _ in range(looks)]
     finally:
-        await vm.control("fault-remove", id=added["id"], release=True)
+        await vm.control("fault-clear")  # what was dropped is let go by nothing less
 
 
 async def _holds(vm: HostSide, rule: str) -> bool:

@@ -80,12 +80,12 @@ def choices(host: Host, attach: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Every action at every point it may stand at, with parameters: AssertionError if one is unknown here."""
     found = []
     for row in host.control("query-fault-actions"):
-        for point in row["points"]:
-            key = row["action"] if row["free"] else f"{point} {row['action']}"
+        for point in row["at"]:
+            key = row["do"] if row["free"] else f"{point} {row['do']}"
             if key in NOT_HERE or (attach == "vhost-user" and key in NOT_ON_VHOST_USER):
                 continue
             assert key in PARAMETERS, f"the soak does not know {key}"
-            found.append((point, row["action"], PARAMETERS[key]))
+            found.append((point, row["do"], PARAMETERS[key]))
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from guest_tests.payload import accel, guest
+from guest_tests.payload.fault_fixtures import Faults
 from guest_tests.payload.guest import KernelLog
 from guest_tests.payload.lab import SOURCE_IOVA, copy
 from guest_tests.payload.stock import (
@@ -126,6 +127,24 @@ def test_every_time_it_is_bound_again_dma_works_and_is_refused_as_ever(
             lab.run_ok(copy())
         assert lab.target.memory == content
         lab.run_refused(copy(), SOURCE_IOVA, accel.READ)
+
+
+@pytest.mark.machines("vfio-user*")  # behind vhost-user the bit is QEMU's
+def test_a_unit_that_needs_a_reset_has_it_when_its_driver_is_bound_again(
+    ungrouped: None, way: Way, kernel_log: KernelLog, faults: Faults
+) -> None:
+    mark = kernel_log.mark()
+
+    faults.add("timer", "needs-reset", function="iommu0")
+    told = kernel_log.wait_for("virtio_iommu", "config changed", since=mark)
+    ended = way.unbind(), way.bind()
+    assert within(REBIND_S, lambda: bool(bound()))
+    back_on_the_bus()
+
+    assert told is not None
+    assert ended == (0, 0)
+    with opened_lab(kernel_log) as lab, lab.both_mapped():
+        lab.run_ok(copy())
 
 
 def test_vfio_takes_no_endpoint_before_the_unit_has_its_driver_again(

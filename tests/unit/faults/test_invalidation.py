@@ -1,0 +1,355 @@
+"""The point invalidation: what was unmapped lives on, or "done" is said too early. Real DMA shows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support import flight
+from tests.support.fault_scene import FaultScene
+from tests.support.flight import BUFFER, EMPTY, FILLED, OK, PAGE, Attachment, status
+from tests.support.pasid_allocator import PlainAllocator
+from tests.support.virtio_pci import RAM_GPA
+from vdev.errors import TranslationFault
+from vdev.faults.invalidation import MAX_STALE
+from vdev.functions.dma import READ, WRITE
+from vdev.functions.vhost import VhostCarrier
+from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.tag import Tag
+from vdev.wire import viommu as wire
+from vdev.wire import viommu_pasid as pasid_wire
+from vdev.wire.accelerator import CompletionStatus
+
+attach = flight.attach  # a fixture
+UNMAPS = {"type": "UNMAP"}
+PASID, PAIR_DOMAIN = 5, 7
+STALE = [(RAM_GPA + BUFFER, 1)]  # where the first byte of the buffer lives on
+
+
+@pytest.fixture
+def scene(attach: Attachment) -> FaultScene:
+    """accel0 in domain 1 with four pages of buffer."""
+    scene = FaultScene(attach)
+    scene.set_up()
+    return scene
+
+
+def translated(scene: FaultScene, iova: int, nbytes: int = 1, access: int = READ, tag: Tag | None = None) -> object:
+    """The pieces of an access of accel0, or the word of the fault."""
+    door = scene.unit.doors["accel0"]
+    try:
+        return door.translator.translate(door.endpoint_id, iova, nbytes, access, tag)
+    except TranslationFault as error:
+        return error.reason
+
+
+# --- stale
+
+
+def test_dma_reaches_what_was_unmapped(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale")
+
+    assert scene.ask(scene.unmap(BUFFER)) == [OK]
+    scene.fill()
+
+    assert scene.buffer() == FILLED
+    assert status(scene) == CompletionStatus.OK
+
+
+def test_what_is_mapped_there_anew_is_not_reached(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale")
+
+    scene.ask(scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + 8 * PAGE))
+    scene.fill()
+
+    assert (scene.buffer(), scene.buffer(8)) == (FILLED, EMPTY)
+
+
+def test_it_ends_after_its_time(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", parameters={"seconds": 2})
+    scene.ask(scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + 8 * PAGE))
+
+    scene.pass_time(2.1)
+    scene.fill()
+
+    assert (scene.buffer(), scene.buffer(8)) == (EMPTY, FILLED)
+    assert scene.unit.doors["accel0"].translator is scene.engine
+
+
+def test_it_ends_after_so_many_accesses(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", parameters={"accesses": 2})
+    scene.ask(scene.unmap(BUFFER))
+
+    seen = [translated(scene, BUFFER + 8) for _ in range(3)]
+
+    assert seen == [[(RAM_GPA + BUFFER + 8, 1)], [(RAM_GPA + BUFFER + 8, 1)], "not-mapped"]
+
+
+@pytest.mark.parametrize("how", ["clear", "release", "unit reset", "host reset"])
+def test_it_ends_with(scene: FaultScene, how: str) -> None:
+    scene.add("invalidation", "stale", parameters={"seconds": 100})
+    scene.ask(scene.unmap(BUFFER))
+
+    if how == "clear":
+        assert scene.faults.clear().undone == ["stale translations of iommu0 end: 1"]
+    elif how == "release":
+        assert scene.faults.release() == 1
+    elif how == "host reset":
+        scene.device.host_reset()
+    else:
+        if isinstance(scene.function, VhostCarrier):
+            scene.suspend_rings()
+        scene.start_unit()
+
+    assert translated(scene, BUFFER) != STALE
+    assert scene.held() == 0
+
+
+def test_it_outlives_its_rule(scene: FaultScene) -> None:
+    rule = scene.add("invalidation", "stale", parameters={"seconds": 100})
+    scene.ask(scene.unmap(BUFFER))
+
+    scene.faults.remove(rule)
+
+    assert (translated(scene, BUFFER), scene.held()) == (STALE, 1)
+    assert scene.ask(scene.unmap(BUFFER + PAGE)) == [OK]
+    assert translated(scene, BUFFER + PAGE) == "not-mapped"
+
+
+def test_an_access_half_of_which_lives_on_is_translated_by_both(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", match={"iova": hex(BUFFER + PAGE)})
+    elsewhere = RAM_GPA + BUFFER + 9 * PAGE
+    scene.ask(scene.unmap(BUFFER + PAGE), scene.map(BUFFER + PAGE, elsewhere))
+
+    assert translated(scene, BUFFER + 16, 3 * PAGE - 32) == [
+        (RAM_GPA + BUFFER + 16, PAGE - 16), (RAM_GPA + BUFFER + PAGE, PAGE), (RAM_GPA + BUFFER + 2 * PAGE, PAGE - 16),
+    ]  # fmt: skip
+
+
+def test_where_nothing_is_mapped_beside_it_the_access_faults_there(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", match={"iova": hex(BUFFER)})
+    scene.ask(scene.unmap(BUFFER), scene.unmap(BUFFER + PAGE))
+
+    scene.fill(nbytes=2 * PAGE)
+
+    assert status(scene) == CompletionStatus.TRANSLATION_FAULT
+    assert wire.Fault.parse(scene.engine.pending_faults[0]).address == BUFFER + PAGE
+
+
+def test_a_right_the_old_mapping_had_not_is_the_new_one_s(scene: FaultScene) -> None:
+    scene.ask(scene.unmap(BUFFER))
+    readable = scene.map(BUFFER, RAM_GPA + BUFFER)
+    readable.flags = wire.MAP_F_READ
+    scene.add("invalidation", "stale")
+    scene.ask(readable, scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + 8 * PAGE))
+
+    assert translated(scene, BUFFER, access=READ) == STALE
+    assert translated(scene, BUFFER, access=WRITE) == [(RAM_GPA + BUFFER + 8 * PAGE, 1)]
+
+
+def test_of_two_that_live_on_the_older_translates(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", parameters={"seconds": 1})
+    scene.ask(scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + 8 * PAGE))
+    scene.pass_time(0.5)
+    scene.ask(scene.unmap(BUFFER))
+
+    first = translated(scene, BUFFER)
+    scene.pass_time(0.6)
+    then = translated(scene, BUFFER)
+    scene.pass_time(0.5)
+
+    assert (first, then) == (STALE, [(RAM_GPA + BUFFER + 8 * PAGE, 1)])
+    assert translated(scene, BUFFER) == "not-mapped"
+
+
+def test_a_detached_endpoint_goes_on_in_the_domain_it_left(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", match={"type": "DETACH"})
+
+    assert scene.ask(scene.detach()) == [OK]
+    scene.fill()
+
+    assert scene.buffer() == FILLED
+
+
+def test_it_is_the_endpoint_s_own(scene: FaultScene) -> None:
+    scene.set_up("accel1", domain=1, npages=0)
+    scene.add("invalidation", "stale", match={"type": "DETACH", "endpoint": "accel0"})
+
+    scene.ask(scene.detach("accel0"), scene.detach("accel1"))
+
+    other = scene.unit.doors["accel1"]
+    assert other.translator.translate(other.endpoint_id, BUFFER, 1, READ) != STALE
+    assert translated(scene, BUFFER) == STALE
+
+
+def test_only_what_was_granted_is_an_invalidation(scene: FaultScene) -> None:
+    scene.add("invalidation", "early")
+
+    scene.ask(scene.unmap(BUFFER, domain=9), scene.detach(domain=9))
+
+    assert scene.firings == []
+
+
+def test_what_was_carried_out_counts_whatever_is_answered(scene: FaultScene) -> None:
+    scene.add("request", "status", match=UNMAPS, parameters={"status": "DEVERR", "perform": True})
+    scene.add("invalidation", "stale", id="lives-on")
+
+    assert scene.ask(scene.unmap(BUFFER)) == [wire.TAILS[wire.S_DEVERR]]
+    assert translated(scene, BUFFER) == STALE
+
+
+def test_what_was_not_carried_out_is_none(scene: FaultScene) -> None:
+    scene.add("request", "status", match=UNMAPS, parameters={"status": "OK"})
+    scene.add("invalidation", "stale", id="lives-on")
+
+    scene.ask(scene.unmap(BUFFER))
+
+    assert [one.rule for one in scene.firings] == ["r1"]
+    assert scene.engine.table.nmappings == 5
+
+
+def test_no_more_is_kept_than_there_is_room_for_and_that_is_said(scene: FaultScene) -> None:
+    pages = [scene.map(at << 12, RAM_GPA) for at in range(0x1000, 0x1000 + MAX_STALE + 10)]
+    for first in range(0, len(pages), 8):
+        assert scene.ask(*pages[first : first + 8]) == [OK] * len(pages[first : first + 8])
+    scene.add("invalidation", "stale")
+
+    scene.ask(scene.unmap(0x100_0000, len(pages) * PAGE), scene.unmap(BUFFER))
+
+    assert translated(scene, 0x100_0000) == [(RAM_GPA, 1)]
+    assert translated(scene, 0x100_0000 + MAX_STALE * PAGE) == "not-mapped"
+    assert translated(scene, BUFFER) == "not-mapped"
+    assert [one.note for one in scene.firings] == [
+        f"mappings that live on: {MAX_STALE}, and that do not for lack of room: 10",
+        "mappings that live on: 0, and that do not for lack of room: 1",
+    ]
+
+
+def test_of_what_was_not_mapped_nothing_lives_on(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale")
+
+    scene.ask(scene.unmap(BUFFER + 64 * PAGE))
+
+    assert [one.note for one in scene.firings] == ["nothing lives on: nothing was mapped"]
+    assert scene.held() == 0
+
+
+# --- with accesses in flight
+
+
+def test_a_flight_by_what_lives_on_is_waited_for_like_any_other(attach: Attachment) -> None:
+    scene = FaultScene(attach, latency_us=10_000)
+    scene.set_up()
+    scene.add("invalidation", "stale", times=1)
+    scene.ask(scene.unmap(BUFFER), scene.map(BUFFER, RAM_GPA + BUFFER + 8 * PAGE))
+    scene.fill()
+
+    early = scene.ask(scene.unmap(BUFFER))
+    scene.land()
+
+    assert (early, scene.answers()) == ([], [OK])
+    assert (scene.buffer(), scene.buffer(8)) == (FILLED, EMPTY)
+
+
+@pytest.mark.parametrize(("accesses", "ends", "lands"), [(None, False, True), (1, False, True), (None, True, False)])
+def test_revalidation_asks_what_lives_on(attach: Attachment, accesses: int | None, ends: bool, lands: bool) -> None:
+    scene = FaultScene(attach, latency_us=10_000)
+    scene.set_up()
+    scene.engine.settings = replace(scene.engine.settings, revalidate=True)
+    scene.add("invalidation", "stale", parameters={} if accesses is None else {"accesses": accesses})
+    scene.ask(scene.unmap(BUFFER))
+    scene.fill()
+
+    if ends:
+        scene.faults.clear()
+    scene.land()
+
+    assert scene.buffer() == (FILLED if lands else EMPTY)
+
+
+def test_done_is_said_before_the_access_lands(attach: Attachment) -> None:
+    scene = FaultScene(attach, latency_us=10_000)
+    scene.set_up()
+    scene.add("invalidation", "early", match=UNMAPS)
+    scene.fill()
+
+    early = scene.ask(scene.unmap(BUFFER))
+    before = scene.buffer()
+    scene.land()
+
+    assert (early, before, scene.buffer()) == ([OK], EMPTY, FILLED)
+    assert [one.note for one in scene.firings] == ["accesses that land later: 1"]
+
+
+def test_the_next_answer_waits_again(attach: Attachment) -> None:
+    scene = FaultScene(attach, latency_us=10_000)
+    scene.set_up()
+    scene.add("invalidation", "early", when={"nth": 1})
+    scene.fill()
+
+    early = scene.ask(scene.unmap(BUFFER), scene.unmap(BUFFER))
+    scene.land()
+
+    assert (early, scene.answers()) == ([OK], [OK])
+
+
+# --- PASIDs
+
+
+@pytest.fixture
+def paired(attach: Attachment) -> FaultScene:
+    """accel0's PASID 5 in domain 7, where BUFFER is mapped."""
+    allocator = PlainAllocator()
+    scene = FaultScene(attach, pasids=PasidSet(allocator))
+    scene.set_up()
+    scene.post(pasid_wire.PasidAlloc(pasid_wire.T_PASID_ALLOC, bytes(3), PASID, PASID))
+    allocator.answer()
+    scene.run()
+    scene.answers()
+    pair = pasid_wire.AttachPasid(pasid_wire.T_ATTACH_PASID, bytes(3), PAIR_DOMAIN, scene.number["accel0"], PASID)
+    assert scene.ask(pair, scene.map(BUFFER, RAM_GPA + BUFFER, domain=PAIR_DOMAIN)) == [OK, OK]
+    scene.accels["accel0"].enable_pasids(True)
+    return scene
+
+
+def leave(scene: FaultScene) -> pasid_wire.DetachPasid:
+    return pasid_wire.DetachPasid(pasid_wire.T_DETACH_PASID, bytes(3), PAIR_DOMAIN, scene.number["accel0"], PASID)
+
+
+def test_a_detached_pasid_goes_on_in_the_domain_it_left(paired: FaultScene) -> None:
+    paired.add("invalidation", "stale", match={"pasid": PASID})
+
+    assert paired.ask(leave(paired), paired.unmap(BUFFER)) == [OK, OK]
+    paired.fill(pasid=PASID)
+
+    assert paired.buffer() == FILLED
+    assert translated(paired, BUFFER) == "not-mapped"
+    assert translated(paired, BUFFER, tag=Tag(PASID, execute=True)) == "pasid-not-attached"
+
+
+def test_unmap_concerns_the_pasids_of_the_domain(paired: FaultScene) -> None:
+    paired.add("invalidation", "stale")
+
+    paired.ask(paired.unmap(BUFFER, domain=PAIR_DOMAIN))
+
+    assert translated(paired, BUFFER, tag=Tag(PASID)) == STALE
+
+
+@pytest.mark.parametrize("what", ["unmap", "detach"])
+def test_what_the_rid_loses_a_pasid_that_mirrors_it_loses(paired: FaultScene, what: str) -> None:
+    mirror = pasid_wire.AttachPasid(
+        pasid_wire.T_ATTACH_PASID,
+        bytes(3),
+        0,
+        paired.number["accel0"],
+        PASID,
+        pasid_wire.ATTACH_PASID_F_MIRROR_RID,
+    )
+    assert paired.ask(mirror) == [OK]
+    paired.add("invalidation", "stale")
+
+    assert paired.ask(paired.unmap(BUFFER) if what == "unmap" else paired.detach()) == [OK]
+
+    assert translated(paired, BUFFER, tag=Tag(PASID)) == STALE
+    assert translated(paired, BUFFER) == STALE

@@ -1,0 +1,131 @@
+"""The point event: a fault record is about to be queued for the guest, and is not, or comes twice, later, or changed.
+
+The access was refused and counted before: only what the guest is told is another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from vdev.faults.plan import Firing
+from vdev.faults.point import Due, Services, UnitParts
+from vdev.faults.rule import Occurrence
+from vdev.wire import viommu as wire
+from vdev.wire.viommu_pasid import FAULT_PASID_NBYTES, FaultPasid
+
+
+@dataclass(slots=True, eq=False)
+class _Late:
+    """A record that comes later."""
+
+    rule: str
+    record: bytes
+    resets: int  # of the unit, when it was put off
+    due: Due | None = None
+
+
+class _Unit:
+    """The fault records of one unit."""
+
+    def __init__(self, services: Services, parts: UnitParts) -> None:
+        self._services = services
+        self._parts = parts
+        self._late: list[_Late] = []
+
+    def filter(self, record: bytes) -> Sequence[bytes]:
+        """As `FaultQueue.filter`."""
+        firing = self._services.meet(_occurrence(self._parts.engine.settings.name, record))
+        return (record,) if firing is None else _BECOMES[firing.rule.do](self, record, firing)
+
+    def _drop(self, record: bytes, firing: Firing) -> Sequence[bytes]:
+        return ()
+
+    def _duplicate(self, record: bytes, firing: Firing) -> Sequence[bytes]:
+        return (record, record)
+
+    def _delay(self, record: bytes, firing: Firing) -> Sequence[bytes]:
+        """Where too much waits for its time already it comes now."""
+        late = _Late(firing.rule.id, record, self._parts.engine.resets)
+        late.due = self._services.later(firing.rule.seconds() or 0.0, partial(self.let_go, late))
+        if late.due is None:
+            return (record,)
+        self._late.append(late)
+        return ()
+
+    def _with_reason(self, record: bytes, firing: Firing) -> Sequence[bytes]:
+        return (bytes([firing.rule.number("reason")]) + record[1:],)
+
+    def let_go(self, late: _Late) -> None:
+        """It is queued now, unless the unit was reset since, which drops records that wait."""
+        if late.due is not None:
+            late.due.cancel()
+        self._late = [other for other in self._late if other is not late]
+        if late.resets == self._parts.engine.resets:
+            self._parts.engine.faults.tell((late.record,))
+            self._parts.device.faults_pending()
+
+    def late(self) -> list[_Late]:
+        """All that are still to come."""
+        return [late for late in self._late if late.resets == self._parts.engine.resets]
+
+
+_BECOMES: Mapping[str, Callable[[_Unit, bytes, Firing], Sequence[bytes]]] = {
+    "drop": _Unit._drop,
+    "duplicate": _Unit._duplicate,
+    "delay": _Unit._delay,
+    "unknown-reason": _Unit._with_reason,
+}
+
+
+class EventPoint:
+    """In front of the queue of fault records of every unit."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._units = {name: _Unit(services, parts) for name, parts in services.units.items()}
+
+    def arm(self) -> None:
+        """As `point.Hooks`."""
+        for name, unit in self._units.items():
+            self._services.units[name].engine.faults.filter = unit.filter
+
+    def disarm(self) -> None:
+        """As `point.Hooks`."""
+        for name in self._units:
+            self._services.units[name].engine.faults.filter = None
+
+    def release(self, rule: str | None) -> int:
+        """As `point.Hooks`."""
+        gone = [(unit, one) for unit in self._units.values() for one in unit.late() if rule in (None, one.rule)]
+        for unit, one in gone:
+            unit.let_go(one)
+        return len(gone)
+
+    def held(self) -> Mapping[str, int]:
+        """As `point.Hooks`."""
+        return Counter(one.rule for unit in self._units.values() for one in unit.late())
+
+    def clear(self) -> list[str]:
+        """As `point.Hooks`."""
+        lines = []
+        for name, unit in self._units.items():
+            late = unit.late()
+            for one in late:
+                unit.let_go(one)
+            if late:
+                lines.append(f"fault records of {name} come now: {len(late)}")
+        return lines
+
+
+def _occurrence(unit: str, record: bytes) -> Occurrence:
+    """What a record says, in either format."""
+    is_tagged = len(record) >= FAULT_PASID_NBYTES
+    fault: FaultPasid | wire.Fault = FaultPasid.parse(record) if is_tagged else wire.Fault.parse(record)
+    pasid = fault.pasid if isinstance(fault, FaultPasid) else None
+    access = "write" if fault.flags & wire.FAULT_F_WRITE else "read"
+    met = Occurrence("event", unit, endpoint=fault.endpoint, pasid=pasid, access=access)
+    met.start, met.stop = fault.address, fault.address + 1
+    return met
