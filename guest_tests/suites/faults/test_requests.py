@@ -69,7 +69,7 @@ def test_a_trace_has_the_answer_and_the_rule(unit: Viommu, faults: Faults, host:
 
     statuses(unit, 1)
 
-    (record,) = host.control("query-trace", last=1, types=["MAP"])["records"]
+    (record,) = host.control("query-trace", last=1, types=["MAP"])["newest"]
     assert (record["status"], record["fields"]["problem"]) == ("NOMEM", "injected by rule no-room")
 
 
@@ -105,10 +105,8 @@ def test_an_answer_is_held_for_its_time_over_a_stop_of_the_machine(unit: Viommu,
     faults.add("request", "hold", match=MAPS, when={"nth": 1}, seconds=1.0)
 
     burst = Burst(unit, map_pages(2))
-    early = burst.numbers()
     host.pause(1.5)
 
-    assert early == [1, FENCE]
     assert burst.wait(3) == [1, FENCE, 0]
     assert burst.chains[0].written() == bytes(TAIL_NBYTES)
 
