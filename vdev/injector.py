@@ -9,9 +9,7 @@ never been a plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,6 +18,7 @@ from vdev.assemble import Machine, Unit, Wrap
 from vdev.config import Config, format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
+from vdev.faults.agenda import Agenda
 from vdev.faults.deeds import DEEDS, Deeds
 from vdev.faults.detours import Detours
 from vdev.faults.dma import DmaPoint
@@ -29,7 +28,7 @@ from vdev.faults.interrupts import InterruptPoint
 from vdev.faults.invalidation import InvalidationPoint
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
-from vdev.faults.point import Hooks
+from vdev.faults.point import Due, Hooks
 from vdev.faults.registers import RegisterPoint
 from vdev.faults.requests import RequestPoint
 from vdev.faults.rule import NS, Occurrence, Rule, World, parse_rule
@@ -38,9 +37,7 @@ from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
 from vdev.qemu.machine import port_of
 
-MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
-BATCH_DUE = 64  # of them in one slice
 TIMER = "timer"
 
 
@@ -55,18 +52,6 @@ class Around:
     order: Callable[[str, Mapping[str, Any]], None]
     stall: Callable[[float], None]
     die: Callable[[], None]
-
-
-@dataclass(slots=True, order=True)
-class _Due:
-    """`what` at `when_ns`; `number` keeps the order of those of one time."""
-
-    when_ns: int
-    number: int
-    what: Callable[[], None] | None = field(compare=False)
-
-    def cancel(self) -> None:
-        self.what = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +95,8 @@ class Injector:
         self._around = around
         self._pasids = pasids
         self._plan = Plan(lambda unit, number: endpoint_name(machine.units, unit, number))
-        self._due: list[_Due] = []
-        self._numbers = count()
-        self._timers: dict[str, _Due] = {}
+        self._agenda = Agenda()
+        self._timers: dict[str, Due] = {}
         self._log: list[Logged] = []
         self._next_seq = 0
         self._terminal: dict[
@@ -217,7 +201,7 @@ class Injector:
             "seed": self._plan.seed,
             "rules": rules,
             "held-by-none": gone,
-            "waiting": sum(due.what is not None for due in self._due),
+            "waiting": self._agenda.waiting,
         }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
@@ -250,18 +234,10 @@ class Injector:
                 self._tell(firing, words(firing))
         return bound
 
-    def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
+    def later(self, seconds: float, what: Callable[[], None]) -> Due | None:
         """As `faults.point.Services`."""
-        if len(self._due) >= MAX_DUE:
-            self._due = [due for due in self._due if due.what is not None]
-            heapify(self._due)
-        if len(self._due) >= MAX_DUE:
-            self._forget_cancelled()
-        if len(self._due) >= MAX_DUE:
-            return None
-        due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
-        heappush(self._due, due)
-        self._around.wake_at(self, self._due[0].when_ns)
+        due = self._agenda.add(self._around.clock_ns() + round(seconds * NS), what)
+        self._wake_in_time()
         return due
 
     def ask_qemu(self, firing: Firing, command_line: str) -> None:
@@ -282,18 +258,16 @@ class Injector:
 
     def run_slice(self, now_ns: int) -> Progress:
         """Do what is due, a bounded number of things."""
-        for _ in range(BATCH_DUE):
-            if not self._due or self._due[0].when_ns > now_ns:
-                break
-            what = heappop(self._due).what
-            if what is not None:
-                what()
-        if not self._due:
-            return Progress.IDLE
-        if self._due[0].when_ns <= now_ns:
-            return Progress.BUSY
-        self._around.wake_at(self, self._due[0].when_ns)
-        return Progress.IDLE
+        self._agenda.do(now_ns)
+        due_ns = self._wake_in_time()
+        return Progress.IDLE if due_ns is None or due_ns > now_ns else Progress.BUSY
+
+    def _wake_in_time(self) -> int | None:
+        """When there is something to do again; None: nothing is."""
+        due_ns = self._agenda.next_ns
+        if due_ns is not None:
+            self._around.wake_at(self, due_ns)
+        return due_ns
 
     # inside
 
@@ -315,10 +289,6 @@ class Injector:
             elif point in self._armed:
                 hooks.disarm()
         self._armed = wanted
-
-    def _forget_cancelled(self) -> None:
-        self._due = [due for due in self._due if due.what is not None]
-        heapify(self._due)
 
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,7 +72,12 @@ def test_a_delayed_operation_goes_on_when_it_is_let_go(mover: Mover, faults: Fau
     index = mover.submit()
     waiting = mover.settled(index)
 
-    {"release": rule.release, "remove": rule.remove, "clear": faults.clear}[how]()
+    let_go: dict[str, Callable[[], object]] = {
+        "release": rule.release,
+        "remove": rule.remove,
+        "clear": faults.clear,
+    }
+    let_go[how]()
 
     assert waiting == engine.PENDING
     assert mover.comes(index).status == engine.OK
