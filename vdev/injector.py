@@ -250,14 +250,16 @@ class Injector:
                 self._tell(firing, words(firing))
         return bound
 
-    def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
+    @property
+    def has_room(self) -> bool:
         """As `faults.point.Services`."""
         if len(self._due) >= MAX_DUE:
-            self._due = [due for due in self._due if due.what is not None]
-            heapify(self._due)
-        if len(self._due) >= MAX_DUE:
             self._forget_cancelled()
-        if len(self._due) >= MAX_DUE:
+        return len(self._due) < MAX_DUE
+
+    def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
+        """As `faults.point.Services`."""
+        if not self.has_room:
             return None
         due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
         heappush(self._due, due)
