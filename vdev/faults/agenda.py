@@ -1,4 +1,4 @@
-"""What is to happen later, by its time. Pure; time is given."""
+"""What is to happen later, by time. Pure: whoever owns the clock says what time it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 
 MAX_DUE = 4096  # things that wait for their time
-BATCH_DUE = 64  # of them at once
+BATCH_DUE = 64  # of them done in one go
 
 
 @dataclass(slots=True, order=True)
@@ -20,43 +20,43 @@ class Entry:
     what: Callable[[], None] | None = field(compare=False)
 
     def cancel(self) -> None:
-        """As `point.Due`."""
+        """It does not happen. Again, or too late, is no change."""
         self.what = None
 
 
 class Agenda:
-    """At most MAX_DUE things."""
+    """Entries by time; those that were cancelled take room only until it is needed."""
 
     def __init__(self) -> None:
-        self._due: list[Entry] = []
+        self._entries: list[Entry] = []
         self._numbers = count()
-
-    def add(self, when_ns: int, what: Callable[[], None]) -> Entry | None:
-        """None: too much waits already. What was cancelled takes no room."""
-        if len(self._due) >= MAX_DUE:
-            self._due = [due for due in self._due if due.what is not None]
-            heapify(self._due)
-        if len(self._due) >= MAX_DUE:
-            return None
-        due = Entry(when_ns, next(self._numbers), what)
-        heappush(self._due, due)
-        return due
-
-    def do(self, now_ns: int) -> None:
-        """A batch of what is due."""
-        for _ in range(BATCH_DUE):
-            if not self._due or self._due[0].when_ns > now_ns:
-                break
-            what = heappop(self._due).what
-            if what is not None:
-                what()
 
     @property
     def next_ns(self) -> int | None:
-        """When the next thing is due, cancelled or not; None: nothing is."""
-        return self._due[0].when_ns if self._due else None
+        """When there is something to do; None: never."""
+        return self._entries[0].when_ns if self._entries else None
 
     @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return sum(due.what is not None for due in self._due)
+    def nwaiting(self) -> int:
+        """How many things wait for their time."""
+        return sum(entry.what is not None for entry in self._entries)
+
+    def add(self, when_ns: int, what: Callable[[], None]) -> Entry | None:
+        """Do `what` at that time; None: MAX_DUE things wait already."""
+        if len(self._entries) >= MAX_DUE:
+            self._entries = [entry for entry in self._entries if entry.what is not None]
+            heapify(self._entries)
+        if len(self._entries) >= MAX_DUE:
+            return None
+        entry = Entry(when_ns, next(self._numbers), what)
+        heappush(self._entries, entry)
+        return entry
+
+    def run(self, now_ns: int) -> None:
+        """Do what is due, BATCH_DUE things at most."""
+        for _ in range(BATCH_DUE):
+            if not self._entries or self._entries[0].when_ns > now_ns:
+                return
+            what = heappop(self._entries).what
+            if what is not None:
+                what()
