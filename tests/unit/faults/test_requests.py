@@ -281,6 +281,7 @@ def test_an_answer_that_waits_for_dma_is_held_after_that(attach: Attachment) -> 
 
     assert (early, landed, before) == ([], ([], 0, flight.FILLED), [])
     assert scene.answers() == [OK]
+    assert [event.rule for event in scene.events if isinstance(event, ReplyHeld)] == ["r1"]
 
 
 def test_an_answer_that_waits_for_the_host_is_changed_when_it_is_known(attach: Attachment) -> None:
