@@ -281,6 +281,7 @@ def test_an_answer_that_waits_for_dma_is_held_after_that(attach: Attachment) -> 
 
     assert (early, landed, before) == ([], ([], 0, flight.FILLED), [])
     assert scene.answers() == [OK]
+    assert [event.rule for event in scene.events if isinstance(event, ReplyHeld)] == ["r1"]
 
 
 def test_an_answer_that_waits_for_the_host_is_changed_when_it_is_known(attach: Attachment) -> None:
@@ -297,8 +298,7 @@ def test_an_answer_that_waits_for_the_host_is_changed_when_it_is_known(attach: A
 
 
 def test_when_too_much_waits_for_its_time_nothing_more_is_held(scene: FaultScene) -> None:
-    for _ in range(5000):
-        scene.faults.later(3000, lambda: None)
+    scene.leave_no_room()
     scene.add("request", "hold", match=MAPS, parameters={"seconds": 1})
 
     assert scene.ask(*scene.maps(1)) == [OK]
