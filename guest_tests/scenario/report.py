@@ -51,8 +51,9 @@ def _merged(outcome: Outcome) -> list[Line]:
 
 
 def firing_words(firing: dict[str, Any]) -> str:
-    """A firing as a line: rule, number, and what it met."""
-    return f"{firing['rule']} #{firing['n']}: {firing['text']}"
+    """A firing as a line: rule, number, what was done, and what it met."""
+    rule, n = firing["rule"], firing["n"]
+    return f"{rule} #{n}: {firing['text'].removeprefix(f'rule {rule}, {n}: ')}"
 
 
 def _of_failure(outcome: Outcome, failure: Failure) -> Iterator[str]:

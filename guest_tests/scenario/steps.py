@@ -19,6 +19,7 @@ from vdev.errors import ConfigError
 MAX_PAUSE_S = 60.0
 MAX_TIMES = 10_000
 _FUNCTION = re.compile(r"([A-Za-z_]\w*):([A-Za-z_]\w*)", re.ASCII)
+_SAID_ALREADY = ("text", "suppressed", "rule", "n", "at", "do")  # by the line of the firing
 _RULE_ID = re.compile(r"[a-z0-9-]{1,40}")
 
 
@@ -172,7 +173,8 @@ class WaitStep(Kind):
             data = await scene.machine.event(self.event, lambda data: _has(data, where), self.within)
         except TimeoutError:
             raise StepFailed(f"the event {self._wanted(where)}", f"it did not come within {self.within:g} s") from None
-        return Done(f"it came: {shown(dict(data))}", data)
+        told = {name: value for name, value in data.items() if name not in _SAID_ALREADY}
+        return Done(f"it came: {shown(told)}" if told else "it came", data)
 
 
 def _has(data: Mapping[str, Any], where: Mapping[str, Any]) -> bool:

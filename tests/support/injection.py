@@ -36,7 +36,8 @@ class Injected:
         self.deaths = 0
         self.now_ns = 5 * NS
         self.alarms: dict[str, int] = {}
-        self.pasids = None if config.vm.pasids is None else PasidSet(PlainAllocator(), self.events.append)
+        self.allocator = PlainAllocator()
+        self.pasids = None if config.vm.pasids is None else PasidSet(self.allocator, self.events.append)
         self.machine = Machine(
             config,
             emit=self.events.append,

@@ -7,9 +7,10 @@ import pytest
 from tests.support.injection import PLAIN, WITH_PASIDS, Injected
 from vdev.errors import ConfigError
 from vdev.faults.actions import FREE
+from vdev.faults.agenda import MAX_DUE
 from vdev.faults.events import FaultInjected, FaultsCleared
 from vdev.faults.rule import Occurrence
-from vdev.injector import MAX_DUE, known_actions
+from vdev.injector import known_actions
 from vdev.iommu.pasid_set import Refusal
 
 
@@ -238,6 +239,7 @@ def test_the_lowest_pasid_of_the_guest_is_taken_unless_one_is_named() -> None:
     scene.pasids.ask_for_host(lambda found: None)
     for first in (7, 5):
         scene.pasids.ask("iommu0", first, 20, lambda found: None)
+    scene.allocator.answer()
 
     scene.add("timer", "reclaim")
     scene.pass_time(0)

@@ -10,7 +10,7 @@ from guest_tests.scenario.timeline import MAX_LINES, Failure, Line, Outcome, Tim
 
 FIRING: dict[str, Any] = {
     "seq": 0, "time": 100.2, "rule": "r1", "n": 1, "at": "request", "do": "status",
-    "text": "MAP of domain 1: answered NOMEM", "fields": {}, "at-seconds": 0.2,
+    "text": "rule r1, 1: status (status=NOMEM) at request: unit=iommu0 type=MAP", "fields": {}, "at-seconds": 0.2,
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ variables: driver=right
   seconds  what
     0.000  note       begins
     0.100  guest      work:copy {nbytes: 4096}
-    0.200  FAULT      r1 #1: MAP of domain 1: answered NOMEM
+    0.200  FAULT      r1 #1: status (status=NOMEM) at request: unit=iommu0 type=MAP
     0.300             returned ok
 """
 
@@ -51,7 +51,7 @@ variables: driver=right
   seconds  what
     0.000  note       begins
     0.100  guest      work:copy {nbytes: 4096}
-    0.200  FAULT      r1 #1: MAP of domain 1: answered NOMEM
+    0.200  FAULT      r1 #1: status (status=NOMEM) at request: unit=iommu0 type=MAP
     0.300             returned ok
 
 steps[1] (guest) failed: work:copy {}
@@ -63,7 +63,7 @@ Traceback:
   in work.py
 
 --- fault log, newest last ---
-    0.200  r1 #1: MAP of domain 1: answered NOMEM
+    0.200  r1 #1: status (status=NOMEM) at request: unit=iommu0 type=MAP
 
 --- guest console, last lines ---
 a line

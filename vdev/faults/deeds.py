@@ -10,7 +10,7 @@ from vdev.faults.plan import Firing
 from vdev.faults.point import Due, Services, UnitParts
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.fault_queue import fault_record
-from vdev.pci.aer import ERRORS, clear_error, set_error
+from vdev.pci.aer import ERRORS, Error, clear_error, set_error
 from vdev.pci.base import PciFunction
 from vdev.wire.viommu import FAULT_F_WRITE, FAULT_R_MAPPING
 
@@ -121,9 +121,15 @@ class Deeds:
         if function.removed or not set_error(function.config, error):
             return "not done: it is removed, or has no AER capability"
         self._errors.setdefault(name, (function, set()))[1].add(word)
-        if firing.rule.parameters["root"]:
-            kind = "-c " if error.is_correctable else ""
-            self._services.ask_qemu(firing, f"pcie_aer_inject_error {kind}{name} {1 << error.bit:#x}")
+        return self._at_root_port(firing, name, error) if firing.rule.parameters["root"] else ""
+
+    def _at_root_port(self, firing: Firing, name: str, error: Error) -> str:
+        """QEMU, asked by the endpoint's own id, answers OK and tells no port: it knows no AER capability of it."""
+        port = self._services.port_of(name)
+        if port is None:
+            return "no root port is told: it is on bus 00"
+        kind = "-c " if error.is_correctable else ""
+        self._services.ask_qemu(firing, f"pcie_aer_inject_error {kind}{port} {1 << error.bit:#x}")
         return ""
 
     def _between_slices(self, deed: Callable[[], None]) -> str:

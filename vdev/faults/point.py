@@ -66,6 +66,9 @@ class Services(Protocol):
     def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """A part of `firing` is QEMU's: whoever has its monitor is asked to run `command_line` there."""
 
+    def port_of(self, function: str) -> str | None:
+        """What QEMU calls the root port in front of an endpoint; None on bus 00."""
+
     def answer_with(self, unit: str, rank: int, wrap: Callable[[Serve], Serve] | None) -> None:
         """Requests of `unit` are answered by `wrap(handle)`, whether or not somebody traces; `handle` is what stands at
         the next lower rank, at last `Engine.handle`. None: nothing stands at `rank`."""

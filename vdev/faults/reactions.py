@@ -56,7 +56,14 @@ REACTIONS: Mapping[str, Reaction] = {
     "needs-reset": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "config-change": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "flr": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "aer": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "aer": Reaction(
+        "its AER driver logs it as an error of the root port's (`pcieport 0000:00:02.0: AER: ... error message "
+        "received`) and has what is below recover from an uncorrectable one; an endpoint without a driver cannot "
+        "(`can't recover (no error_detected callback)`). All goes on as before",
+        "nothing: the status bits are there for whoever reads them",
+        "guest_tests/suites/faults-stock/test_root_port.py"
+        "::test_the_kernel_reports_an_error_of_the_port_in_front_of_the_endpoint",
+    ),
     "spurious": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "flood": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "reclaim": Reaction(NOT_YET, NOT_YET, NOT_YET),

@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from field import Field
+from field import PATIENCE_S, Field
 
 from guest_tests.payload.direct import DmaArena, RingViolation, Viommu
+from guest_tests.payload.direct.wait import until
 from guest_tests.payload.fault_fixtures import Faults
 from guest_tests.payload.fixtures import OpenAccel
 from guest_tests.payload.host import Host
@@ -123,6 +124,8 @@ class Soak:
         self.injected += len(fired)
         done = {row["do"] for row in fired}
         self.seen |= done
+        # Over vhost-user QEMU may die of a configuration change that arrives while its device is reset.
+        assert until(lambda: self._host.control("query-pasid-set")["quota"] == QUOTA, PATIENCE_S)
         if done & DRIVERS_PART:
             self.scene.restart()
         else:
