@@ -73,6 +73,21 @@ def test_linux_goes_on_with_a_unit_that_needs_a_reset_and_hangs_at_its_next_requ
     assert guest.call("stock_faults:copies")
 
 
+def test_linux_takes_a_second_answer_for_that_of_its_next_request_and_hangs(guest_on: GuestOn) -> None:
+    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", append="iommu.strict=1")
+    guest.call("stock_faults:start")
+    known = guest.call("stock_faults:places", words=["viommu", "virtqueue"])
+
+    rule = guest.faults.add("request", "twice", match={"type": "MAP", "endpoint": "accel0"}, times=1)
+    guest.call("stock_faults:map_soon", npages=4)
+    spun = spins(guest, known)
+    (unit,) = guest.control("query-iommu")
+
+    # The next request got the same place in the ring; Linux freed it, with its descriptors, before the unit had read them.
+    assert (rule.fired, spun) == (1, True)
+    assert unit["ring-errors"] == 1
+
+
 @pytest.mark.parametrize("attach", ATTACHMENTS)
 def test_when_the_backend_dies_the_launcher_ends_qemu_and_says_why(guest_on: GuestOn, attach: Attach) -> None:
     guest = guest_on(FIRST_LIGHT, attach=attach)

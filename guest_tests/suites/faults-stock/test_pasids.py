@@ -129,7 +129,7 @@ def test_a_kernel_pasid_that_is_reclaimed_is_gone_for_good_and_every_access_faul
     assert scene.has_pasid(faults)
     assert scene.fills()
 
-    faults.add("timer", "reclaim")
+    faults.add("timer", "reclaim", pasid=scene.pasid)
     assert within(ORDER_S, lambda: scene.pasid == 0)
 
     assert not scene.fills()
