@@ -230,6 +230,11 @@ class Injector:
                 self._tell(firing, words(firing))
         return bound
 
+    @property
+    def has_room(self) -> bool:
+        """As `faults.point.Services`."""
+        return self._agenda.has_room
+
     def later(self, seconds: float, what: Callable[[], None]) -> Entry | None:
         """As `faults.point.Services`."""
         entry = self._agenda.add(self._around.clock_ns() + round(seconds * NS), what)

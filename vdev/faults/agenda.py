@@ -41,12 +41,17 @@ class Agenda:
         """How many things wait for their time."""
         return sum(entry.what is not None for entry in self._entries)
 
-    def add(self, when_ns: int, what: Callable[[], None]) -> Entry | None:
-        """Do `what` at that time; None: MAX_DUE things wait already."""
+    @property
+    def has_room(self) -> bool:
+        """Whether one more thing may wait."""
         if len(self._entries) >= MAX_DUE:
             self._entries = [entry for entry in self._entries if entry.what is not None]
             heapify(self._entries)
-        if len(self._entries) >= MAX_DUE:
+        return len(self._entries) < MAX_DUE
+
+    def add(self, when_ns: int, what: Callable[[], None]) -> Entry | None:
+        """Do `what` at that time; None: MAX_DUE things wait already."""
+        if not self.has_room:
             return None
         entry = Entry(when_ns, next(self._numbers), what)
         heappush(self._entries, entry)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vdev.faults.plan import Firing
-from vdev.faults.point import Due, Services, UnitParts
+from vdev.faults.point import NO_ROOM, Due, Services, UnitParts
 from vdev.faults.rule import Occurrence
 from vdev.wire import viommu as wire
 from vdev.wire.viommu_pasid import FAULT_PASID_NBYTES, FaultPasid
@@ -37,8 +37,11 @@ class _Unit:
 
     def filter(self, record: bytes) -> Sequence[bytes]:
         """As `FaultQueue.filter`."""
-        firing = self._services.meet(_occurrence(self._parts.engine.settings.name, record))
+        firing = self._services.meet(_occurrence(self._parts.engine.settings.name, record), self._words)
         return (record,) if firing is None else _BECOMES[firing.rule.do](self, record, firing)
+
+    def _words(self, firing: Firing) -> str:
+        return NO_ROOM if firing.rule.do == "delay" and not self._services.has_room else ""
 
     def _drop(self, record: bytes, firing: Firing) -> Sequence[bytes]:
         return ()

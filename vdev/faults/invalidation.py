@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from vdev.faults.plan import Firing
-from vdev.faults.point import Due, Serve, Services, UnitParts
+from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import INVALIDATION, occurrence, parse
 from vdev.faults.translators import STALE, Asked, Found, put_stage, take_stage
 from vdev.functions.dma import MAX_PIECES
@@ -92,6 +92,8 @@ class _Unit:
             return "nothing was in flight" if wait is None else f"accesses that land later: {len(wait.flights)}"
         if losing is None or (not losing.mappings and not removed):
             return "nothing lives on: nothing was mapped"
+        if not self._services.has_room:
+            return NO_ROOM
         lost = max(removed - len(losing.mappings), 0)
         lack = f", and that do not for lack of room: {lost}" if lost else ""
         return f"mappings that live on: {len(losing.mappings)}{lack}"

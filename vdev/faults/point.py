@@ -20,6 +20,9 @@ from vdev.iommu.engine import Engine
 Serve = Callable[[bytes | memoryview, int], bytes]  # Engine.handle
 
 
+NO_ROOM = "not done: too much waits for its time already"
+
+
 class Due(Protocol):
     """Something that is to happen later."""
 
@@ -58,6 +61,10 @@ class Services(Protocol):
         """Tell the plan of an occurrence: what is to be done to it, if anything. Free actions that it sets off have
         been done, and all is in the log, when this returns. To be called once an occurrence. `words`, asked before that
         is in the log: what will come of it, where that needs words."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `later` would take one more."""
 
     def later(self, seconds: float, what: Callable[[], None]) -> Due | None:
         """Call `what` in a slice (so it may touch guest memory), as soon as so much time has passed while the VM runs.

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import partial
 
 from vdev.faults.plan import Firing
-from vdev.faults.point import Due, Serve, Services, UnitParts
+from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import REQUEST, occurrence, parse
 from vdev.functions.viommu import Reply
 from vdev.functions.virtio_device import Push
@@ -71,7 +71,7 @@ class _Unit:
         if found is None:
             return inner(readable, writable_nbytes)
         kind, request = found
-        firing = self._services.meet(occurrence("request", engine, kind, request))
+        firing = self._services.meet(occurrence("request", engine, kind, request), self._words)
         if firing is None:
             return inner(readable, writable_nbytes)
         doomed = _Doomed(firing, kind, request)
@@ -82,6 +82,10 @@ class _Unit:
         self._mark(doomed)
         edit = _PROBE_EDITS.get(firing.rule.do)
         return answer if edit is None else edit(answer, firing)
+
+    def _words(self, firing: Firing) -> str:
+        ends = firing.rule.do == "reorder" or firing.rule.seconds() is not None
+        return NO_ROOM if ends and not self._services.has_room else ""
 
     def _answer_status(self, doomed: _Doomed, carry_out: Callable[[], bytes]) -> bytes:
         """The status a rule wants. Of what is carried out first, it is put into the answer when that is known."""

@@ -9,6 +9,7 @@ from tests.support.fault_scene import FaultScene
 from tests.support.flight import BUFFER, Attachment
 from vdev.config import Limits
 from vdev.errors import TranslationFault
+from vdev.faults.point import NO_ROOM
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.events import FaultRaised, FaultsDropped
 from vdev.iommu.tag import Tag
@@ -176,6 +177,16 @@ def test_without_rules_there_is_no_filter(scene: FaultScene) -> None:
 
     assert during is not None
     assert scene.engine.faults.filter is None
+
+
+def test_when_too_much_waits_for_its_time_the_guest_is_told_now(scene: FaultScene) -> None:
+    for _ in range(5000):
+        scene.faults.later(3000, lambda: None)
+    scene.add("event", "delay", parameters={"seconds": 2})
+
+    refuse(scene, 1)
+
+    assert (told(scene), [one.note for one in scene.firings]) == ([1], [NO_ROOM])
 
 
 # --- flood

@@ -13,6 +13,7 @@ from tests.support.pasid_allocator import PlainAllocator
 from tests.support.virtio_pci import RAM_GPA
 from vdev.errors import TranslationFault
 from vdev.faults.invalidation import MAX_STALE
+from vdev.faults.point import NO_ROOM
 from vdev.functions.dma import READ, WRITE
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.pasid_set import PasidSet
@@ -233,6 +234,17 @@ def test_of_what_was_not_mapped_nothing_lives_on(scene: FaultScene) -> None:
 
     assert [one.note for one in scene.firings] == ["nothing lives on: nothing was mapped"]
     assert scene.held() == 0
+
+
+def test_when_too_much_waits_for_its_time_nothing_lives_on(scene: FaultScene) -> None:
+    for _ in range(5000):
+        scene.faults.later(3000, lambda: None)
+    scene.add("invalidation", "stale")
+
+    scene.ask(scene.unmap(BUFFER))
+
+    assert translated(scene, BUFFER) == "not-mapped"
+    assert [one.note for one in scene.firings] == [NO_ROOM]
 
 
 # --- with accesses in flight

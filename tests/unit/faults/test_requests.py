@@ -12,6 +12,7 @@ from tests.support.flight import OK, RING_SIZE, Attachment, FlightScene
 from tests.support.pasid_allocator import PlainAllocator
 from tests.support.virtio_pci import RAM_GPA, RAM_NBYTES
 from vdev.config import Reserved
+from vdev.faults.point import NO_ROOM
 from vdev.faults.requests import REORDER_SECONDS, STATUS_BY_NAME
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.events import ReplyHeld
@@ -302,6 +303,7 @@ def test_when_too_much_waits_for_its_time_nothing_more_is_held(scene: FaultScene
 
     assert scene.ask(*scene.maps(1)) == [OK]
     assert scene.held() == 0
+    assert [one.note for one in scene.firings] == [NO_ROOM]
 
 
 # --- the used ring
