@@ -42,7 +42,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def spins(guest: GuestHandle, known: list[Place]) -> bool:
-    """Whether a processor of the guest waits for an answer of the unit, its interrupts off, whenever it is looked at."""
+    """Whether a processor of the guest waits for the unit, its interrupts off, whenever it is looked at."""
 
     def waits() -> bool:
         said = str(guest.qmp("human-monitor-command", **{"command-line": "info registers -a"}))
@@ -83,7 +83,7 @@ def test_linux_takes_a_second_answer_for_that_of_its_next_request_and_hangs(gues
     spun = spins(guest, known)
     (unit,) = guest.control("query-iommu")
 
-    # The next request got the same place in the ring; Linux freed it, with its descriptors, before the unit had read them.
+    # The next request got the same place in the ring, and Linux freed it before the unit had read its descriptors.
     assert (rule.fired, spun) == (1, True)
     assert unit["ring-errors"] == 1
 

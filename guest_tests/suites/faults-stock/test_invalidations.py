@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from looks import rng_gives, rng_is_silent
+from looks import rng_gives
 
 from guest_tests.payload import accel, vfio
 from guest_tests.payload.accel import Operation
