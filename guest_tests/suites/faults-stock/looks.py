@@ -12,7 +12,7 @@ from guest_tests.payload.lab import PAGE, TARGET_IOVA, Lab
 from guest_tests.payload.stock import within
 
 NLOOKS = 6
-NBYTES = 64  # of /dev/hwrng
+NBYTES = 512  # of /dev/hwrng, more than the kernel keeps from earlier reads
 READ_S = 20.0
 SILENT_S = 1.5  # a reader who has got nothing by then waits for good
 KILLED_S = 10.0
@@ -55,7 +55,7 @@ class Reader:
             status = 1
             try:
                 descriptor = os.open(checks_hwrng.DEVICE, os.O_RDONLY)
-                status = 0 if os.read(descriptor, NBYTES) else 2
+                status = 0 if len(os.read(descriptor, NBYTES)) == NBYTES else 2
             finally:
                 os._exit(status)
 
