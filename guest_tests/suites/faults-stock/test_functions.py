@@ -1,16 +1,17 @@
-"""What is done to whole functions: registers that lie, resets nobody asked for, removal, a backend that stands still."""
+"""Done to whole functions: registers that lie, resets nobody asked for, removal; a backend that stands still."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from looks import KILLED_S, read_hwrng
+from looks import KILLED_S, rng_gives, rng_is_silent
 
-from guest_tests.payload import accel, guest, vfio
+from guest_tests.payload import accel, checks_open, guest, vfio
 from guest_tests.payload.accel import Operation
 from guest_tests.payload.fault_fixtures import Faults
 from guest_tests.payload.guest import KernelLog
@@ -76,7 +77,7 @@ def rng(stock: Machine, faults: Faults) -> Iterator[str]:
     yield bdf
     faults.clear()
     give_back(bdf)
-    assert read_hwrng()
+    assert rng_gives()
 
 
 @contextmanager
@@ -137,23 +138,60 @@ def test_after_a_reset_the_rng_gives_nothing_until_its_driver_is_bound_again(
     faults.add("timer", "flr", function="rng0")
     assert within(DONE_S, lambda: not unit.function("rng0")["driver-ok"])
 
-    read = read_hwrng()
+    silent = rng_is_silent()
     give_back(rng)
 
-    assert (read, read_hwrng()) == (False, True)
+    assert silent
+    assert rng_gives()
 
 
 def test_a_removed_rng_gives_nothing_and_whoever_unbinds_it_hangs_until_it_is_back(rng: str, faults: Faults) -> None:
     faults.add("timer", "remove", function="rng0")
     assert within(DONE_S, lambda: header(rng) == ALL_ONES)
-    read = read_hwrng()
+    silent = rng_is_silent()
     unbinding = Child(lambda: guest.unbind_driver(rng))
     hung = unbinding.hangs_in("vp_reset")
     faults.clear()
 
-    assert (read, hung) == (False, True)
+    assert (silent, hung) == (True, True)
     assert unbinding.ended_well()
     assert header(rng) != ALL_ONES
+
+
+def test_of_a_removed_function_vfio_shows_all_ones_and_maps_as_ever(lab: Lab, faults: Faults) -> None:
+    page, registers = vfio.Buffer(PAGE), lab.engine.registers
+    faults.add("timer", "remove", function="accel0")
+    assert within(DONE_S, lambda: header(lab.bdf) == ALL_ONES)
+    with lab.container.mapped(TARGET_IOVA, page):
+        read = registers.read32(accel.ID)
+    faults.clear()
+    lab.device.set_command(on=NEEDS_ALL_THINGS)
+    lab.engine.start()
+
+    assert read == 0xFFFF_FFFF
+    with lab.both_mapped():
+        lab.run_ok(copy())
+
+
+def test_closing_a_removed_function_waits_until_it_is_back(
+    stock: Machine, faults: Faults, kernel_log: KernelLog
+) -> None:
+    lab, mark = Lab(kernel_log), kernel_log.mark()
+    checks_open.driver_bound(lab)
+    checks_open.own_group(lab)
+    checks_open.opens_through_vfio(lab)
+    faults.add("timer", "remove", function="accel0")
+    assert within(DONE_S, lambda: header(lab.bdf) == ALL_ONES)
+
+    closing = threading.Thread(target=lab.close)
+    closing.start()
+    pending = kernel_log.wait_for("timed out waiting for pending transaction", since=mark, timeout_s=DONE_S)
+    closing.join(HANGS_S)
+    hung = closing.is_alive()
+    faults.clear()
+    closing.join(DONE_S)
+
+    assert (pending is not None, hung, closing.is_alive()) == (True, True, False)
 
 
 def test_the_driver_says_that_the_configuration_changed_and_goes_on(
