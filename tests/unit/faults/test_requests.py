@@ -388,8 +388,8 @@ def probed(scene: FaultScene) -> bytes:
     scene.requests.submit([request.pack()], [scene.engine.settings.probe_size + wire.TAIL_NBYTES])
     scene.device.queue_notified(0)
     scene.run()
-    (answer,) = scene.answers()
-    return answer
+    (done,) = scene.requests.reap()
+    return done.data[: done.used_nbytes]
 
 
 REGIONS = ({"start": 0xFEE0_0000, "end": 0xFEEF_FFFF, "kind": "msi"}, {"start": 0x1000, "end": 0x1FFF})
