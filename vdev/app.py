@@ -28,7 +28,6 @@ from vdev.control.qemu_wishes import QemuWishes
 from vdev.control.run_state import RunState
 from vdev.control.server import Command, ControlServer
 from vdev.endpoint_commands import endpoint_commands
-from vdev.errors import VdevError
 from vdev.fault_commands import fault_commands
 from vdev.functions.base import Worker
 from vdev.functions.vhost import VhostCarrier
@@ -46,7 +45,7 @@ from vdev.transports.identity import peer_of
 from vdev.transports.listener import Listener, write_beside
 from vdev.transports.scheduler import Scheduler
 from vdev.transports.sd_notify import READY, STOPPING, notify
-from vdev.vm_pasids import VmPasids, lease_for
+from vdev.vm_pasids import PlanOrders, VmPasids, lease_for
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,6 @@ class App:
         self.run_state = RunState(time.monotonic, self.events.emit, self._hold_everything)
         self._viot = directory / VIOT_NAME
         self._viot_written = False
-        self._orders: set[asyncio.Task[None]] = set()  # given by a fault plan, and not carried out yet
         self.stopping = asyncio.Event()
         self.crashed: list[str] = []
         self.endpoints = Endpoints(
@@ -113,11 +111,13 @@ class App:
 
     def _make_injector(self, plan: FaultsConfig | None) -> Injector:
         """Fault injection, with the rules of the configuration. ConfigError if one of them is wrong."""
+        lease = None if self.pasids is None else self.pasids.lease
+        who = f"fault plan of {self.config.vm.name}"
         around = InjectorAround(
             emit=self.wishes.emit,
             clock_ns=time.monotonic_ns,
             wake_at=self.scheduler.wake_at,
-            order=self._order_pasids,
+            order=_nobody if lease is None else PlanOrders(lease, who).give,
             stall=time.sleep,  # the whole loop stands still: that is what is asked for
             die=lambda: os.kill(os.getpid(), signal.SIGKILL),
         )
@@ -128,20 +128,6 @@ class App:
 
     def _is_followed(self) -> bool:
         return self.event_stream.nfollowers > 0
-
-    def _order_pasids(self, command: str, arguments: Mapping[str, Any]) -> None:
-        """An order that a fault plan gives: nobody waits for its outcome, so the log has it."""
-        assert self.pasids is not None
-        orders = self._orders
-        task = asyncio.get_running_loop().create_task(self._order(self.pasids.lease, command, arguments))
-        orders.add(task)
-        task.add_done_callback(orders.discard)
-
-    async def _order(self, lease: Lease, command: str, arguments: Mapping[str, Any]) -> None:
-        try:
-            await lease.admin(command, arguments, f"fault plan of {self.config.vm.name}")
-        except VdevError as error:
-            log.warning("fault plan: %s: %s", command, error)
 
     def _make_event_stream(self) -> EventStream:
         def connect(follower: Callable[[object], None] | None) -> None:
@@ -266,6 +252,10 @@ class App:
             self._viot.unlink(missing_ok=True)
         self._control_listener.close()
         self.vm.close()
+
+
+def _nobody(command: str, arguments: Mapping[str, Any]) -> None:
+    """There is no authority to order anything of, and no rule that would."""
 
 
 def _call_later(delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:

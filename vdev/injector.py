@@ -9,9 +9,7 @@ never been a plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,6 +18,7 @@ from vdev.assemble import Machine, Unit, Wrap
 from vdev.config import Config, format_bdf
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
+from vdev.faults.agenda import Agenda, Entry
 from vdev.faults.deeds import DEEDS, Deeds
 from vdev.faults.detours import Detours
 from vdev.faults.dma import DmaPoint
@@ -27,6 +26,7 @@ from vdev.faults.events import FaultInjected, FaultsCleared, FaultWantsQemu
 from vdev.faults.events_queue import EventPoint
 from vdev.faults.interrupts import InterruptPoint
 from vdev.faults.invalidation import InvalidationPoint
+from vdev.faults.orders import ORDERS, Orders
 from vdev.faults.pasids import PasidPoint
 from vdev.faults.plan import Firing, Plan
 from vdev.faults.point import Hooks
@@ -38,10 +38,9 @@ from vdev.functions.base import Progress
 from vdev.iommu.pasid_set import PasidSet
 from vdev.qemu.machine import port_of
 
-MAX_DUE = 4096  # things that wait for their time
 MAX_LOG = 4096  # firings kept
-BATCH_DUE = 64  # of them in one slice
 TIMER = "timer"
+NOT_DONE = "not done"  # how the words of an action begin that had no effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +54,6 @@ class Around:
     order: Callable[[str, Mapping[str, Any]], None]
     stall: Callable[[float], None]
     die: Callable[[], None]
-
-
-@dataclass(slots=True, order=True)
-class _Due:
-    """`what` at `when_ns`; `number` keeps the order of those of one time."""
-
-    when_ns: int
-    number: int
-    what: Callable[[], None] | None = field(compare=False)
-
-    def cancel(self) -> None:
-        self.what = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +97,12 @@ class Injector:
         self._around = around
         self._pasids = pasids
         self._plan = Plan(lambda unit, number: endpoint_name(machine.units, unit, number))
-        self._due: list[_Due] = []
-        self._numbers = count()
-        self._timers: dict[str, _Due] = {}
+        self._agenda = Agenda()
+        self._timers: dict[str, Entry] = {}
         self._log: list[Logged] = []
         self._next_seq = 0
-        self._terminal: dict[
-            str, str
-        ] = {}  # action -> why it cannot be undone, of those that fired since the last clear
-        self._quota_before: int | None = None
+        self._terminal: dict[str, str] = {}  # action -> why it stays, of those done since the last clear
+        self._orders = Orders(around, pasids)
         self._deeds = Deeds(self)
         self._hooks: dict[str, Hooks] = self._make_hooks()
         self._armed: set[str] = set()
@@ -189,11 +173,7 @@ class Injector:
             self._stop_timer(rule_id)
         self._arm_anew()
         undone = [line for hooks in self._hooks.values() for line in hooks.clear()]
-        undone += self._deeds.clear()
-        if self._quota_before is not None:
-            self._around.order("pasid-quota", {"quota": self._quota_before, "reason": "faults cleared"})
-            undone.append(f"a quota of {self._quota_before} PASIDs is ordered")
-            self._quota_before = None
+        undone += [*self._deeds.clear(), *self._orders.clear()]
         terminal = [f"{action}: {why}" for action, why in self._terminal.items()]
         self._terminal.clear()
         if removed or undone or terminal:
@@ -217,7 +197,7 @@ class Injector:
             "seed": self._plan.seed,
             "rules": rules,
             "held-by-none": gone,
-            "waiting": sum(due.what is not None for due in self._due),
+            "waiting": self._agenda.nwaiting,
         }
 
     def log(self, since: int = 0, limit: int = 100, rule: str | None = None) -> list[Logged]:
@@ -253,18 +233,13 @@ class Injector:
     @property
     def has_room(self) -> bool:
         """As `faults.point.Services`."""
-        if len(self._due) >= MAX_DUE:
-            self._forget_cancelled()
-        return len(self._due) < MAX_DUE
+        return self._agenda.has_room
 
-    def later(self, seconds: float, what: Callable[[], None]) -> _Due | None:
+    def later(self, seconds: float, what: Callable[[], None]) -> Entry | None:
         """As `faults.point.Services`."""
-        if not self.has_room:
-            return None
-        due = _Due(self._around.clock_ns() + round(seconds * NS), next(self._numbers), what)
-        heappush(self._due, due)
-        self._around.wake_at(self, self._due[0].when_ns)
-        return due
+        entry = self._agenda.add(self._around.clock_ns() + round(seconds * NS), what)
+        self._set_alarm()
+        return entry
 
     def ask_qemu(self, firing: Firing, command_line: str) -> None:
         """As `faults.point.Services`."""
@@ -284,18 +259,17 @@ class Injector:
 
     def run_slice(self, now_ns: int) -> Progress:
         """Do what is due, a bounded number of things."""
-        for _ in range(BATCH_DUE):
-            if not self._due or self._due[0].when_ns > now_ns:
-                break
-            what = heappop(self._due).what
-            if what is not None:
-                what()
-        if not self._due:
-            return Progress.IDLE
-        if self._due[0].when_ns <= now_ns:
+        self._agenda.run(now_ns)
+        next_ns = self._agenda.next_ns
+        if next_ns is not None and next_ns <= now_ns:
             return Progress.BUSY
-        self._around.wake_at(self, self._due[0].when_ns)
+        self._set_alarm()
         return Progress.IDLE
+
+    def _set_alarm(self) -> None:
+        next_ns = self._agenda.next_ns
+        if next_ns is not None:
+            self._around.wake_at(self, next_ns)
 
     # inside
 
@@ -317,10 +291,6 @@ class Injector:
             elif point in self._armed:
                 hooks.disarm()
         self._armed = wanted
-
-    def _forget_cancelled(self) -> None:
-        self._due = [due for due in self._due if due.what is not None]
-        heapify(self._due)
 
     def _held(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -358,59 +328,20 @@ class Injector:
             self._tell(firing, "")
         self._is_doing = True
         try:
-            note = _ORDERS[do](self, firing) if do in _ORDERS else self._deeds.do(firing)
+            note = (self._orders if do in ORDERS else self._deeds).do(firing)
         finally:
             self._is_doing = False
         self._tell(firing, note)
 
     def _tell(self, firing: Firing, note: str) -> None:
         rule = firing.rule
-        if rule.action.terminal:
+        if rule.action.terminal and not note.startswith(NOT_DONE):
             self._terminal[rule.do] = rule.action.terminal
         event = FaultInjected(rule.id, firing.n, rule.at, rule.do, firing.met.fields(), note, rule.parameters)
         self._log.append(Logged(self._next_seq, self._around.clock_ns(), event))
         self._next_seq += 1
         del self._log[:-MAX_LOG]
         self._around.emit(event)
-
-    def _reclaim(self, firing: Firing) -> str:
-        given, reason = firing.rule.parameters, f"injected by rule {firing.rule.id}"
-        pasid = None if given["all"] else given.get("pasid", self._lowest_pasid())
-        if pasid is None and not given["all"]:
-            return "not done: the guest has none"
-        which = {"all": True} if pasid is None else {"pasid": pasid}
-        self._around.order("pasid-reclaim", {**which, "force": True, "reason": reason})
-        return "" if pasid is None else f"PASID {pasid:#x}"
-
-    def _lowest_pasid(self) -> int | None:
-        assert self._pasids is not None
-        known = self._pasids.list_pasids()
-        return next((one["pasid"] for one in known if one["owner"] == "guest"), None)
-
-    def _quota_order(self, firing: Firing) -> str:
-        assert self._pasids is not None
-        if self._quota_before is None:
-            self._quota_before = self._pasids.quota
-        reason = f"injected by rule {firing.rule.id}"
-        self._around.order("pasid-quota", {"quota": firing.rule.number("quota"), "reason": reason})
-        return ""
-
-    def _stall(self, firing: Firing) -> str:
-        seconds = firing.rule.seconds() or 0.0
-        self._around.stall(seconds)
-        return ""
-
-    def _die(self, firing: Firing) -> str:
-        self._around.die()
-        return "not done: the process lives"
-
-
-_ORDERS: dict[str, Callable[[Injector, Firing], str]] = {
-    "reclaim": Injector._reclaim,
-    "quota-order": Injector._quota_order,
-    "stall": Injector._stall,
-    "die": Injector._die,
-}
 
 
 def _check_seed(seed: int) -> None:
@@ -420,4 +351,4 @@ def _check_seed(seed: int) -> None:
 
 def known_actions() -> Sequence[str]:
     """All free actions that somebody carries out: a test holds them against the table."""
-    return [*_ORDERS, *DEEDS]
+    return [*ORDERS, *DEEDS]

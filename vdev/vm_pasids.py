@@ -11,7 +11,8 @@ PASIDs of its endpoints.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from vdev.errors import ConfigError, VdevError
 from vdev.functions.kernel_pasid import KernelPasids
 from vdev.iommu.pasid_set import PasidSet
 from vdev.transports.identity import VmIdentity
+
+log = logging.getLogger(__name__)
 
 
 async def lease_for(config: Config, directory: Path) -> Lease | None:
@@ -87,3 +90,36 @@ class VmPasids:
     def _reclaimed(self, pasids: Sequence[int], reason: str) -> None:
         self.kernel.taken(frozenset(pasids))
         self._emit(PasidsReclaimed(tuple(pasids), reason))
+
+
+class PlanOrders:
+    """A fault plan's orders to the authority, carried out one after the other: the last word on a quota is the last
+    that was given. Nobody waits for an outcome, so the log has it."""
+
+    def __init__(self, lease: Lease, who: str) -> None:
+        self._lease = lease
+        self._who = who
+        self._waiting: dict[tuple[str, object], tuple[str, Mapping[str, Any]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def give(self, command: str, arguments: Mapping[str, Any]) -> None:
+        """Carry it out when it is its turn. One of the same kind about the same PASID, or about none, that waits still
+        is left out: so as many wait as the guest has PASIDs, and two."""
+        key = (command, arguments.get("pasid"))
+        self._waiting.pop(key, None)
+        self._waiting[key] = (command, arguments)
+        if not self.is_busy:
+            self._task = asyncio.get_running_loop().create_task(self._carry_out(), name="orders of the fault plan")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an order waits or is being carried out."""
+        return self._task is not None and not self._task.done()
+
+    async def _carry_out(self) -> None:
+        while self._waiting:
+            command, arguments = self._waiting.pop(next(iter(self._waiting)))
+            try:
+                await self._lease.admin(command, arguments, self._who)
+            except VdevError as error:
+                log.warning("fault plan: %s: %s", command, error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from guest_tests.runner.library import GuestLibrary
+from guest_tests.runner.library import GuestLibrary, tier_of_environment
 from vdev.errors import PartsError
 from vdev.parts.cache import Cache
 
@@ -51,7 +51,7 @@ class Collection:
 def collect(root: Path, library: GuestLibrary, cache: Cache) -> Collection:
     """Collect the directory `root`. Raises PartsError when the guest's Python or its pytest does not run."""
     files = dict(sources(root))
-    digest = hashlib.sha256(f"{library.root}\0{root}".encode())
+    digest = hashlib.sha256(f"{library.root}\0{root}\0{tier_of_environment()}".encode())
     for name, path in files.items():
         digest.update(f"{name}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0".encode())
     pycache = cache.root / "guest-collected" / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]

@@ -27,6 +27,7 @@ NINJECTED = 20
 Record = dict[str, Any]
 Sections = list[tuple[str, str]]  # title and text, as a pytest report has them
 TRACE = "vdev trace, last records"
+FIRINGS = "injected faults"  # the title of a section
 NOTE = "test: "  # before the name of the test that begins
 MAX_NOTE = 200  # characters
 INJECTED = ["FaultInjected", "FaultQemuDone", "FaultsCleared"]
@@ -93,7 +94,7 @@ def _sections(
         ("QMP, last messages", [text[:QMP_CHARACTERS] for text in vm.qmp_tail(NQMP, since.message)]),
         (TRACE, trace),
         ("refused by vdev", faults),
-        ("injected faults", injected),
+        (FIRINGS, injected),
     ]
     return [(title, "\n".join(lines)) for title, lines in parts if lines]
 

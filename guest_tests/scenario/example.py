@@ -46,7 +46,7 @@ def normalised(lines: Iterable[str]) -> list[str]:
     for text in lines:
         text = re.sub(r"^ *\d+\.\d+", "TIME", text)
         text = re.sub(r"in \d+\.\d s|seconds: \d+\.\d+| +\d+\.\d us", "TIME", text)
-        text = re.sub(r"-> 0x[0-9a-f]+", "-> GPA", text)
+        text = re.sub(r"-> 0x[0-9a-f]+|phys_start=\d+", "GPA", text)
         out.append(re.sub(r"QEMU [\d.]+, \w+", "QEMU", text))
     return out
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from guest_tests.runner.evidence import FIRINGS
 from guest_tests.runner.guest import Guest
 from guest_tests.runner.pool import NeverCameUp, Pool, PoolOptions
 from guest_tests.runner.suite import Machine
@@ -169,6 +170,7 @@ async def _play(scene: Scene, stage: Stage, scenario: Scenario, timeline: Timeli
         return
     with suppress(MachineGone, StepFailed):
         outcome.firings = await firings(scene, timeline.started)
+        outcome.sections = [section for section in outcome.sections if section[0] != FIRINGS]  # it has them with times
         await scene.clear()
 
 

@@ -42,7 +42,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def spins(guest: GuestHandle, known: list[Place]) -> bool:
-    """Whether a processor of the guest waits for an answer of the unit, its interrupts off, whenever it is looked at."""
+    """Whether a processor of the guest waits for the unit, its interrupts off, whenever it is looked at."""
 
     def waits() -> bool:
         said = str(guest.qmp("human-monitor-command", **{"command-line": "info registers -a"}))
@@ -71,6 +71,21 @@ def test_linux_goes_on_with_a_unit_that_needs_a_reset_and_hangs_at_its_next_requ
 
     assert (worked, spun, spins_on) == (True, True, True)
     assert guest.call("stock_faults:copies")
+
+
+def test_linux_takes_a_second_answer_for_that_of_its_next_request_and_hangs(guest_on: GuestOn) -> None:
+    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", append="iommu.strict=1")
+    guest.call("stock_faults:start")
+    known = guest.call("stock_faults:places", words=["viommu", "virtqueue"])
+
+    rule = guest.faults.add("request", "twice", match={"type": "MAP", "endpoint": "accel0"}, times=1)
+    guest.call("stock_faults:map_soon", npages=4)
+    spun = spins(guest, known)
+    (unit,) = guest.control("query-iommu")
+
+    # The next request got the same place in the ring, and Linux freed it before the unit had read its descriptors.
+    assert (rule.fired, spun) == (1, True)
+    assert unit["ring-errors"] == 1
 
 
 @pytest.mark.parametrize("attach", ATTACHMENTS)

@@ -7,9 +7,10 @@ import pytest
 from tests.support.injection import PLAIN, WITH_PASIDS, Injected
 from vdev.errors import ConfigError
 from vdev.faults.actions import FREE
+from vdev.faults.agenda import MAX_DUE
 from vdev.faults.events import FaultInjected, FaultsCleared
 from vdev.faults.rule import Occurrence
-from vdev.injector import MAX_DUE, known_actions
+from vdev.injector import known_actions
 from vdev.iommu.pasid_set import Refusal
 
 

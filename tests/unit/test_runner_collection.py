@@ -53,6 +53,15 @@ def test_tests_are_found_by_module(tmp_path: Path) -> None:
     assert ([mark["name"] for mark in test.marks], test.keywords) == (["slow"], ("word",))
 
 
+def test_the_tier_is_part_of_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VDEV_TIER", raising=False)
+    found(tmp_path)
+    monkeypatch.setenv("VDEV_TIER", "soak")
+    _, asked_anew = found(tmp_path)
+    _, known = found(tmp_path)
+    assert (len(asked_anew.asked), len(known.asked)) == (1, 0)
+
+
 def test_nobody_is_asked_again_until_a_file_changes(tmp_path: Path) -> None:
     found(tmp_path)
     _, unchanged = found(tmp_path)

@@ -246,6 +246,7 @@ class Engine:
             else:
                 ended = operation.run(budget)
         except DmaError as error:
+            self._door.forget()
             self._complete(operation.descriptor, _status_of(error), operation.done, (error.iova, operation.access))
             return
         if ended:

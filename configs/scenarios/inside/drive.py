@@ -7,7 +7,7 @@ from typing import Any
 
 from guest_tests.payload import accel as engine
 from guest_tests.payload.accel import FILL, OK, STATUS_NAMES, Completion, Operation
-from guest_tests.payload.direct import DmaBuffer, wait
+from guest_tests.payload.direct import DmaBuffer, RequestRefused, wait
 from guest_tests.payload.planted import DRIVERS, USER_IOVA, Driver, Loan, User
 
 PAGE = 4096
@@ -30,6 +30,17 @@ def lend(name: str, npages: int = 1) -> dict[str, Any]:
     started = time.monotonic()
     loan = _loans[name] = _driver().lend(npages * PAGE)
     return {"iova": loan.iova, "nbytes": loan.buffer.nbytes, "seconds": round(time.monotonic() - started, 3)}
+
+
+def lend_many(count: int) -> dict[str, Any]:
+    """`count` loans of a page, one after the other; the numbers, from 1, of those that were refused."""
+    refused = []
+    for number in range(1, count + 1):
+        try:
+            _loans[f"loan-{number}"] = _driver().lend(PAGE)
+        except RequestRefused:
+            refused.append(number)
+    return {"refused": refused, "lent": count - len(refused)}
 
 
 def take_back(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from guest_tests.payload.direct import Attach, DmaPool, Viommu, find_units
 
 DOMAIN, ENDPOINT = 1, 0x100
-QUIET_S = 0.2
+INTERRUPT_S = 1.0
 _units: list[Viommu] = []
 
 
@@ -20,4 +20,4 @@ def ask() -> dict[str, bool]:
     _, requests, _ = unit.vectors
     requests.settle()
     answer = unit.send(Attach(domain=DOMAIN, endpoint=ENDPOINT))
-    return {"answered": answer.ok, "interrupted": requests.wait(QUIET_S)}
+    return {"answered": answer.ok, "interrupted": requests.wait(INTERRUPT_S)}

@@ -24,6 +24,7 @@ PAGE = 4096
 DOMAIN, IOVA = 1, 0x40_0000
 ALL_ONES = 0xFFFF_FFFF
 HEADER_NBYTES = 64
+GONE_S = 2.0  # without a completion, a device that is there would have written one
 _pool = DmaPool()
 _units: list[Viommu] = []
 _accels: list[Accel] = []
@@ -79,7 +80,7 @@ def write(byte: int) -> dict[str, Any]:
     """The accelerator writes `byte` to the page's address; what came of it, and what the newest page has."""
     operation = Operation(FILL, dst=IOVA, nbytes=PAGE, arg=int.from_bytes(bytes([byte]) * 8, "little"))
     try:
-        status = _accels[0].run(operation, timeout_s=1.0).status
+        status = _accels[0].run(operation, timeout_s=GONE_S).status
     except (EngineStopped, AcceleratorTimeout) as error:
         return {"status": type(error).__name__, "page": _newest()}
     return {"status": STATUS_NAMES[status], "page": _newest()}

@@ -29,7 +29,7 @@ from ..direct import (
 )
 from ..direct.wire import Request
 
-DOMAIN, FIRST_IOVA, STEP = 1, 0x10_0000, 0x10_0000  # a loan a step, with a hole behind it
+DOMAIN, FIRST_IOVA, STEP = 1, 0x1000_0000, 0x10_0000  # a loan a step, with a hole behind it; the ring lies below
 READ_WRITE = READ | WRITE
 FIRST_PASID, USER_DOMAIN, USER_IOVA = 0x10, 0x100, 0x80_0000
 

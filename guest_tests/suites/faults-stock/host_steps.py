@@ -8,24 +8,24 @@ from typing import Any
 
 from guest_tests.runner.steps import HostSide
 
-HELD_S = 10.0
-LOOK_S = 0.02
+NTRIES, TRY_S = 500, 0.02  # until something is held
 BETWEEN_LOOKS_S = 0.05
 _RIP = re.compile(r"\bRIP=([0-9a-f]+) RFL=([0-9a-f]+)")
 INTERRUPTS_ON = 1 << 9  # in RFLAGS
 
 
 async def look_while_held(vm: HostSide, rule: dict[str, Any], looks: int) -> list[list[tuple[int, bool]]]:
-    """Add a rule that holds something, and once it does look at all processors so many times; then clear the whole plan.
+    """Add a rule that holds something, look at all processors so many times once it does, and clear the plan.
 
     Of each look: the address where each processor was, and whether its interrupts were on.
     """
     added = await vm.control("fault-add", **rule)
     try:
-        async with asyncio.timeout(HELD_S):
-            while not await _holds(vm, added["id"]):
-                await asyncio.sleep(LOOK_S)
-        return [await _processors(vm) for _ in range(looks)]
+        for _ in range(NTRIES):
+            if await _holds(vm, added["id"]):
+                return [await _processors(vm) for _ in range(looks)]
+            await asyncio.sleep(TRY_S)
+        raise AssertionError("nothing was held")
     finally:
         await vm.control("fault-clear")  # what was dropped is let go by nothing less
 

@@ -12,8 +12,10 @@ from guest_tests.payload.lab import PAGE, TARGET_IOVA, Lab
 from guest_tests.payload.stock import within
 
 NLOOKS = 6
-READ_S = 2.0  # a reader who has got nothing by then waits for good
-KILLED_S = 5.0
+NBYTES = 512  # of /dev/hwrng, more than the kernel keeps from earlier reads
+READ_S = 20.0
+SILENT_S = 1.5  # a reader who has got nothing by then waits for good
+KILLED_S = 10.0
 SPINNING = ("__viommu_sync_req", "virtqueue_get_buf")
 
 
@@ -44,21 +46,35 @@ def waits_with_interrupts_off(host: Host, **rule: object) -> bool:
     return bool(set.intersection(*waiting))
 
 
-def read_hwrng() -> bool:
-    """Whether somebody who reads /dev/hwrng gets anything; a reader who does not is killed. It must be killable."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = 0 if checks_hwrng.draw() else 2
-        finally:
-            os._exit(status)
-    ended = within(READ_S, lambda: _is_over(pid))
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-        assert within(KILLED_S, lambda: _is_over(pid)), "a reader of /dev/hwrng cannot be killed"
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+class Reader:
+    """Somebody who reads a little from /dev/hwrng, in a process of its own: it may have to wait for good."""
+
+    def __init__(self) -> None:
+        self._pid = os.fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                descriptor = os.open(checks_hwrng.DEVICE, os.O_RDONLY)
+                status = 0 if len(os.read(descriptor, NBYTES)) == NBYTES else 2
+            finally:
+                os._exit(status)
+
+    def has_read(self, seconds: float) -> bool:
+        """Whether it gets something by then; else it is killed, which must be possible."""
+        if not within(seconds, self._is_over):
+            os.kill(self._pid, signal.SIGKILL)
+            assert within(KILLED_S, self._is_over), "a reader of /dev/hwrng cannot be killed"
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]) == 0
+
+    def _is_over(self) -> bool:
+        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _is_over(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def rng_gives() -> bool:
+    """Whether a reader of /dev/hwrng gets something."""
+    return Reader().has_read(READ_S)
+
+
+def rng_is_silent() -> bool:
+    """Whether a reader of /dev/hwrng waits in vain."""
+    return not Reader().has_read(SILENT_S)

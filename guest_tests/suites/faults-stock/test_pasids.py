@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
-from guest_tests.payload import accel, guest, vfio
+from guest_tests.payload import accel, vfio
 from guest_tests.payload.accel import Accelerator, Operation
 from guest_tests.payload.beside import Beside
-from guest_tests.payload.fault_fixtures import Faults
+from guest_tests.payload.fault_fixtures import Faults, Rule
 from guest_tests.payload.guest import KernelLog, endpoint_id
 from guest_tests.payload.host import Host
 from guest_tests.payload.lab import PAGE, RING_IOVA, TARGET_IOVA, Lab
@@ -98,17 +99,20 @@ REFUSALS = [
 
 
 def test_without_a_kernel_pasid_vfio_maps_as_ever_and_every_access_faults(scene: Scene, faults: Faults) -> None:
-    refused = []
-    for do, problem in REFUSALS:
-        with faults.injected("pasid", do) as rule:
-            faults.add("timer", "quota-order", quota=500 + len(refused))
-            assert within(ORDER_S, lambda rule=rule: rule.fired == 1)
-            refused.append((scene.pasid, scene.problem == problem, scene.fills()))
+    for number, (do, problem) in enumerate(REFUSALS):
+        rule = faults.add("pasid", do)
+        faults.add("timer", "quota-order", quota=QUOTA + number)
+        assert within(ORDER_S, partial(_has_fired, rule))
+        assert (scene.pasid, scene.problem, scene.fills()) == (0, problem, False)
+        rule.remove()
     faults.clear()
     assert within(ORDER_S, lambda: scene.pasid != 0)
 
-    assert refused == [(0, True, False)] * 3
     assert scene.fills()
+
+
+def _has_fired(rule: Rule) -> bool:
+    return rule.fired == 1
 
 
 def test_another_quota_goes_unnoticed(scene: Scene, faults: Faults, kernel_log: KernelLog, host: Host) -> None:
@@ -129,7 +133,7 @@ def test_a_kernel_pasid_that_is_reclaimed_is_gone_for_good_and_every_access_faul
     assert scene.has_pasid(faults)
     assert scene.fills()
 
-    faults.add("timer", "reclaim")
+    faults.add("timer", "reclaim", pasid=scene.pasid)
     assert within(ORDER_S, lambda: scene.pasid == 0)
 
     assert not scene.fills()

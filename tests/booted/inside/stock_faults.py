@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from guest_tests.payload import symbols, vfio
 from guest_tests.payload.guest import KernelLog
-from guest_tests.payload.lab import SOURCE_IOVA, Lab, copy
+from guest_tests.payload.lab import PAGE, SOURCE_IOVA, Lab, copy
 from guest_tests.payload.stock_fixtures import opened_lab
 
 DELAY_S = 0.3  # until the answer to the call has reached the host
@@ -36,13 +36,14 @@ def copies() -> bool:
     return lab.target.memory == content
 
 
-def map_soon() -> None:
-    """Map in a little while, in a thread of its own."""
+def map_soon(*, npages: int = 1) -> None:
+    """Map so many pages, one after the other, in a little while and in a thread of its own."""
 
     def later() -> None:
         time.sleep(DELAY_S)
         _, lab = opened[-1]
-        lab.container.map(SOURCE_IOVA, lab.source, vfio.READ)
+        for start in range(0, npages * PAGE, PAGE):
+            lab.container.map(SOURCE_IOVA + start, lab.source, vfio.READ, offset=start, nbytes=PAGE)
 
     threading.Thread(target=later, daemon=True).start()
 

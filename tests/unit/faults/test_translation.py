@@ -217,3 +217,15 @@ def test_a_message_goes_the_same_way_under_required() -> None:
 def pci_msix() -> int:
     """The id of the MSI-X capability, which QEMU is shown as another."""
     return 0x11
+
+
+def test_an_access_that_is_asked_about_again_as_it_lands_is_found_to_be_translated_wrongly() -> None:
+    scene = InjectedEndpoints(Config(vm=VmConfig(isolation="required"), units=SLOW.units, endpoints=SLOW.endpoints))
+    other_domain(scene)
+    scene.add("translation", "wrong-domain", match={"iova": hex(SRC)}, with_={"domain": 2})
+
+    done = scene.copy()
+
+    assert done.status == REFUSED
+    assert scene.door.refused == {"translation-changed": 1}
+    assert scene.target() == bytes(PAGE)
