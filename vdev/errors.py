@@ -71,11 +71,8 @@ class MemoryAccessError(VdevError):
 class DmaError(VdevError):
     """One DMA access of an endpoint was refused. `reason` is a short stable word for registers, counters and logs.
 
-    `passing` says that nobody did anything wrong: the same access may succeed later. `told`: it has been counted and
-    reported already.
+    `passing` says that nobody did anything wrong: the same access may succeed later.
     """
-
-    told = False
 
     def __init__(self, reason: str, iova: int, detail: str = "", *, passing: bool = False) -> None:
         self.reason = reason

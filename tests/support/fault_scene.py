@@ -49,6 +49,11 @@ class FaultScene(FlightScene):
         self.now_ns += round(seconds * NS)
         self.run()
 
+    def leave_no_room(self) -> None:
+        """As much waits for its time as may."""
+        while self.faults.has_room:
+            self.faults.later(3000, lambda: None)
+
     def held(self) -> int:
         """How many things are held for whatever rule."""
         plan = self.faults.describe()

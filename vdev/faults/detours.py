@@ -330,7 +330,6 @@ class Edge:
 
     def __setitem__(self, where: slice, data: bytes) -> None:
         self._refuse()
-        self._fault.told = True
         raise self._fault
 
 

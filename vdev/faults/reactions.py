@@ -23,16 +23,58 @@ class Reaction:
 
 
 REACTIONS: Mapping[str, Reaction] = {
-    "request/status": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/hold": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/drop": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/twice": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/used-length": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/reorder": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/probe-truncate": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "request/probe-corrupt": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "invalidation/stale": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "invalidation/early": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "request/status": Reaction(
+        NOT_YET,
+        "a method such as map raises RequestRefused with that status, send returns it",
+        NOT_YET,
+    ),
+    "request/hold": Reaction(
+        NOT_YET,
+        "NoAnswer after two seconds; an answer that comes later has to be reaped (requests.ring.reap) "
+        "before the next request is made",
+        NOT_YET,
+    ),
+    "request/drop": Reaction(
+        NOT_YET,
+        "as hold, but that no answer comes before clear; a ring full of such requests raises RingFull",
+        NOT_YET,
+    ),
+    "request/twice": Reaction(
+        NOT_YET,
+        "RingViolation at the second used element (an id which is not out), and from then on until start",
+        NOT_YET,
+    ),
+    "request/used-length": Reaction(
+        NOT_YET,
+        "more than there is room for: RingViolation; less than a tail: RequestRefused with status None; "
+        "other lengths: the status is read from where the length says the tail ends",
+        NOT_YET,
+    ),
+    "request/reorder": Reaction(
+        NOT_YET,
+        "submit takes answers in any order; a request made alone is answered after a second",
+        NOT_YET,
+    ),
+    "request/probe-truncate": Reaction(
+        NOT_YET,
+        "probe returns the properties there are; one that is cut has zeros for its rest",
+        NOT_YET,
+    ),
+    "request/probe-corrupt": Reaction(
+        NOT_YET,
+        "probe returns what the bytes say: an unknown property is one of UnknownProperty",
+        NOT_YET,
+    ),
+    "invalidation/stale": Reaction(
+        NOT_YET,
+        "nothing is raised: DMA goes where the page was",
+        NOT_YET,
+    ),
+    "invalidation/early": Reaction(
+        NOT_YET,
+        "nothing is raised: bytes of an access under way change the page after unmap has returned",
+        NOT_YET,
+    ),
     "translation/unmapped": Reaction(
         NOT_YET,
         "the operation raises TranslationFault with address and access, the fault record is like a real one; "
@@ -82,10 +124,26 @@ REACTIONS: Mapping[str, Reaction] = {
         "nothing is raised: the bytes are wrong; a corrupted descriptor is executed as it reads, mostly BadDescriptor",
         NOT_YET,
     ),
-    "event/drop": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "event/duplicate": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "event/delay": Reaction(NOT_YET, NOT_YET, NOT_YET),
-    "event/unknown-reason": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "event/drop": Reaction(
+        NOT_YET,
+        "wait_fault raises NoAnswer, faults returns nothing; the operation raises TranslationFault all the same",
+        NOT_YET,
+    ),
+    "event/duplicate": Reaction(
+        NOT_YET,
+        "the same fault twice",
+        NOT_YET,
+    ),
+    "event/delay": Reaction(
+        NOT_YET,
+        "the fault comes later, behind younger ones",
+        NOT_YET,
+    ),
+    "event/unknown-reason": Reaction(
+        NOT_YET,
+        "a Fault whose reason is a plain number",
+        NOT_YET,
+    ),
     "interrupt/lose": Reaction(
         NOT_YET,
         "`Vector.wait` is False; who polls notices nothing",
@@ -139,7 +197,11 @@ REACTIONS: Mapping[str, Reaction] = {
         "`Vector.has_fired` with nothing to be found; requests and operations go on",
         NOT_YET,
     ),
-    "flood": Reaction(NOT_YET, NOT_YET, NOT_YET),
+    "flood": Reaction(
+        NOT_YET,
+        "the faults come as fast as buffers are posted again; real ones of that time come behind them, or are lost",
+        NOT_YET,
+    ),
     "reclaim": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "quota-order": Reaction(NOT_YET, NOT_YET, NOT_YET),
     "stall": Reaction(NOT_YET, NOT_YET, NOT_YET),

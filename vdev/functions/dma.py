@@ -261,8 +261,6 @@ class DmaDoor:
 
     def refuse(self, error: DmaError, iova: int, nbytes: int, access: int, tag: Tag | None) -> None:
         """Count, trace and report a refusal, which the caller raises."""
-        if error.told:
-            return
         self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
         if tag is not None:
             counted = self.refused_pasids

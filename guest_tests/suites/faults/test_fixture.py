@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guest_tests.payload.direct import Feature, RequestRefused, Viommu
+from guest_tests.payload.direct import Accel, DmaArena, Feature, RequestRefused, Viommu
 from guest_tests.payload.fault_fixtures import Faults
 from guest_tests.payload.fixtures import OpenViommu
 from guest_tests.payload.host import Host, HostRefused
@@ -16,6 +16,17 @@ from guest_tests.payload.host import Host, HostRefused
 def managed(open_viommu: OpenViommu) -> Viommu:
     """The unit, for which the host allocates the PASIDs."""
     return open_viommu(also=Feature.PASID | Feature.PASID_ALLOC)
+
+
+def test_a_driver_that_gets_no_mapping_goes_on(
+    viommu: Viommu, mapped_accel: Accel, dma: DmaArena, faults: Faults
+) -> None:
+    """The example of docs/faults.md."""
+    rule = faults.add("request", "status", match={"type": "MAP"}, times=1, status="NOMEM")
+    with pytest.raises(RequestRefused):
+        viommu.map_buffer(mapped_accel.domain, 0x10000, dma.alloc(4096))
+    viommu.map_buffer(mapped_accel.domain, 0x10000, dma.alloc(4096))
+    assert rule.fired == 1
 
 
 def refusals(viommu: Viommu, count: int) -> list[int]:

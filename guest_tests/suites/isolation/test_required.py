@@ -25,6 +25,7 @@ from guest_tests.payload.direct import (
 )
 from guest_tests.payload.direct.msix import MsixTable
 from guest_tests.payload.direct.wire import BYPASS_OFFSET
+from guest_tests.payload.fault_fixtures import Faults
 from guest_tests.payload.host import Host, HostRefused
 
 DOMAIN = 1
@@ -113,3 +114,22 @@ def test_a_message_of_an_interrupt_is_no_way_to_memory(viommu: Viommu, mapped_ac
         vector = table.vectors[0]
         assert viommu.wait_fault() == Fault(Reason.MAPPING, WRITE, mapped_accel.endpoint, vector.gpa)
         assert not vector.has_fired
+
+
+def test_an_injected_fault_meets_a_message_as_it_meets_an_access(
+    viommu: Viommu, mapped_accel: Accel, dma: DmaArena, faults: Faults
+) -> None:
+    with closing(MsixTable(mapped_accel.function, dma)) as table:
+        vector = table.vectors[0]
+        page = vector.gpa & ~0xFFF
+        viommu.map(domain=mapped_accel.domain, iova=page, gpa=page, nbytes=4096)
+        mapped_accel.registers.write32(engine.CONTROL, engine.ENABLE | engine.IRQ_ENABLE)
+        rule = faults.add("translation", "unmapped", match={"iova": f"{vector.gpa:#x}"}, times=1)
+
+        mapped_accel.do(NOP_WITH_INTERRUPT)
+        fault, refused = viommu.wait_fault(), vector.has_fired
+        mapped_accel.do(NOP_WITH_INTERRUPT)
+
+        assert fault == Fault(Reason.MAPPING, WRITE, mapped_accel.endpoint, vector.gpa)
+        assert (refused, rule.fired) == (False, 1)
+        assert viommu.faults() == []  # the second passed

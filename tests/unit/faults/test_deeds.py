@@ -64,11 +64,11 @@ def test_nothing_in_flight_lands_after_a_removal_and_its_unmap_is_answered() -> 
     assert wait is not None
 
     done(scene, "remove", function="accel0")
-    before = bytes(scene.ram)
+    is_over, before = wait.is_over, bytes(scene.ram)
     scene.pass_time(6)
     scene.run()
 
-    assert wait.is_over
+    assert is_over
     assert bytes(scene.ram) == before
 
 

@@ -115,6 +115,24 @@ def test_a_partial_access_of_all_of_it_is_whole(scene: InjectedEndpoints, nbytes
     assert scene.faults() == []
 
 
+@pytest.mark.parametrize(("where", "nbytes"), [(RING, 64), (COMPLETIONS, 32)])
+def test_accesses_of_the_ring_that_are_not_longer_are_whole(where: int, nbytes: int) -> None:
+    scene = InjectedEndpoints()
+    scene.add("dma", "partial", match={"iova": hex(where)}, with_={"nbytes": nbytes})
+
+    assert scene.copy().status == OK
+
+
+def test_a_descriptor_that_breaks_off_is_not_read() -> None:
+    scene = InjectedEndpoints()
+    scene.add("dma", "partial", match={"iova": hex(RING)}, with_={"nbytes": 63})
+
+    scene.copy()
+
+    assert (scene.read(Register.ERROR), scene.read(Register.ERROR_IOVA)) == (ErrorCode.RING_FETCH, RING + 63)
+    assert scene.faults() == [(wire.FAULT_R_MAPPING, RING + 63, READ)]
+
+
 def test_a_partial_access_of_a_later_slice_leaves_the_slices_before_it(scene: InjectedEndpoints) -> None:
     scene.add("dma", "partial", match={"iova": hex(DST + SLICE_NBYTES)}, with_={"nbytes": 7})
 

@@ -86,6 +86,7 @@ def test_what_is_delayed_goes_on_when_it_is_let_go(scene: InjectedEndpoints, how
     rule = scene.add("dma", "delay", match={"iova": hex(SRC)}, with_={"seconds": 3600})
     scene.copy()
     held = scene.injector.describe()["rules"][0]["held"]
+    scene.woken.clear()
 
     if how == "clear":
         assert scene.injector.clear().undone == ["1 delayed accesses of accel0 go on"]
@@ -93,6 +94,7 @@ def test_what_is_delayed_goes_on_when_it_is_let_go(scene: InjectedEndpoints, how
         if how == "remove and release":
             scene.injector.remove(rule)
         assert scene.injector.release(rule if how == "release" else None) == 1
+    assert scene.accel in scene.woken
     scene.run()
 
     assert held == 1
@@ -133,8 +135,6 @@ def test_a_delayed_descriptor_is_read_by_the_mappings_of_then() -> None:
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_delayed_completion_is_seen_in_its_time_and_is_whole(scene: InjectedEndpoints, nth: int) -> None:
     # the first access is the record, the second its status byte
-    scene.add("dma", "delay", match={"iova": hex(COMPLETIONS)}, when={"every": 1}, with_={"seconds": 1})
-    scene.injector.clear()
     area = f"{COMPLETIONS:#x}-{COMPLETIONS + 31:#x}"
     scene.add("dma", "delay", match={"iova": area}, when={"nth": nth}, with_={"seconds": 1})
     following = descriptor(Op.FILL, dst=DST, nbytes=8, arg=7)
@@ -150,6 +150,7 @@ def test_a_delayed_completion_is_seen_in_its_time_and_is_whole(scene: InjectedEn
     assert (scene.completion(0).status, scene.completion(0).tag, scene.completion(1).status) == (OK, 9, OK)
     assert scene.vectors == [0]
     assert scene.read(Register.COMPLETED) == 2
+    assert scene.injector.describe()["rules"][0]["matched"] == 2  # a record, a status byte, and nothing done again
 
 
 def test_the_engine_that_is_disabled_writes_a_delayed_completion_at_once(scene: InjectedEndpoints) -> None:

@@ -180,8 +180,7 @@ def test_without_rules_there_is_no_filter(scene: FaultScene) -> None:
 
 
 def test_when_too_much_waits_for_its_time_the_guest_is_told_now(scene: FaultScene) -> None:
-    for _ in range(5000):
-        scene.faults.later(3000, lambda: None)
+    scene.leave_no_room()
     scene.add("event", "delay", parameters={"seconds": 2})
 
     refuse(scene, 1)
