@@ -5,6 +5,7 @@ What such a guest does about all the others is in guest_tests/suites/faults-stoc
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -23,11 +24,13 @@ INSIDE = Path(__file__).parent / "inside"
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "guest_tests/suites/faults-stock/machine.yaml"
 FIRST_LIGHT = ROOT / "configs/first-light.yaml"
+KERNELS = ["cloud", "cloud-backports"] if os.environ.get("VDEV_TIER") == "soak" else ["cloud"]
 SPINNING = ("__viommu_sync_req", "virtqueue_get_buf")
 INTERRUPTS_ON = 1 << 9  # in RFLAGS
 SOON_S = 20.0
 LOOK_S = 0.05
 NLOOKS = 5
+NPAGES = 4
 _PROCESSOR = re.compile(r"\bRIP=([0-9a-f]+) RFL=([0-9a-f]+)")
 
 
@@ -54,8 +57,11 @@ def spins(guest: GuestHandle, known: list[Place]) -> bool:
     return within(SOON_S, waits) and all(waits() for _ in range(NLOOKS))
 
 
-def test_linux_goes_on_with_a_unit_that_needs_a_reset_and_hangs_at_its_next_request(guest_on: GuestOn) -> None:
-    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", append="iommu.strict=1")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_linux_goes_on_with_a_unit_that_needs_a_reset_and_hangs_at_its_next_request(
+    guest_on: GuestOn, kernel: str
+) -> None:
+    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", kernel=kernel, append="iommu.strict=1")
     guest.call("stock_faults:start")
     known = guest.call("stock_faults:places", words=["viommu", "virtqueue"])
     worked = guest.call("stock_faults:copies")
@@ -73,19 +79,29 @@ def test_linux_goes_on_with_a_unit_that_needs_a_reset_and_hangs_at_its_next_requ
     assert guest.call("stock_faults:copies")
 
 
-def test_linux_takes_a_second_answer_for_that_of_its_next_request_and_hangs(guest_on: GuestOn) -> None:
-    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", append="iommu.strict=1")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_linux_takes_a_second_answer_for_that_of_its_next_request_which_is_lost(guest_on: GuestOn, kernel: str) -> None:
+    guest = guest_on(CONFIG, files=INSIDE, driver="stock", attach="vfio-user", kernel=kernel, append="iommu.strict=1")
     guest.call("stock_faults:start")
     known = guest.call("stock_faults:places", words=["viommu", "virtqueue"])
+    (before,) = guest.control("query-iommu")
+
+    def has_read_all() -> bool:
+        (now,) = guest.control("query-iommu")
+        asked = now["counters"]["requests"]["MAP"] - before["counters"]["requests"]["MAP"]
+        return bool(now["ring-errors"]) or asked >= NPAGES
 
     rule = guest.faults.add("request", "twice", match={"type": "MAP", "endpoint": "accel0"}, times=1)
-    guest.call("stock_faults:map_soon", npages=4)
-    spun = spins(guest, known)
-    (unit,) = guest.control("query-iommu")
+    guest.call("stock_faults:map_soon", npages=NPAGES)
+    assert within(SOON_S, has_read_all)
+    (after,) = guest.control("query-iommu")
 
-    # The next request got the same place in the ring, and Linux freed it before the unit had read its descriptors.
-    assert (rule.fired, spun) == (1, True)
-    assert unit["ring-errors"] == 1
+    # It gets the same place in the ring, and Linux frees it before the unit has read it. What is there by then may be
+    # the request after it, or no request at all.
+    assert rule.fired == 1
+    assert after["functions"]["accel0"]["mappings"] < before["functions"]["accel0"]["mappings"] + NPAGES
+    if after["ring-errors"]:
+        assert spins(guest, known)
 
 
 @pytest.mark.parametrize("attach", ATTACHMENTS)

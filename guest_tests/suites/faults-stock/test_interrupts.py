@@ -81,9 +81,7 @@ def test_a_late_interrupt_keeps_the_reader_waiting(faults: Faults, looked: None)
         assert rule.fired == 1
 
 
-def test_interrupts_without_a_reason_go_unnoticed_but_of_the_configuration(
-    lab: Lab, faults: Faults, kernel_log: KernelLog
-) -> None:
+def test_interrupts_without_a_reason_go_unnoticed(lab: Lab, faults: Faults, kernel_log: KernelLog) -> None:
     mark = kernel_log.mark()
     for function, vector in (("iommu0", EVENTS), ("rng0", RNG_INPUT), ("accel0", 0)):
         faults.add("timer", "spurious", function=function, vector=vector)
@@ -93,3 +91,11 @@ def test_interrupts_without_a_reason_go_unnoticed_but_of_the_configuration(
 
     assert len(faults.log()) == 3
     assert kernel_log.find("", since=mark) == []
+
+
+@pytest.mark.machines("vfio-user*")  # over vhost-user vectors are queues
+def test_an_interrupt_of_the_configuration_is_a_change_of_it(faults: Faults, kernel_log: KernelLog) -> None:
+    mark = kernel_log.mark()
+    faults.add("timer", "spurious", function="iommu0", vector=0)
+
+    assert kernel_log.wait_for("virtio_iommu", "config changed", since=mark) is not None

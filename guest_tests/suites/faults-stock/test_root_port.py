@@ -40,6 +40,6 @@ def test_the_kernel_reports_an_error_of_the_port_in_front_of_the_endpoint(
     faults.add("timer", "aer", id=f"at-port-{error}", function="accel0", error=error)
 
     assert outcome(host, f"at-port-{error}")["error"] == ""
-    received = kernel_log.wait_for(PORT, f"{severity} error", f"received from {PORT}", since=mark, timeout_s=WAIT_S)
+    received = kernel_log.wait_for(PORT, severity, f"received from {PORT}", since=mark, timeout_s=WAIT_S)
     assert received is not None
     assert kernel_log.wait_for(PORT, name, since=mark, timeout_s=WAIT_S) is not None
