@@ -38,8 +38,8 @@ def each_probe(viommu: Viommu, host: Host, look: Callable[[], Any]) -> list[Any]
     found = []
     for _ in range(OCCURRENCES):
         probe(viommu)
-        for _ in range(3):
-            host.control("query-status")  # what is done between slices has been done then
+        # What is done between two slices has been done.
+        assert until(lambda: not host.control("query-fault-plan")["waiting"], SOON_S)
         found.append(look())
     return found
 

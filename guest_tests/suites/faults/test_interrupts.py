@@ -44,6 +44,7 @@ class Interrupted:
 
     def has_come(self) -> bool:
         """Whether one came since, once all is through that was on its way; it is forgotten."""
+        self._host.control("query-status")  # vdev has ended the slice in which it would have been signalled
         for _ in range(3):
             self._host.qmp("query-status")  # QEMU's loop has been round
         come = self.vector.has_fired

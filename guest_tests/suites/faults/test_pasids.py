@@ -103,7 +103,7 @@ def test_a_request_sets_off_the_reclaim_of_a_pasid_in_use(
         accel.fill(IOVA, 4096, 0x22, pasid=mine)
 
     assert set(target.read()[::8]) == {0x11}
-    assert managed.faults()[0].reason == Reason.PASID
+    assert managed.wait_fault().reason == Reason.PASID
     assert managed.pasids.free(mine) == 0
     assert faults.clear()["terminal"] == [
         "reclaim: the guest has it no longer and may ask for others; after `all` it gets none until its QEMU ends"
