@@ -8,7 +8,7 @@ drops its views when `generation` changes.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -189,4 +189,15 @@ def _without(ranges: list[tuple[int, int]], start: int, stop: int) -> list[tuple
             out.append((low, min(high, start)))
         if high > stop:
             out.append((max(low, stop), high))
+    return out
+
+
+def first_of(views: Sequence[memoryview], nbytes: int) -> list[memoryview]:
+    """The first `nbytes` of what `views` have."""
+    out: list[memoryview] = []
+    for view in views:
+        if nbytes <= 0:
+            break
+        out.append(view[:nbytes])
+        nbytes -= len(view)
     return out

@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 from vdev.errors import DmaError, TranslationFault
 from vdev.iommu.in_flight import Flight
 from vdev.iommu.tag import Tag
+from vdev.memory import first_of
 from vdev.wire.accelerator import (
     FLAGS_DEFINED,
     MAX_OPERATION_NBYTES,
@@ -308,17 +309,6 @@ def paired(targets: Sequence[memoryview], sources: Sequence[memoryview]) -> Iter
             yield target[at : at + nbytes], source[:nbytes]
             source = source[nbytes:]
             at += nbytes
-
-
-def first_of(views: Sequence[memoryview], nbytes: int) -> list[memoryview]:
-    """The first `nbytes` of what `views` have."""
-    out: list[memoryview] = []
-    for view in views:
-        if nbytes <= 0:
-            break
-        out.append(view[:nbytes])
-        nbytes -= len(view)
-    return out
 
 
 def first_difference(left: bytes, right: bytes) -> int | None:

@@ -24,6 +24,7 @@ from vdev.functions.dma import READ, WRITE, DmaDoor
 from vdev.iommu.engine import Engine
 from vdev.iommu.in_flight import Flight
 from vdev.iommu.tag import Tag
+from vdev.memory import first_of
 from vdev.virtio.chain import RingError
 from vdev.wire.viommu import FAULT_R_MAPPING
 
@@ -259,7 +260,7 @@ class Detour:
             fault = BrokenOff(iova + moved)
             if access == READ or not moved:
                 raise fault
-            return [*_first_views(views, moved), cast(memoryview, Edge(self._door, fault, nbytes - moved, tag))]
+            return [*first_of(views, moved), cast(memoryview, Edge(self._door, fault, nbytes - moved, tag))]
         raise DmaError(do, iova)
 
     def _act_in_flight(self, fate: Fate, flight: Flight) -> None:
@@ -353,16 +354,6 @@ def corrupted(firing: Firing, views: list[memoryview], access: int) -> list[memo
         parts = (view[:low], memoryview(bytearray(high - low)), view[high:])
         out += [part for part in parts if len(part)]
         at += len(view)
-    return out
-
-
-def _first_views(views: list[memoryview], nbytes: int) -> list[memoryview]:
-    out: list[memoryview] = []
-    for view in views:
-        if nbytes <= 0:
-            break
-        out.append(view[:nbytes])
-        nbytes -= len(view)
     return out
 
 
