@@ -25,8 +25,8 @@ class RegisterWritten:
 
 @dataclass(slots=True)
 class FunctionReset:
-    """A function is as at power-on. `kind`: virtio (status 0), function-level (FLR), system, or new-driver (one that
-    started anew proves that there was a reset, over vhost-user)."""
+    """A function is as at power-on. `kind`: virtio (status 0), function-level (FLR), system, power-on (it was removed
+    and is back), or new-driver (one that started anew proves that there was a reset, over vhost-user)."""
 
     function: str
     kind: str

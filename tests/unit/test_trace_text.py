@@ -136,6 +136,7 @@ LINES: list[tuple[object, str]] = [
         events.FunctionReset("iommu0", "new-driver"),
         "iommu0    RESET    by the driver: a start that is no resume proves it",
     ),
+    (events.FunctionReset("accel0", "power-on"), "accel0    RESET    by power-on: it was removed, and is back"),
     (events.RingsChanged("iommu0", "resumed", "as before"), "iommu0    RINGS    resumed: as before"),
     (
         FaultRaised("iommu0", ENDPOINT, "pasid-not-attached", 1, 0x2000, 0x11),

@@ -36,18 +36,18 @@ class _Losing:
     """What a request is about to take from whom."""
 
     domain: int
-    keys: frozenset[Key]
+    keys: Mapping[Key, Endpoint]
     mappings: list[Interval]  # as many as there is room for, and no more
 
 
 @dataclass(slots=True, eq=False)
 class _Stale:
-    """Mappings that live on for `keys`. `left`: for so many accesses more."""
+    """Mappings that live on for `keys`, and for whoever is these endpoints. `left`: for so many accesses more."""
 
     rule: str
     resets: int  # of the unit, when it began
     domain: int
-    keys: frozenset[Key]
+    keys: Mapping[Key, Endpoint]
     left: int | None
     mappings: IntervalMap = field(default_factory=IntervalMap)
     due: Due | None = None
@@ -99,7 +99,7 @@ class _Unit:
         return f"mappings that live on: {len(losing.mappings)}{lack}"
 
     def _losing(
-        self, domain: Domain | None, keys: frozenset[Key], start: int = 0, stop: int = 1 << 64
+        self, domain: Domain | None, keys: Mapping[Key, Endpoint], start: int = 0, stop: int = 1 << 64
     ) -> _Losing | None:
         """None where there is nothing to translate by, as in a domain that bypasses."""
         if domain is None or domain.bypass:
@@ -111,13 +111,16 @@ class _Unit:
         domain = self._parts.engine.table.domains.get(request.domain)
         if domain is None:
             return None
-        keys = {key for endpoint in domain.endpoints.values() for key in _keys_of_rid(endpoint)}
-        keys |= {(endpoint, pasid) for endpoint, pairs in domain.pairs.items() for pasid in pairs}
-        return self._losing(domain, frozenset(keys), request.virt_start, request.virt_end + 1)
+        keys = {key: endpoint for endpoint in domain.endpoints.values() for key in _keys_of_rid(endpoint)}
+        for number, pairs in domain.pairs.items():
+            keys |= {(number, pasid): pair.endpoint for pasid, pair in pairs.items()}
+        return self._losing(domain, keys, request.virt_start, request.virt_end + 1)
 
     def _losing_by_detach(self, request: wire.Detach) -> _Losing | None:
         endpoint = self._parts.engine.table.endpoints.get(request.endpoint)
-        return None if endpoint is None else self._losing(endpoint.domain, frozenset(_keys_of_rid(endpoint)))
+        if endpoint is None:
+            return None
+        return self._losing(endpoint.domain, dict.fromkeys(_keys_of_rid(endpoint), endpoint))
 
     def _losing_by_detach_pasid(self, request: DetachPasid) -> _Losing | None:
         endpoint = self._parts.engine.table.endpoints.get(request.endpoint)
@@ -125,7 +128,7 @@ class _Unit:
         if endpoint is None or pair is None:
             return None
         domain = endpoint.domain if pair.domain is None else pair.domain
-        return self._losing(domain, frozenset({(endpoint.id, pair.pasid)}))
+        return self._losing(domain, {(endpoint.id, pair.pasid): endpoint})
 
     def _live_on(self, firing: Firing, losing: _Losing) -> None:
         """Where too much waits for its time already, nothing does."""
@@ -147,8 +150,13 @@ class _Unit:
         key = (asked.endpoint, 0 if asked.tag is None else asked.tag.pasid)
         if asked.nbytes <= 0 or (asked.tag is not None and asked.tag.execute):
             return None  # MAP has no right for execution, so no mapping that lives on has
-        # What is in flight was counted when it began.
-        known = [one for one in self._alive() if key in one.keys and (one.left != 0 or asked.flight is not None)]
+        endpoint = self._parts.engine.table.endpoints.get(asked.endpoint)
+        # What is in flight was counted when it began. One that was plugged in anew has nothing of its forerunner's.
+        known = [
+            one
+            for one in self._alive()
+            if one.keys.get(key) is endpoint is not None and (one.left != 0 or asked.flight is not None)
+        ]
         known = [one for one in known if one.mappings.overlaps(asked.iova, asked.iova + asked.nbytes)]
         pieces, used = self._walk(known, asked)
         if not used:

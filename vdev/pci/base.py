@@ -289,7 +289,7 @@ class PciFunction:
         """As after power-on, but where it was: QEMU has the BARs."""
         bars = self.config.read(pci.BAR0, 4 * pci.BAR_COUNT)
         self.removed = False
-        self._reset(function_level=False)
+        self._reset(function_level=False, kind="power-on")
         self.config.set(pci.BAR0, len(bars), int.from_bytes(bars, "little"))
 
     def memory_changed(self) -> None:
@@ -299,9 +299,9 @@ class PciFunction:
         """The connection is gone; what comes back, if anything does, is a machine that starts anew."""
         self._reset(function_level=False)
 
-    def _reset(self, *, function_level: bool) -> None:
+    def _reset(self, *, function_level: bool, kind: str = "system") -> None:
         if self.trace is not None:
-            self.trace(FunctionReset(self.name, "function-level" if function_level else "system"))
+            self.trace(FunctionReset(self.name, "function-level" if function_level else kind))
         self.config.reset(function_level=function_level)
         self.stopped = False
         self.forget_interrupts()

@@ -207,6 +207,7 @@ def _reset(record: Record) -> str:
         "virtio": "by the driver: status 0 was written",
         "function-level": "function-level (FLR)",
         "system": "with the whole machine",
+        "power-on": "by power-on: it was removed, and is back",
         "new-driver": "by the driver: a start that is no resume proves it",
     }.get(fields["reset"], str(fields["reset"]))
 

@@ -12,6 +12,7 @@ from tests.support.injection import Injected
 from tests.support.virtio_pci import RUNNING, PciDriver
 from vdev.config import Config, EndpointConfig, UnitConfig
 from vdev.endpoints.accelerator_engine import SLICE_NBYTES
+from vdev.events import FunctionReset
 from vdev.faults.actions import AER_ERRORS
 from vdev.faults.events import FaultInjected, FaultWantsQemu
 from vdev.functions.base import Progress
@@ -78,10 +79,13 @@ def test_clear_brings_a_function_back_as_after_power_on_with_its_bars() -> None:
     scene.accel.bar_write(2, 0, b"mine")
     bars = scene.accel.config_read(pci.BAR0, 24)
     done(scene, "remove", function="accel0")
+    told: list[object] = []
+    scene.accel.trace = told.append
 
     undone = scene.injector.clear().undone
 
     assert undone == ["accel0 is back as after power-on"]
+    assert told == [FunctionReset("accel0", "power-on")]
     assert scene.accel.config_read(pci.BAR0, 24) == bars
     assert scene.accel.config_read(pci.COMMAND, 2) == bytes(2)
     assert scene.read(Register.RING_SIZE) == 0

@@ -11,6 +11,7 @@ from tests.support.fault_scene import FaultScene
 from tests.support.flight import BUFFER, EMPTY, FILLED, OK, PAGE, Attachment, status
 from tests.support.pasid_allocator import PlainAllocator
 from tests.support.virtio_pci import RAM_GPA
+from vdev.config import EndpointConfig
 from vdev.errors import TranslationFault
 from vdev.faults.point import NO_ROOM
 from vdev.functions.dma import READ, WRITE
@@ -182,6 +183,17 @@ def test_it_is_the_endpoint_s_own(scene: FaultScene) -> None:
     other = scene.unit.doors["accel1"]
     assert other.translator.translate(other.endpoint_id, BUFFER, 1, READ) != STALE
     assert translated(scene, BUFFER) == STALE
+
+
+def test_an_endpoint_that_is_plugged_in_anew_has_nothing_of_it(scene: FaultScene) -> None:
+    scene.add("invalidation", "stale", parameters={"seconds": 100})
+    scene.ask(scene.unmap(BUFFER))
+
+    scene.remove("accel0")
+    scene.machine.add_endpoint(EndpointConfig(name="accel0", bdf="01:00.0"))
+    scene.ask(scene.attach())
+
+    assert translated(scene, BUFFER) == "not-mapped"
 
 
 def test_only_what_was_granted_is_an_invalidation(scene: FaultScene) -> None:
