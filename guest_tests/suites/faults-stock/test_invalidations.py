@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from looks import rng_gives
-
 from guest_tests.payload import accel, vfio
 from guest_tests.payload.accel import Operation
 from guest_tests.payload.fault_fixtures import Faults
@@ -80,4 +78,3 @@ def test_an_early_answer_lets_the_access_land_in_a_page_that_was_given_back(lab:
     assert within(DONE_S, lambda: lab.engine.status_of(index) != accel.PENDING)
     assert before == (accel.PENDING, {0})
     assert (lab.engine.status_of(index), set(page.memory[:64])) == (accel.OK, {0x11})
-    assert rng_gives()
