@@ -25,11 +25,13 @@ BEHIND = (
     "tests/booted/test_bench.py",
     "tests/booted/test_configs.py",
     "tests/booted/test_disk_image.py",
+    "tests/booted/test_faults_stock.py",
     "tests/booted/test_hostile_soak.py",
     "tests/booted/test_hot_plug.py",
     "tests/booted/test_lifecycle.py",
     "tests/booted/test_recipe_tools.py",
     "tests/booted/test_recipes.py",
+    "tests/booted/test_scenarios.py",
 )
 ONE_GUEST = "--guest-live=1"  # a lane
 POLL_S = 0.5
