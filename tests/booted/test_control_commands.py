@@ -25,11 +25,13 @@ from vdev.qapi.schema import schema
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
-# What needs a free slot, and what streams: tests of hot-plug, of the trace and of the monitor's events have them.
-ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow"}
+# What needs a free slot, what streams, and a bridge's own word: tests of hot-plug, of the trace, of the monitor's events
+# and of injected faults have them.
+ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow", "fault-qemu-done"}
 PLAIN = {
     "query-status", "query-units", "query-iommu", "query-endpoints", "query-groups", "query-slots", "query-faults",
-    "query-requests", "query-events", "query-pasid-set", "query-pasids", "query-pasid-audit",
+    "query-requests", "query-events", "query-pasid-set", "query-pasids", "query-pasid-audit", "query-fault-plan",
+    "query-fault-actions",
 }  # fmt: skip
 CTL_S = 60.0
 VM_S = 120.0
@@ -109,11 +111,26 @@ async def steer(ask: Asker) -> list[bool]:
     await ask("thaw")
     await ask("pasid-quota", quota=3, reason="a test's")
     await ask("pasid-reclaim", pasid=(await ask("query-pasids"))["pasids"][0]["pasid"])
+    await inject(ask)
     seen = []
     for name, arguments in (("set-bypass", {"bypass": False}), ("set-bypass", {"bypass": True}), ("reset-unit", {})):
         await ask(name, **arguments)
         seen.append((await ask("query-units"))[0]["bypass"])
     return seen
+
+
+async def inject(ask: Asker) -> None:
+    """Every command about injected faults; nothing is left of them."""
+    await ask("fault-seed", seed=7)
+    rule = (
+        await ask("fault-add", at="interrupt", do="delay", **{"with": {"seconds": 60}}, match={"function": "accel0"})
+    )["id"]
+    await ask("fault-load", plan={"rules": [{"at": "timer", "do": "spurious", "with": {"function": "accel0"}}]})
+    await ask("fault-release", id=rule)
+    await ask("query-fault-plan")
+    await ask("query-fault-log", limit=10)
+    await ask("fault-remove", id=rule, release=True)
+    assert (await ask("fault-clear"))["removed"] == 1
 
 
 def with_pasids() -> Config:

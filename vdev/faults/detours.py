@@ -229,7 +229,7 @@ class Detour:
     def _straight(self, fate: Fate, iova: int, nbytes: int, access: int, tag: Tag | None) -> list[memoryview]:
         self._detours.fate = fate
         try:
-            return self._door.look_up(iova, nbytes, access, tag, False)
+            return self._door.look_up(iova, nbytes, access, tag)
         finally:
             self._detours.fate = None
 

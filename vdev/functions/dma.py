@@ -107,9 +107,6 @@ class Detour(Protocol):
         """The accesses that were delayed will not come again."""
 
 
-Reach = Callable[[int, int, int, Tag | None, bool], list[memoryview]]
-
-
 def _nobody(*_: Any) -> None:
     """No one wants to hear of it."""
 
@@ -138,7 +135,6 @@ class DmaDoor:
         self.diverted: Callable[[bool], None] = _nobody
         self.resumed: Callable[[], None] = _nobody
         self.detour: Detour | None = None
-        self._reach: Reach = self.look_up
         self.translator = engine  # fault injection puts one in its place that asks this one
         self._engine = engine
         self._after_fault = after_fault
@@ -170,7 +166,11 @@ class DmaDoor:
         """
         access = WRITE if write else READ
         try:
-            views = self._reach(iova, nbytes, access, tag, quiet)
+            detour = self.detour
+            if detour is None:
+                views = self.look_up(iova, nbytes, access, tag)
+            else:
+                views = detour.reach(iova, nbytes, access, tag, quiet)
         except DmaError as error:
             self.refuse(error, iova, nbytes, access, tag)
             raise
@@ -241,7 +241,6 @@ class DmaDoor:
     def divert(self, detour: Detour | None) -> None:
         """Accesses take `detour` from now on; None: the straight way."""
         self.detour = detour
-        self._reach = self.look_up if detour is None else detour.reach
         self.diverted(detour is not None)
 
     def hurry(self) -> None:
@@ -298,7 +297,7 @@ class DmaDoor:
         if tag.privileged and not control & pci.PASID_PRIVILEGED:
             raise TranslationFault(FAULT_R_PASID_DISABLED, "privileged-disabled", iova)
 
-    def look_up(self, iova: int, nbytes: int, access: int, tag: Tag | None, quiet: bool) -> list[memoryview]:
+    def look_up(self, iova: int, nbytes: int, access: int, tag: Tag | None) -> list[memoryview]:
         """The straight way to memory, gates first."""
         self.check_gates(iova, tag)
         if nbytes <= 0:
