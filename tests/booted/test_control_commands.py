@@ -25,8 +25,8 @@ from vdev.qapi.schema import schema
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
-# What needs a free slot, what streams, and a bridge's own word: tests of hot-plug, of the trace, of the monitor's events
-# and of injected faults have them.
+# What needs a free slot, what streams, and a bridge's own word: tests of hot-plug, of the trace, of the monitor's
+# events and of injected faults have them.
 ELSEWHERE = {"endpoint-add", "endpoint-remove", "trace-follow", "events-follow", "fault-qemu-done"}
 PLAIN = {
     "query-status", "query-units", "query-iommu", "query-endpoints", "query-groups", "query-slots", "query-faults",
