@@ -19,7 +19,7 @@ from guest_tests import report
 from guest_tests.boot import boot
 from guest_tests.report import Painter, Run
 from qmp_bridge.plan import Options, find_parts
-from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options, file_for_backend
 from vdev.config import boot_kernel, load_config
 from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, VdevError
@@ -83,7 +83,7 @@ def demonstrate(arguments: argparse.Namespace, screen: Screen) -> Run:
     options = Options(
         attach=arguments.attach,
         trace=arguments.trace and str(Path(arguments.trace).absolute()),
-        config_path=arguments.config.absolute(),
+        config_path=file_for_backend(arguments),
         say=screen.say,
     )
     # Before the event loop starts: this may download for minutes, and Ctrl-C must end it at once.

@@ -24,7 +24,7 @@ from guest_tests.demo import ENVIRONMENT, command_line
 from guest_tests.report import event_line
 from qmp_bridge.plan import Options, find_parts
 from qmp_bridge.up import RunningVm, bring_up
-from qmp_bridge.vm_options import apply_vm_options
+from qmp_bridge.vm_options import apply_vm_options, file_for_backend
 from vdev.config import Config, boot_kernel, load_config
 from vdev.errors import ConfigError, VdevError
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         attach=arguments.attach,
         trace=arguments.trace and str(Path(arguments.trace).absolute()),
-        config_path=arguments.config.absolute(),
+        config_path=file_for_backend(arguments),
         payload=None,
         follow=write,
         say=say,

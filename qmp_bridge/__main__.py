@@ -19,7 +19,7 @@ from qmp_bridge.narrate import narrate
 from qmp_bridge.plan import Options, find_parts, make_plan
 from qmp_bridge.run_directory import PREFIX, runtime_base
 from qmp_bridge.up import RunningVm, bring_up
-from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options, file_for_backend
 from vdev.config import Config, boot_kernel, config_warnings, isolation_line, load_config, with_plan
 from vdev.config.schema import ATTACHMENTS
 from vdev.errors import ConfigError, PartsError, VdevError
@@ -99,7 +99,7 @@ def _options(arguments: argparse.Namespace, config: Config) -> Options:
         attach=arguments.attach,
         append=arguments.append,
         payload=None if payload == "none" else payload,
-        config_path=arguments.config,
+        config_path=file_for_backend(arguments),
         timeout=arguments.timeout,
         trace=arguments.trace,
         faults=arguments.faults,

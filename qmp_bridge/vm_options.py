@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -49,3 +50,10 @@ def apply_vm_options(config: Config, arguments: argparse.Namespace) -> Config:
     if arguments.qemu_arg:
         changes["extra_args"] = [*config.vm.extra_args, *arguments.qemu_arg]
     return override_vm(config, changes)
+
+
+def file_for_backend(arguments: argparse.Namespace) -> Path | None:
+    """The configuration's own file, for the backend to read; None where an option that it must know changed what the
+    file says (it gets a copy then)."""
+    is_changed = arguments.pasid_quota is not None or arguments.pasid_authority is not None
+    return None if is_changed else arguments.config.absolute()

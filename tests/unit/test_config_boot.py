@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmp_bridge.vm_options import add_vm_options, apply_vm_options
+from qmp_bridge.vm_options import add_vm_options, apply_vm_options, file_for_backend
 from vdev.config import Config, PasidsConfig, boot_kernel, override_vm, parse_config
 from vdev.errors import ConfigError
 
@@ -96,3 +96,16 @@ def test_pasids_of_the_command_line_are_added_to_those_of_the_file() -> None:
 
     assert without == PasidsConfig(quota=7, authority=str(Path("here").absolute()))
     assert with_some == PasidsConfig(quota=7, authority=str(Path("here").absolute()), authority_config="host.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "has_its_own"),
+    [([], True), (["--memory", "1G"], True), (["--pasid-quota", "5"], False), (["--pasid-authority", "a"], False)],
+)
+def test_the_backend_gets_what_the_options_say_about_pasids(words: list[str], has_its_own: bool) -> None:
+    parser = argparse.ArgumentParser()
+    add_vm_options(parser)
+    parser.add_argument("config", type=Path)
+    arguments = parser.parse_args(["vm.yaml", *words])
+
+    assert file_for_backend(arguments) == (Path("vm.yaml").absolute() if has_its_own else None)
