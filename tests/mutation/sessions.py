@@ -21,6 +21,7 @@ HOST = "host"
 HOST_OPTIONS = (
     "-q", "-s", "-p", "tests.mutation.overlay", "-p", "no:cacheprovider", "-p", "no:vdev_guests", "--timeout=0",
     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # plugins that were loaded for all forks
+    "--assert=plain",  # nobody reads the difference between two pages, which takes minutes to find
 )  # fmt: skip
 _DEFINED = re.compile(r"^\s*(?:async )?def test_((?:[dgpq]\d+_)+)", re.MULTILINE)
 
