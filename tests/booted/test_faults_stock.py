@@ -30,7 +30,7 @@ INTERRUPTS_ON = 1 << 9  # in RFLAGS
 SOON_S = 20.0
 LOOK_S = 0.05
 NLOOKS = 5
-NPAGES = 4
+NPAGES = 64  # each of them may be the one that is lost: on a busy machine the unit is too quick for some
 _PROCESSOR = re.compile(r"\bRIP=([0-9a-f]+) RFL=([0-9a-f]+)")
 
 

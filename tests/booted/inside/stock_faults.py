@@ -43,7 +43,8 @@ def map_soon(*, npages: int = 1) -> None:
         time.sleep(DELAY_S)
         _, lab = opened[-1]
         for start in range(0, npages * PAGE, PAGE):
-            lab.container.map(SOURCE_IOVA + start, lab.source, vfio.READ, offset=start, nbytes=PAGE)
+            offset = start % len(lab.source.memory)
+            lab.container.map(SOURCE_IOVA + start, lab.source, vfio.READ, offset=offset, nbytes=PAGE)
 
     threading.Thread(target=later, daemon=True).start()
 
