@@ -5,11 +5,11 @@ The access was refused and counted before: only what the guest is told is anothe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from vdev.faults.keeping import HoldsByUnit
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Services, UnitParts
 from vdev.faults.rule import Occurrence
@@ -70,7 +70,7 @@ class _Unit:
             self._parts.engine.faults.tell((late.record,))
             self._parts.device.faults_pending()
 
-    def late(self) -> list[_Late]:
+    def kept(self) -> list[_Late]:
         """All that are still to come."""
         return [late for late in self._late if late.resets == self._parts.engine.resets]
 
@@ -83,12 +83,12 @@ _BECOMES: Mapping[str, Callable[[_Unit, bytes, Firing], Sequence[bytes]]] = {
 }
 
 
-class EventPoint:
+class EventPoint(HoldsByUnit[_Unit]):
     """In front of the queue of fault records of every unit."""
 
     def __init__(self, services: Services) -> None:
+        super().__init__({name: _Unit(services, parts) for name, parts in services.units.items()})
         self._services = services
-        self._units = {name: _Unit(services, parts) for name, parts in services.units.items()}
 
     def arm(self) -> None:
         """As `point.Hooks`."""
@@ -100,27 +100,9 @@ class EventPoint:
         for name in self._units:
             self._services.units[name].engine.faults.filter = None
 
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`."""
-        gone = [(unit, one) for unit in self._units.values() for one in unit.late() if rule in (None, one.rule)]
-        for unit, one in gone:
-            unit.let_go(one)
-        return len(gone)
-
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`."""
-        return Counter(one.rule for unit in self._units.values() for one in unit.late())
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        lines = []
-        for name, unit in self._units.items():
-            late = unit.late()
-            for one in late:
-                unit.let_go(one)
-            if late:
-                lines.append(f"fault records of {name} come now: {len(late)}")
-        return lines
+    def undone(self, unit: str, kept: Sequence[_Late]) -> str:
+        """As `HoldsByUnit`."""
+        return f"fault records of {unit} come now: {len(kept)}"
 
 
 def _occurrence(unit: str, record: bytes) -> Occurrence:

@@ -9,12 +9,12 @@ reset of the unit, and when all is cleared. They are the endpoint's, not the dom
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vdev.faults.keeping import HoldsByUnit
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import INVALIDATION, occurrence, parse
@@ -138,7 +138,7 @@ class _Unit:
         )
         for mapping in losing.mappings:
             stale.mappings.insert(mapping)
-        stale.due = self._services.later(rule.seconds() or 0.0, partial(self.end, stale))
+        stale.due = self._services.later(rule.seconds() or 0.0, partial(self.let_go, stale))
         if stale.due is not None:
             self._stale.append(stale)
             self.put_stage()
@@ -204,7 +204,7 @@ class _Unit:
     def _alive(self) -> list[_Stale]:
         return [one for one in self._stale if one.resets == self._parts.engine.resets]
 
-    def alive(self) -> list[_Stale]:
+    def kept(self) -> list[_Stale]:
         """What still translates anything."""
         return [one for one in self._alive() if one.left != 0]
 
@@ -218,7 +218,7 @@ class _Unit:
         if self._stale:
             put_stage(self._parts, STALE, self.find)
 
-    def end(self, stale: _Stale) -> None:
+    def let_go(self, stale: _Stale) -> None:
         """It translates nothing any more. Again is no change."""
         if stale.due is not None:
             stale.due.cancel()
@@ -227,12 +227,13 @@ class _Unit:
             take_stage(self._parts, STALE)
 
 
-class InvalidationPoint:
-    """Around `Engine.handle`, and in front of the translations, of every unit."""
+class InvalidationPoint(HoldsByUnit[_Unit]):
+    """Around `Engine.handle`, and in front of the translations, of every unit. Held is an invalidation of which
+    something lives on."""
 
     def __init__(self, services: Services) -> None:
+        super().__init__({name: _Unit(services, parts, self._room) for name, parts in services.units.items()})
         self._services = services
-        self._units = {name: _Unit(services, parts, self._room) for name, parts in services.units.items()}
 
     def arm(self) -> None:
         """As `point.Hooks`."""
@@ -245,27 +246,9 @@ class InvalidationPoint:
         for name in self._units:
             self._services.answer_with(name, INVALIDATION, None)
 
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`: what lives on because of `rule` ends."""
-        gone = [(unit, one) for unit in self._units.values() for one in unit.alive() if rule in (None, one.rule)]
-        for unit, one in gone:
-            unit.end(one)
-        return len(gone)
-
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`: invalidations of which something lives on."""
-        return Counter(one.rule for unit in self._units.values() for one in unit.alive())
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        lines = []
-        for name, unit in self._units.items():
-            alive = unit.alive()
-            for one in alive:
-                unit.end(one)
-            if alive:
-                lines.append(f"stale translations of {name} end: {sum(len(one.mappings) for one in alive)}")
-        return lines
+    def undone(self, unit: str, kept: Sequence[_Stale]) -> str:
+        """As `HoldsByUnit`."""
+        return f"stale translations of {unit} end: {sum(len(one.mappings) for one in kept)}"
 
     def _room(self) -> int:
         return max(MAX_STALE - sum(unit.nmappings for unit in self._units.values()), 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from vdev.faults.keeping import HoldsNothing
 from vdev.faults.plan import Firing
 from vdev.faults.point import Services
 from vdev.faults.rule import Occurrence
@@ -12,7 +11,7 @@ from vdev.iommu.pasid_set import PasidSet, Refusal
 _WHY = {"exhausted": Refusal.SUPPLY, "unreachable": Refusal.UNREACHABLE, "quota": Refusal.QUOTA}
 
 
-class PasidPoint:
+class PasidPoint(HoldsNothing):
     """In front of `PasidSet.refusal`. Nothing is ever held, so there is nothing to undo."""
 
     def __init__(self, services: Services, pasids: PasidSet | None) -> None:
@@ -28,18 +27,6 @@ class PasidPoint:
         """As `point.Hooks`."""
         if self._pasids is not None:
             self._pasids.filter = None
-
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`."""
-        return 0
-
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`."""
-        return {}
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        return []
 
     def _refusal(self, unit: str, first: int, used: int) -> Refusal | None:
         firing = self._services.meet(Occurrence("pasid", unit=unit, pasid=first))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from vdev.faults.keeping import HoldsNothing
 from vdev.faults.point import Services
 from vdev.faults.rule import Occurrence
 from vdev.functions.vhost import VhostCarrier
 
 
-class RegisterPoint:
+class RegisterPoint(HoldsNothing):
     """Behind the registers of every function of ours; of a unit over vhost-user they are QEMU's. The read is done all
     the same, with what it sets off. Nothing is ever held, so there is nothing to undo."""
 
@@ -32,18 +33,6 @@ class RegisterPoint:
             for function in (unit.function, *unit.endpoints.values()):
                 if not isinstance(function, VhostCarrier):
                     function.registers = None
-
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`."""
-        return 0
-
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`."""
-        return {}
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        return []
 
     def _shown(self, met: Occurrence) -> Callable[[int, bytes], bytes]:
         """As `PciFunction.registers`."""

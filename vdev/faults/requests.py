@@ -8,12 +8,12 @@ with its ring. A request that is not served (too short, of an unknown type) is n
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 
+from vdev.faults.keeping import HoldsByUnit
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import REQUEST, occurrence, parse
@@ -224,12 +224,12 @@ _WAYS: Mapping[str, Callable[[_Unit, Reply, _Doomed], Came]] = {
 }
 
 
-class RequestPoint:
+class RequestPoint(HoldsByUnit[_Unit]):
     """In front of `Engine.handle`, and of the answers on their way back, of every unit."""
 
     def __init__(self, services: Services) -> None:
+        super().__init__({name: _Unit(services, parts) for name, parts in services.units.items()})
         self._services = services
-        self._units = {name: _Unit(services, parts) for name, parts in services.units.items()}
 
     def arm(self) -> None:
         """As `point.Hooks`."""
@@ -243,32 +243,13 @@ class RequestPoint:
             self._services.answer_with(name, REQUEST, None)
             self._services.units[name].device.hold = None
 
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`; what was dropped is not held."""
-        gone = [
-            (unit, one)
-            for unit in self._units.values()
-            for one in unit.kept()
-            if not one.dropped and rule in (None, one.rule)
-        ]
-        for unit, one in gone:
-            unit.let_go(one)
-        return len(gone)
+    def can_release(self, one: _Kept) -> bool:
+        """What was dropped takes room in the ring, and is given by `clear` alone."""
+        return not one.dropped
 
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`, with what was dropped: it takes room in the ring as well."""
-        return Counter(one.rule for unit in self._units.values() for one in unit.kept())
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        lines = []
-        for name, unit in self._units.items():
-            kept = unit.kept()
-            for one in kept:
-                unit.let_go(one)
-            if kept:
-                lines.append(f"requests of {name} are answered: {len(kept)}")
-        return lines
+    def undone(self, unit: str, kept: Sequence[_Kept]) -> str:
+        """As `HoldsByUnit`."""
+        return f"requests of {unit} are answered: {len(kept)}"
 
 
 def _tell_as(emit: Callable[[Event], None], status: int, why: str, event: Event) -> None:

@@ -7,11 +7,12 @@ under `isolation: required`, meets no rule a second time: what the domain of ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from vdev.errors import TranslationFault
 from vdev.faults.detours import Detours, Place
+from vdev.faults.keeping import HoldsNothing
 from vdev.faults.plan import Firing
 from vdev.faults.point import Services
 from vdev.faults.translators import TRANSLATION, Asked, Found, put_stage, take_stage
@@ -20,7 +21,7 @@ from vdev.iommu.settings import ADDRESS_SPACE
 from vdev.wire.viommu import FAULT_R_DOMAIN, FAULT_R_MAPPING
 
 
-class TranslationPoint:
+class TranslationPoint(HoldsNothing):
     """In front of the engine, for every endpoint. Nothing is ever held, so there is nothing to undo."""
 
     def __init__(self, services: Services, detours: Detours) -> None:
@@ -38,18 +39,6 @@ class TranslationPoint:
         for unit in self._services.units.values():
             take_stage(unit, TRANSLATION)
         self._detours.disarm("translation")
-
-    def release(self, rule: str | None) -> int:
-        """As `point.Hooks`."""
-        return 0
-
-    def held(self) -> Mapping[str, int]:
-        """As `point.Hooks`."""
-        return {}
-
-    def clear(self) -> list[str]:
-        """As `point.Hooks`."""
-        return []
 
     def _stage(self, unit: str, asked: Asked) -> Found | None:
         """As `translators.Stage`."""
