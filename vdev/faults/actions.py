@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vdev.pci.aer import ERRORS
 from vdev.wire.viommu import REQUEST_NAMES, STATUS_NAMES
 from vdev.wire.viommu_pasid import REQUEST_NAMES as PASID_REQUEST_NAMES
 
@@ -107,10 +108,7 @@ def _function(about: str) -> Parameter:
 
 
 STATUSES = tuple(STATUS_NAMES.values())
-AER_ERRORS = (
-    "receiver", "bad-tlp", "bad-dllp", "rollover", "replay-timer", "advisory-nonfatal",
-    "poisoned-tlp", "completion-timeout", "completer-abort", "unexpected-completion", "unsupported-request",
-)  # fmt: skip
+AER_ERRORS = tuple(ERRORS)
 
 _HELD = "what is held is answered"
 

@@ -3,11 +3,12 @@ later."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vdev.faults.plan import Firing
-from vdev.faults.point import Due, Services
+from vdev.faults.point import Due, Services, functions
 from vdev.faults.rule import Occurrence
 
 
@@ -23,9 +24,9 @@ class InterruptPoint:
         """As `point.Hooks`."""
         self._is_armed = True
         self._tidy()
-        for tap in self._wanted():
-            if id(tap.function) not in self._taps:
-                self._taps[id(tap.function)] = tap.function.interrupts = tap
+        for function, met in functions(self._services, "interrupt"):
+            if id(function) not in self._taps:
+                self._taps[id(function)] = function.interrupts = Tap(self._services, function, met)
 
     def disarm(self) -> None:
         """As `point.Hooks`."""
@@ -54,7 +55,7 @@ class InterruptPoint:
 
     def _tidy(self) -> None:
         """Take away what is needed no longer: a tap that holds something stays until it comes or is forgotten."""
-        there = {id(tap.function) for tap in self._wanted()}
+        there = {id(function) for function, _ in functions(self._services, "interrupt")}
         for key, tap in list(self._taps.items()):
             if key not in there:
                 tap.forget()
@@ -62,14 +63,6 @@ class InterruptPoint:
             elif not self._is_armed and not tap.held:
                 tap.function.interrupts = None
                 del self._taps[key]
-
-    def _wanted(self) -> Iterator[Tap]:
-        for name, unit in self._services.units.items():
-            yield Tap(self._services, unit.function, Occurrence("interrupt", unit=name, function=name))
-            for endpoint, function in unit.endpoints.items():
-                number = unit.doors[endpoint].endpoint_id
-                met = Occurrence("interrupt", unit=name, endpoint=number, function=endpoint)
-                yield Tap(self._services, function, met)
 
 
 class Tap:
@@ -84,10 +77,7 @@ class Tap:
 
     def take(self, vector: int) -> bool:
         """As `pci.function.Interrupts`."""
-        met = self.met
-        firing = self._services.meet(
-            Occurrence(met.point, unit=met.unit, endpoint=met.endpoint, function=met.function, vector=vector)
-        )
+        firing = self._services.meet(replace(self.met, vector=vector))
         return firing is not None and (firing.rule.do == "lose" or self._hold(firing, vector))
 
     def forget(self) -> None:
@@ -121,12 +111,10 @@ class Tap:
             self.function.deliver(held.vector)
 
 
+@dataclass(slots=True, eq=False)
 class Held:
     """An interrupt that comes later."""
 
-    __slots__ = ("due", "rule", "vector")
-
-    def __init__(self, rule: str, vector: int) -> None:
-        self.rule = rule
-        self.vector = vector
-        self.due: Due | None = None
+    rule: str
+    vector: int
+    due: Due | None = None

@@ -6,7 +6,7 @@ away: with no rule the cores run exactly the code that they run without fault in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from vdev.faults.plan import Firing
@@ -79,6 +79,15 @@ class Services(Protocol):
     def answer_with(self, unit: str, rank: int, wrap: Callable[[Serve], Serve] | None) -> None:
         """Requests of `unit` are answered by `wrap(handle)`, whether or not somebody traces; `handle` is what stands at
         the next lower rank, at last `Engine.handle`. None: nothing stands at `rank`."""
+
+
+def functions(services: Services, point: str) -> Iterator[tuple[Any, Occurrence]]:
+    """Every function, a `PciFunction` or a unit's `VhostCarrier`, with an occurrence at `point` that is about it."""
+    for name, unit in services.units.items():
+        yield unit.function, Occurrence(point, unit=name, function=name)
+        for endpoint, function in unit.endpoints.items():
+            number = unit.doors[endpoint].endpoint_id
+            yield function, Occurrence(point, unit=name, endpoint=number, function=endpoint)
 
 
 class Hooks(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 from vdev.faults.keeping import HoldsNothing
-from vdev.faults.point import Services
+from vdev.faults.point import Services, functions
 from vdev.faults.rule import Occurrence
 from vdev.functions.vhost import VhostCarrier
 
@@ -19,27 +21,23 @@ class RegisterPoint(HoldsNothing):
 
     def arm(self) -> None:
         """As `point.Hooks`."""
-        for name, unit in self._services.units.items():
-            if not isinstance(unit.function, VhostCarrier):
-                unit.function.registers = self._shown(Occurrence("register", unit=name, function=name))
-            for endpoint, function in unit.endpoints.items():
-                number = unit.doors[endpoint].endpoint_id
-                met = Occurrence("register", unit=name, endpoint=number, function=endpoint)
-                function.registers = self._shown(met)
+        for function, met in self._functions():
+            function.registers = self._shown(met)
 
     def disarm(self) -> None:
         """As `point.Hooks`."""
-        for unit in self._services.units.values():
-            for function in (unit.function, *unit.endpoints.values()):
-                if not isinstance(function, VhostCarrier):
-                    function.registers = None
+        for function, _ in self._functions():
+            function.registers = None
+
+    def _functions(self) -> Iterator[tuple[Any, Occurrence]]:
+        known = functions(self._services, "register")
+        return ((function, met) for function, met in known if not isinstance(function, VhostCarrier))
 
     def _shown(self, met: Occurrence) -> Callable[[int, bytes], bytes]:
         """As `PciFunction.registers`."""
 
         def show(offset: int, value: bytes) -> bytes:
-            read = Occurrence(met.point, unit=met.unit, endpoint=met.endpoint, function=met.function, register=offset)
-            firing = self._services.meet(read)
+            firing = self._services.meet(replace(met, register=offset))
             if firing is None:
                 return value
             stuck = firing.rule.number("value") & ((1 << 8 * len(value)) - 1)
