@@ -64,25 +64,19 @@ class Place:
 
     def occurrence(self, point: str, iova: int, nbytes: int, access: int, tag: Tag | None) -> Occurrence:
         """One of their accesses, which a rule may meet."""
+        pasid = None if tag is None else tag.pasid
+        domain = self.engine.table.domain_of(self.door.endpoint_id, pasid or 0)
         return Occurrence(
             point,
             unit=self.unit,
             endpoint=self.door.endpoint_id,
-            domain=self._domain(tag),
-            pasid=None if tag is None else tag.pasid,
+            domain=None if domain is None else domain.id,
+            pasid=pasid,
             start=iova,
             stop=iova + nbytes,
             access="write" if access == WRITE else "read",
             function=self.name,
         )
-
-    def _domain(self, tag: Tag | None) -> int | None:
-        """The one whose mappings decide; None: none, or it is not known."""
-        endpoint = self.engine.table.endpoints.get(self.door.endpoint_id)
-        if endpoint is None or tag is None:
-            return None if endpoint is None else endpoint.domain_id
-        pair = endpoint.pairs.get(tag.pasid)
-        return None if pair is None else endpoint.domain_id if pair.domain is None else pair.domain_id
 
 
 class Detours:

@@ -123,12 +123,12 @@ class _Unit:
         return self._losing(endpoint.domain, dict.fromkeys(_keys_of_rid(endpoint), endpoint))
 
     def _losing_by_detach_pasid(self, request: DetachPasid) -> _Losing | None:
-        endpoint = self._parts.engine.table.endpoints.get(request.endpoint)
-        pair = None if endpoint is None else endpoint.pairs.get(request.pasid)
-        if endpoint is None or pair is None:
+        table = self._parts.engine.table
+        endpoint = table.endpoints.get(request.endpoint)
+        if endpoint is None or request.pasid not in endpoint.pairs:
             return None
-        domain = endpoint.domain if pair.domain is None else pair.domain
-        return self._losing(domain, {(endpoint.id, pair.pasid): endpoint})
+        domain = table.domain_of(endpoint.id, request.pasid)
+        return self._losing(domain, {(endpoint.id, request.pasid): endpoint})
 
     def _live_on(self, firing: Firing, losing: _Losing) -> None:
         """Where too much waits for its time already, nothing does."""
@@ -164,8 +164,8 @@ class _Unit:
         if asked.flight is None:
             for one in used:
                 one.left = None if one.left is None else one.left - 1
-        domain = self._domain(asked)
-        return Found(pieces, used[0].domain if domain is None else domain)
+        domain = self._parts.engine.table.domain_of(*key)  # by which it would go otherwise: whose requests wait for it
+        return Found(pieces, used[0].domain if domain is None else domain.id)
 
     def _walk(self, known: list[_Stale], asked: Asked) -> tuple[list[Piece], list[_Stale]]:
         """The pieces of an access, by the oldest mapping first and by the engine where none lives on; and by whom.
@@ -190,14 +190,6 @@ class _Unit:
         if start == stop:
             return []
         return self._parts.engine.translate(asked.endpoint, start, stop - start, asked.access, asked.tag)
-
-    def _domain(self, asked: Asked) -> int | None:
-        """The domain it would be translated in otherwise: whose invalidations wait for it."""
-        endpoint = self._parts.engine.table.endpoints.get(asked.endpoint)
-        if endpoint is None or asked.tag is None:
-            return None if endpoint is None else endpoint.domain_id
-        pair = endpoint.pairs.get(asked.tag.pasid)
-        return None if pair is None else pair.domain_id or endpoint.domain_id
 
     # what lives on
 

@@ -256,6 +256,14 @@ class DomainTable:
             raise RequestError(wire.S_NOENT, f"no endpoint {endpoint_id:#x}")
         return endpoint
 
+    def domain_of(self, endpoint_id: int, pasid: int = 0) -> Domain | None:
+        """The domain that accesses of an endpoint go by, with a PASID or without one (0); None where there is none."""
+        endpoint = self.endpoints.get(endpoint_id)
+        if endpoint is None or not pasid:
+            return None if endpoint is None else endpoint.domain
+        pair = endpoint.pairs.get(pasid)
+        return None if pair is None else pair.domain or endpoint.domain
+
     def translate(self, endpoint_id: int, iova: int, nbytes: int, access: int) -> list[Piece]:
         """The (gpa, nbytes) pieces of one access, in order; raises TranslationFault unless all of it is allowed."""
         if nbytes <= 0:

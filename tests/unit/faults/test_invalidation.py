@@ -379,3 +379,15 @@ def test_what_the_rid_loses_a_pasid_that_mirrors_it_loses(paired: FaultScene, wh
 
     assert translated(paired, BUFFER, tag=Tag(PASID)) == STALE
     assert translated(paired, BUFFER) == STALE
+
+
+def test_an_access_by_what_lives_on_is_of_its_pairs_domain_though_that_is_0(paired: FaultScene) -> None:
+    number = paired.number["accel0"]
+    moved = pasid_wire.AttachPasid(pasid_wire.T_ATTACH_PASID, bytes(3), 0, number, PASID)
+    assert paired.ask(moved, paired.map(BUFFER, RAM_GPA + BUFFER, domain=0)) == [OK, OK]
+    paired.add("invalidation", "stale")
+    assert paired.ask(paired.unmap(BUFFER, domain=0)) == [OK]
+
+    flight = paired.unit.doors["accel0"].translator.begin(number, BUFFER, 1, READ, Tag(PASID))
+
+    assert (flight.pieces, flight.domain) == (STALE, 0)
