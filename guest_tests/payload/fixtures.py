@@ -25,7 +25,7 @@ from .direct.function import PciFunction
 from .direct.memory import DmaArena, DmaPool
 from .direct.viommu import Viommu, find_units
 from .direct.virtio import VirtioPci
-from .direct.wire import BYPASS_OFFSET
+from .direct.wire import BYPASS_OFFSET, Feature
 
 T = TypeVar("T")
 OpenViommu = Callable[..., Viommu]
@@ -106,6 +106,18 @@ def _restore_bypass(unit: Unit, pool: DmaPool) -> None:
 def viommu(open_viommu: OpenViommu) -> Viommu:
     """The first unit, started with all the features we know that it offers."""
     return open_viommu()
+
+
+@pytest.fixture
+def managed(open_viommu: OpenViommu) -> Viommu:
+    """The first unit, for which the host allocates the PASIDs."""
+    return open_viommu(also=Feature.PASID | Feature.PASID_ALLOC)
+
+
+@pytest.fixture
+def unmanaged(open_viommu: OpenViommu) -> Viommu:
+    """The first unit, whose PASIDs the driver numbers itself."""
+    return open_viommu(also=Feature.PASID)
 
 
 @pytest.fixture

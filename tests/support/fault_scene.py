@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.support.flight import Attachment, FlightScene
+import pytest
+
+from tests.support.flight import OK, Attachment, FlightScene
 from vdev.config import Config, UnitConfig
 from vdev.faults.events import FaultInjected
 from vdev.faults.rule import NS
@@ -85,3 +87,16 @@ class FaultScene(FlightScene):
 
 def _not_wanted(*_: object) -> None:
     raise AssertionError("no test of this scene orders, stalls or dies")
+
+
+@pytest.fixture
+def scene(attach: Attachment) -> FaultScene:
+    """accel0 in domain 1."""
+    scene = FaultScene(attach)
+    assert scene.ask(scene.attach()) == [OK]
+    return scene
+
+
+def mapped(scene: FlightScene) -> int:
+    """How many mappings the unit has."""
+    return scene.engine.table.nmappings

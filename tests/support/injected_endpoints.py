@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.support.accelerator import descriptor
 from tests.support.driver import DriverRing
 from tests.support.injection import PLAIN, Injected
@@ -174,3 +176,9 @@ class InjectedRng(InjectedEndpoints):
     def drawn(self) -> list[bytes]:
         self.rng.run_slice(self.now_ns)
         return [done.data[: done.used_nbytes] for done in self.queue.reap()]
+
+
+@pytest.fixture(params=["at once", "with a latency"])
+def scene(request: pytest.FixtureRequest) -> InjectedEndpoints:
+    """Both kinds of accelerator: one whose bytes move at once, one whose accesses are in flight."""
+    return InjectedEndpoints() if request.param == "at once" else InjectedEndpoints(SLOW)

@@ -67,18 +67,6 @@ def bytes_accel(of_bytes: Viommu, open_accel: OpenAccel) -> Accel:
 
 
 @pytest.fixture
-def managed(open_viommu: OpenViommu) -> Viommu:
-    """The first unit, for which the host allocates the PASIDs."""
-    return open_viommu(also=Feature.PASID | Feature.PASID_ALLOC)
-
-
-@pytest.fixture
-def unmanaged(open_viommu: OpenViommu) -> Viommu:
-    """The first unit, whose PASIDs the driver numbers itself."""
-    return open_viommu(also=Feature.PASID)
-
-
-@pytest.fixture
 def managed_narrow(open_viommu: OpenViommu) -> Iterator[Viommu]:
     """The narrow unit with PASIDs of the host's; it does not bypass."""
     viommu = open_viommu(NARROW, also=Feature.PASID | Feature.PASID_ALLOC)

@@ -6,18 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest_tests.payload.direct import Accel, DmaArena, Feature, Viommu
-from guest_tests.payload.fixtures import OpenViommu
+from guest_tests.payload.direct import Accel, DmaArena, Viommu
 from guest_tests.payload.host import Host
 
 if TYPE_CHECKING:
     from moving import Mover
-
-
-@pytest.fixture
-def managed(open_viommu: OpenViommu) -> Viommu:
-    """The unit, for which the host allocates the PASIDs."""
-    return open_viommu(also=Feature.PASID | Feature.PASID_ALLOC)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import zlib
 
 import pytest
 
+from tests.support import injected_endpoints
 from tests.support.accelerator import descriptor
 from tests.support.injected_endpoints import (
     BASE,
@@ -15,7 +16,6 @@ from tests.support.injected_endpoints import (
     PAGE,
     RING,
     RNG,
-    SLOW,
     SRC,
     InjectedEndpoints,
 )
@@ -27,9 +27,7 @@ READ, WRITE = wire.MAP_F_READ, wire.MAP_F_WRITE
 OK, PENDING = CompletionStatus.OK, CompletionStatus.PENDING
 
 
-@pytest.fixture(params=["at once", "with a latency"])
-def scene(request: pytest.FixtureRequest) -> InjectedEndpoints:
-    return InjectedEndpoints() if request.param == "at once" else InjectedEndpoints(SLOW)
+scene = injected_endpoints.scene  # a fixture
 
 
 # refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import injected_endpoints
 from tests.support.accelerator import descriptor
 from tests.support.injected_endpoints import (
     COMPLETIONS,
@@ -23,9 +24,7 @@ from vdev.wire.accelerator import CompletionStatus, Control, ErrorCode, Flag, Op
 OK, PENDING = CompletionStatus.OK, CompletionStatus.PENDING
 
 
-@pytest.fixture(params=["at once", "with a latency"])
-def scene(request: pytest.FixtureRequest) -> InjectedEndpoints:
-    return InjectedEndpoints() if request.param == "at once" else InjectedEndpoints(SLOW)
+scene = injected_endpoints.scene  # a fixture
 
 
 def test_a_delayed_operand_moves_its_bytes_in_its_time(scene: InjectedEndpoints) -> None:

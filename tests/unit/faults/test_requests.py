@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import flight
-from tests.support.fault_scene import FaultScene
-from tests.support.flight import OK, Attachment, FlightScene
+from tests.support import fault_scene, flight
+from tests.support.fault_scene import FaultScene, mapped
+from tests.support.flight import OK, Attachment
 from vdev.config import Reserved
 from vdev.faults.requests import STATUS_BY_NAME
 from vdev.wire import viommu as wire
@@ -18,16 +18,7 @@ NOMEM, NOENT = wire.TAILS[wire.S_NOMEM], wire.TAILS[wire.S_NOENT]
 MAPS = {"type": "MAP"}
 
 
-@pytest.fixture
-def scene(attach: Attachment) -> FaultScene:
-    """accel0 in domain 1."""
-    scene = FaultScene(attach)
-    assert scene.ask(scene.attach()) == [OK]
-    return scene
-
-
-def mapped(scene: FlightScene) -> int:
-    return scene.engine.table.nmappings
+scene = fault_scene.scene  # a fixture
 
 
 # --- status

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import flight
-from tests.support.fault_scene import FaultScene
-from tests.support.flight import OK, RING_SIZE, Attachment, FlightScene
+from tests.support import fault_scene, flight
+from tests.support.fault_scene import FaultScene, mapped
+from tests.support.flight import OK, RING_SIZE, Attachment
 from tests.support.pasid_allocator import PlainAllocator
 from tests.support.virtio_pci import RAM_GPA, RAM_NBYTES
 from vdev.faults.point import NO_ROOM
@@ -22,16 +22,7 @@ NOMEM = wire.TAILS[wire.S_NOMEM]
 MAPS = {"type": "MAP"}
 
 
-@pytest.fixture
-def scene(attach: Attachment) -> FaultScene:
-    """accel0 in domain 1."""
-    scene = FaultScene(attach)
-    assert scene.ask(scene.attach()) == [OK]
-    return scene
-
-
-def mapped(scene: FlightScene) -> int:
-    return scene.engine.table.nmappings
+scene = fault_scene.scene  # a fixture
 
 
 # --- held, dropped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import injected_endpoints
 from tests.support.accelerator import descriptor
 from tests.support.injected_endpoints import (
     ACCEL,
@@ -26,9 +27,7 @@ REFUSED = CompletionStatus.TRANSLATION_FAULT
 READ, WRITE = wire.MAP_F_READ, wire.MAP_F_WRITE
 
 
-@pytest.fixture(params=["at once", "with a latency"])
-def scene(request: pytest.FixtureRequest) -> InjectedEndpoints:
-    return InjectedEndpoints() if request.param == "at once" else InjectedEndpoints(SLOW)
+scene = injected_endpoints.scene  # a fixture
 
 
 def test_unmapped_is_refused_as_if_nothing_were_there(scene: InjectedEndpoints) -> None:
