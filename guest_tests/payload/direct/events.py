@@ -57,6 +57,8 @@ class EventQueue(Queue):
             if wait.until(lambda: self.ring.has_used, max(0.0, min(LOOK_S, left))):
                 continue
             status = self.transport.status
+            if self.ring.has_used:
+                continue
             if status & DeviceStatus.NEEDS_RESET:
                 raise DeviceBroken(f"the device needs a reset. {self.describe(status)}")
             if left <= 0:

@@ -71,6 +71,8 @@ class Queue:
                 found += self.ring.reap()
                 continue
             status = self.transport.status
+            if self.ring.has_used:  # it came while the register was read: what a device broke after is told as well
+                continue
             if status & DeviceStatus.NEEDS_RESET:
                 raise DeviceBroken(f"the device needs a reset. {self.describe(status)}{explain()}")
             if left <= 0:
