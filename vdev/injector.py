@@ -16,9 +16,10 @@ import msgspec
 
 from vdev.assemble import Machine, Unit, Wrap
 from vdev.config import Config, format_bdf
+from vdev.config.faults import check_seed
 from vdev.control.iommu_units import endpoint_name
 from vdev.errors import ConfigError
-from vdev.faults.agenda import Agenda, Entry
+from vdev.faults.agenda import MAX_DUE, Agenda, Entry
 from vdev.faults.deeds import DEEDS, Deeds
 from vdev.faults.detours import Detours
 from vdev.faults.dma import DmaPoint
@@ -40,6 +41,7 @@ from vdev.qemu.machine import port_of
 
 MAX_LOG = 4096  # firings kept
 TIMER = "timer"
+SEED_KEY = "faults.seed"
 NOT_DONE = "not done"  # how the words of an action begin that had no effect
 
 
@@ -135,17 +137,18 @@ class Injector:
         except msgspec.ValidationError as error:
             raise ConfigError("faults", str(error), "a plan has seed and rules") from None
         if plan.seed is not None:
-            _check_seed(plan.seed)
-        world, first = self._world(), self._plan.added + 1
-        rules = [parse_rule(one, first + at, world) for at, one in enumerate(plan.rules)]
+            check_seed(plan.seed, SEED_KEY)
+        world, numbers = self._world(), self._plan.numbers(plan.rules, anew=replace)
+        rules = [parse_rule(one, number, world) for number, one in zip(numbers, plan.rules, strict=True)]
         if replace:
             Plan(lambda unit, number: None).check_room(rule.id for rule in rules)
             self.clear()
         else:
             self._plan.check_room(rule.id for rule in rules)
+            self._check_timers(rules)
         if plan.seed is not None:
             self._plan.seed = plan.seed
-        self._plan.added += len(rules)
+        self._plan.numbered = max(self._plan.numbered, *numbers, 0)
         for rule in rules:
             self._plan.add(rule, self._around.clock_ns())
         self._arm_anew()
@@ -182,7 +185,7 @@ class Injector:
 
     def seed(self, number: int) -> None:
         """Another seed from now on. ConfigError."""
-        _check_seed(number)
+        check_seed(number, SEED_KEY)
         self._plan.seed = number
 
     def describe(self) -> dict[str, Any]:
@@ -299,6 +302,13 @@ class Injector:
                 found[name] = found.get(name, 0) + number
         return found
 
+    def _check_timers(self, rules: Sequence[Rule]) -> None:
+        """ConfigError if there is no room for all that are to wait for their time."""
+        count = sum(rule.at == TIMER for rule in rules)
+        if count and self._agenda.nwaiting + count > MAX_DUE:
+            problem = f"{self._agenda.nwaiting} things wait for their time already, {MAX_DUE} may"
+            raise ConfigError("faults.rules", problem, "release or clear what is held")
+
     def _start_timer(self, rule: Rule) -> None:
         due = self.later(rule.when.delay or 0.0, lambda: self._time_has_come(rule))
         if due is not None:
@@ -342,11 +352,6 @@ class Injector:
         self._next_seq += 1
         del self._log[:-MAX_LOG]
         self._around.emit(event)
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 1 << 64:
-        raise ConfigError("faults.seed", f"{seed} is not a number in 0..2^64-1")
 
 
 def known_actions() -> Sequence[str]:

@@ -15,6 +15,7 @@ from guest_tests.scenario.kind import Ends, Kind
 from guest_tests.scenario.names import NAME, check_path, fill, marks, only
 from guest_tests.scenario.steps import KINDS, RepeatStep
 from vdev.config import Attach, Config, boot_kernel, config_from, load_config
+from vdev.config.faults import check_seed
 from vdev.config.text import WHOLE, closest, convert, parse_yaml
 from vdev.errors import ConfigError
 
@@ -101,6 +102,7 @@ def _scenario(path: Path, data: Any, overrides: Overrides) -> Scenario:
     file = convert(data, ScenarioFile, _EXAMPLES)
     _check_file(file)
     seed = file.seed if overrides.seed is None else overrides.seed
+    check_seed(seed, "seed")
     variables = _variables(file, overrides.variables)
     attach = overrides.attach or file.attach
     config = _machine(path.parent, file.machine)
@@ -126,8 +128,6 @@ def _check_file(file: ScenarioFile) -> None:
         raise ConfigError("scenario", f"{file.scenario!r} is not a scenario's name", _EXAMPLES["scenario"])
     if not 0 < file.timeout <= MAX_TIMEOUT_S:
         raise ConfigError("timeout", f"{file.timeout:g} is not in 0..{MAX_TIMEOUT_S:g} s", _EXAMPLES["timeout"])
-    if not 0 <= file.seed < 1 << 64:
-        raise ConfigError("seed", f"{file.seed} is not a number of 64 bits", _EXAMPLES["seed"])
     if not file.steps:
         raise ConfigError("steps", "the list is empty", _EXAMPLES["steps"])
     for name in file.vars:

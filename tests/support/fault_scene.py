@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from tests.support.flight import OK, Attachment, FlightScene
 from vdev.config import Config, UnitConfig
+from vdev.errors import TranslationFault
 from vdev.faults.events import FaultInjected
 from vdev.faults.rule import NS
+from vdev.functions.dma import READ
 from vdev.injector import Around, Injector
 from vdev.iommu.events import RequestHandled
 from vdev.iommu.pasid_set import PasidSet
+from vdev.iommu.tag import Tag
 from vdev.wire import viommu as wire
 from vdev.wire import vring
 
@@ -27,17 +30,18 @@ class FaultScene(FlightScene):
         *,
         latency_us: int = 0,
         pasids: PasidSet | None = None,
+        process: Callable[..., None] | None = None,
         **unit: Any,
     ) -> None:
-        """By default accesses land at once."""
+        """By default accesses land at once, and nobody may order, stall or die; else `process` is told of it."""
         super().__init__(attach, latency_us=latency_us, pasids=pasids, **unit)
         around = Around(
             emit=self.events.append,
             clock_ns=lambda: self.now_ns,
             wake_at=self._wake_at,
-            order=_not_wanted,
-            stall=_not_wanted,
-            die=_not_wanted,
+            order=process or _not_wanted,
+            stall=process or _not_wanted,
+            die=process or _not_wanted,
         )
         self.faults = Injector(self.machine, Config(units=(UnitConfig(name="iommu0"),)), around, pasids)
 
@@ -100,3 +104,12 @@ def scene(attach: Attachment) -> FaultScene:
 def mapped(scene: FlightScene) -> int:
     """How many mappings the unit has."""
     return scene.engine.table.nmappings
+
+
+def translated(scene: FaultScene, iova: int, nbytes: int = 1, access: int = READ, tag: Tag | None = None) -> object:
+    """The pieces of an access of accel0, or the word of the fault."""
+    door = scene.unit.doors["accel0"]
+    try:
+        return door.translator.translate(door.endpoint_id, iova, nbytes, access, tag)
+    except TranslationFault as error:
+        return error.reason

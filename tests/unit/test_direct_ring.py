@@ -116,6 +116,50 @@ def test_a_request_arrives_and_its_answer_comes_back_in_any_layout(layout: Layou
     assert (used.nbytes, used.chain.written()) == (4, b"\x06\0\0\0")
 
 
+def test_a_chain_that_was_given_up_is_not_shown_when_it_comes_back() -> None:
+    rig = Rig()
+    late, in_time = rig.chain(), rig.chain()
+    rig.post(late)
+    rig.ring.give_up(late)
+    rig.post(in_time)
+
+    rig.serve()
+    rig.serve()
+
+    assert [used.chain for used in rig.ring.reap()] == [in_time]
+    assert (rig.ring.nlate, rig.ring.outstanding) == (1, {})
+
+
+def test_descriptors_of_a_chain_that_was_given_up_are_free_once_it_came_back() -> None:
+    rig = Rig(size=2)
+    late = rig.chain()
+    rig.post(late)
+    rig.ring.give_up(late)
+    with pytest.raises(RingFull):
+        rig.chain()
+
+    rig.serve()
+
+    assert rig.ring.reap() == []
+    assert rig.chain().indexes == late.indexes
+
+
+def test_giving_up_what_came_back_already_changes_nothing() -> None:
+    rig = Rig()
+    chain = rig.chain()
+    rig.post(chain)
+    rig.serve()
+    assert len(rig.ring.reap()) == 1
+
+    rig.ring.give_up(chain)
+    rig.ring.recycle(chain)
+
+    again = rig.chain()
+    rig.post(again)
+    rig.serve()
+    assert (again.head, [used.chain for used in rig.ring.reap()]) == (chain.head, [again])
+
+
 def test_bytes_the_device_leaves_alone_are_told_apart() -> None:
     rig = Rig()
     rig.post(rig.chain())

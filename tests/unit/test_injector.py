@@ -46,7 +46,7 @@ def test_what_is_no_plan_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"^faults: .*unknown field `rule`"):
         scene.injector.load({"rule": []})
-    with pytest.raises(ConfigError, match=r"^faults\.seed: -1 is not a number in"):
+    with pytest.raises(ConfigError, match=r"^faults\.seed: -1 is not in 0"):
         scene.injector.load({"seed": -1})
     with pytest.raises(ConfigError, match=r"^faults\.seed"):
         scene.injector.seed(1 << 64)
@@ -60,6 +60,16 @@ def test_rules_are_numbered_by_all_that_ever_were_added() -> None:
     assert scene.add("timer", "config-change", when={"delay": 1}) == "r2"
 
 
+def test_a_name_that_somebody_gave_is_passed_over() -> None:
+    scene = Injected()
+    scene.add("timer", "config-change", id="r2", when={"delay": 9})
+    rule = {"at": "timer", "do": "config-change", "when": {"delay": 9}}
+
+    assert scene.injector.add(rule) == "r3"
+    assert scene.injector.load({"rules": [rule, {**rule, "id": "r4"}, rule]}) == ["r5", "r4", "r7"]
+    assert scene.injector.load({"rules": [rule]}, replace=True) == ["r8"]
+
+
 def test_a_timer_fires_at_its_time() -> None:
     scene = Injected()
     scene.add("timer", "config-change", when={"delay": 0.5})
@@ -70,6 +80,16 @@ def test_a_timer_fires_at_its_time() -> None:
     assert scene.firings == [("r1", 1)]
     scene.pass_time(10)
     assert scene.firings == [("r1", 1)]
+
+
+def test_a_timer_is_refused_where_too_much_waits_already() -> None:
+    scene = Injected()
+    while scene.injector.has_room:
+        scene.injector.later(3600, lambda: None)
+
+    with pytest.raises(ConfigError, match=r"^faults\.rules: 4096 things wait for their time already, 4096 may"):
+        scene.add("timer", "config-change")
+    assert scene.injector.describe()["rules"] == []
 
 
 def test_a_timer_without_a_delay_fires_in_the_next_slice() -> None:

@@ -215,7 +215,7 @@ WRONG_FILES = {
     ),
     "a seed that is none": (
         file_of("- note: a", "seed: -1"),
-        "seed: -1 is not a number of 64 bits (a number, such as 7)",
+        "seed: -1 is not in 0..2^64-1 (any other number does, such as 7)",
     ),
     "a variable's name": (
         file_of("- note: a", "vars: {Size: 3}"),
@@ -252,6 +252,12 @@ def test_a_wrong_file_is_named_with_the_rule_and_the_cure(name: str, tmp_path: P
     text, wanted = WRONG_FILES[name]
 
     assert error_of(tmp_path, text) == wanted
+
+
+def test_a_seed_of_the_command_line_is_checked_before_anything_boots(tmp_path: Path) -> None:
+    found = error_of(tmp_path, file_of("- note: a"), seed=1 << 64)
+
+    assert found == "seed: 18446744073709551616 is not in 0..2^64-1 (any other number does, such as 7)"
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

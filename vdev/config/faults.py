@@ -19,11 +19,17 @@ def check_faults(config: Config) -> None:
 
 def check_plan(plan: FaultsConfig, prefix: str = "") -> None:
     """The same for a plan; `prefix` is before its keys in errors."""
-    if plan.seed is not None and plan.seed not in SEEDS:
-        raise ConfigError(f"{prefix}seed", f"{plan.seed} is not in 0..2^64-1", "any other number does, such as 7")
+    if plan.seed is not None:
+        check_seed(plan.seed, f"{prefix}seed")
     for number, rule in enumerate(plan.rules):
         name = rule.get("id")
         _check(rule, f"{prefix}rules[{name if isinstance(name, str) and name else number}]")
+
+
+def check_seed(seed: int, key: str) -> None:
+    """ConfigError, about `key`, unless a plan can have this seed."""
+    if seed not in SEEDS:
+        raise ConfigError(key, f"{seed} is not in 0..2^64-1", "any other number does, such as 7")
 
 
 def _check(value: object, key: str) -> None:

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any
 
 from vdev.faults.plan import Firing
-from vdev.faults.point import Due, Services, UnitParts
+from vdev.faults.point import NO_ROOM, Due, Services, UnitParts
 from vdev.functions.vhost import VhostCarrier
 from vdev.iommu.fault_queue import fault_record
 from vdev.pci.aer import ERRORS, Error, clear_error, set_error
@@ -139,7 +139,7 @@ class Deeds:
 
         due = self._services.later(0, do)
         if due is None:
-            return "not done: too much waits already"
+            return NO_ROOM
         self._due.append(due)
         return ""
 

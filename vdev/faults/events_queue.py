@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vdev.faults.keeping import HoldsByUnit
+from vdev.faults.keeping import HoldsByUnit, Keeper
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Services, UnitParts
 from vdev.faults.rule import Occurrence
@@ -27,13 +27,13 @@ class _Late:
     due: Due | None = None
 
 
-class _Unit:
+class _Unit(Keeper[_Late]):
     """The fault records of one unit."""
 
     def __init__(self, services: Services, parts: UnitParts) -> None:
+        super().__init__()
         self._services = services
         self._parts = parts
-        self._late: list[_Late] = []
 
     def filter(self, record: bytes) -> Sequence[bytes]:
         """As `FaultQueue.filter`."""
@@ -55,24 +55,21 @@ class _Unit:
         late.due = self._services.later(firing.rule.seconds() or 0.0, partial(self.let_go, late))
         if late.due is None:
             return (record,)
-        self._late.append(late)
+        self.hold(late)
         return ()
 
     def _with_reason(self, record: bytes, firing: Firing) -> Sequence[bytes]:
         return (bytes([firing.rule.number("reason")]) + record[1:],)
 
-    def let_go(self, late: _Late) -> None:
-        """It is queued now, unless the unit was reset since, which drops records that wait."""
-        if late.due is not None:
-            late.due.cancel()
-        self._late = [other for other in self._late if other is not late]
-        if late.resets == self._parts.engine.resets:
-            self._parts.engine.faults.tell((late.record,))
-            self._parts.device.faults_pending()
+    def is_void(self, one: _Late) -> bool:
+        """A reset drops records that wait."""
+        return one.resets != self._parts.engine.resets
 
-    def kept(self) -> list[_Late]:
-        """All that are still to come."""
-        return [late for late in self._late if late.resets == self._parts.engine.resets]
+    def gone(self, one: _Late) -> None:
+        """It is queued now."""
+        if not self.is_void(one):
+            self._parts.engine.faults.tell((one.record,))
+            self._parts.device.faults_pending()
 
 
 _BECOMES: Mapping[str, Callable[[_Unit, bytes, Firing], Sequence[bytes]]] = {

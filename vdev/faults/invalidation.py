@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vdev.faults.keeping import HoldsByUnit
+from vdev.faults.keeping import HoldsByUnit, Keeper
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import INVALIDATION, occurrence, parse
@@ -53,14 +53,14 @@ class _Stale:
     due: Due | None = None
 
 
-class _Unit:
+class _Unit(Keeper[_Stale]):
     """One unit's invalidations, and what lives on after them."""
 
     def __init__(self, services: Services, parts: UnitParts, room: Callable[[], int]) -> None:
+        super().__init__()
         self._services = services
         self._parts = parts
         self._room = room
-        self._stale: list[_Stale] = []
 
     # when a request is taken
 
@@ -140,7 +140,7 @@ class _Unit:
             stale.mappings.insert(mapping)
         stale.due = self._services.later(rule.seconds() or 0.0, partial(self.let_go, stale))
         if stale.due is not None:
-            self._stale.append(stale)
+            self.hold(stale)
             self.put_stage()
 
     # when an access asks
@@ -154,7 +154,7 @@ class _Unit:
         # What is in flight was counted when it began. One that was plugged in anew has nothing of its forerunner's.
         known = [
             one
-            for one in self._alive()
+            for one in super().kept()
             if one.keys.get(key) is endpoint is not None and (one.left != 0 or asked.flight is not None)
         ]
         known = [one for one in known if one.mappings.overlaps(asked.iova, asked.iova + asked.nbytes)]
@@ -193,30 +193,28 @@ class _Unit:
 
     # what lives on
 
-    def _alive(self) -> list[_Stale]:
-        return [one for one in self._stale if one.resets == self._parts.engine.resets]
-
     def kept(self) -> list[_Stale]:
-        """What still translates anything."""
-        return [one for one in self._alive() if one.left != 0]
+        """What still translates anything that is not in flight already."""
+        return [one for one in super().kept() if one.left != 0]
+
+    def is_void(self, one: _Stale) -> bool:
+        """A reset ends it."""
+        return one.resets != self._parts.engine.resets
+
+    def gone(self, one: _Stale) -> None:
+        """It translates nothing any more."""
+        if not self.holds:
+            take_stage(self._parts, STALE)
 
     @property
     def nmappings(self) -> int:
         """How many are kept, for whatever."""
-        return sum(len(one.mappings) for one in self._stale)
+        return sum(len(one.mappings) for one in self.holds)
 
     def put_stage(self) -> None:
         """In front of every endpoint, if anything lives on."""
-        if self._stale:
+        if self.holds:
             put_stage(self._parts, STALE, self.find)
-
-    def let_go(self, stale: _Stale) -> None:
-        """It translates nothing any more. Again is no change."""
-        if stale.due is not None:
-            stale.due.cancel()
-        self._stale = [one for one in self._stale if one is not stale]
-        if not self._stale:
-            take_stage(self._parts, STALE)
 
 
 class InvalidationPoint(HoldsByUnit[_Unit]):

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from vdev.faults.point import Due
+
 
 class HoldsNothing:
     """The part of `point.Hooks` of a point whose actions are over when they are done."""
@@ -23,17 +25,53 @@ class HoldsNothing:
         return []
 
 
-class Keeper(Protocol):
-    """One unit's part of a point. What it holds has an attribute `rule`, the id of the rule."""
+class Held(Protocol):
+    """Something that is held because of `rule`, until it is due if that is a matter of time."""
 
-    def kept(self) -> Sequence[Any]:
-        """All that is held."""
+    @property
+    def rule(self) -> str: ...
 
-    def let_go(self, one: Any) -> None:
-        """It is held no longer."""
+    @property
+    def due(self) -> Due | None: ...
 
 
-K = TypeVar("K", bound=Keeper)
+H = TypeVar("H", bound=Held)
+
+
+class Keeper(Generic[H]):
+    """One unit's part of a point. A subclass says when something is void (`is_void`), and what comes of it when it is
+    let go (`gone`)."""
+
+    def __init__(self) -> None:
+        self.holds: list[H] = []  # in the order they came; some may be void
+
+    def hold(self, one: H) -> None:
+        """From now on. What is void waits for its time no longer, or it would take the room of others."""
+        for other in [other for other in self.holds if self.is_void(other)]:
+            self.let_go(other)
+        self.holds.append(one)
+
+    def let_go(self, one: H) -> None:
+        """It is held no longer. Again is no change."""
+        if one.due is not None:
+            one.due.cancel()
+        self.holds = [other for other in self.holds if other is not one]
+        self.gone(one)
+
+    def kept(self) -> list[H]:
+        """What is held and not void."""
+        return [one for one in self.holds if not self.is_void(one)]
+
+    def is_void(self, one: H) -> bool:
+        """Whether a reset has ended it."""
+        raise NotImplementedError
+
+    def gone(self, one: H) -> None:
+        """It was let go."""
+        raise NotImplementedError
+
+
+K = TypeVar("K", bound=Keeper[Any])
 
 
 class HoldsByUnit(Generic[K]):
@@ -64,7 +102,7 @@ class HoldsByUnit(Generic[K]):
         lines = []
         for name, unit in self._units.items():
             kept = unit.kept()
-            for one in kept:
+            for one in list(unit.holds):
                 unit.let_go(one)
             if kept:
                 lines.append(self.undone(name, kept))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from vdev.errors import ConfigError
 from vdev.faults.rule import NS, Occurrence, Rule
@@ -40,7 +41,7 @@ class Plan:
 
     def __init__(self, name_of: Callable[[str, int], str | None], seed: int = 0) -> None:
         self.seed = seed
-        self.added = 0  # ever: numbers rules that have no id
+        self.numbered = 0  # the highest number that a rule ever had: names those that have no id
         self.rules: dict[str, Armed] = {}
         self._name_of = name_of
         self._at: dict[str, list[Armed]] = {}
@@ -48,6 +49,15 @@ class Plan:
     def points(self) -> set[str]:
         """Those that rules stand at."""
         return set(self._at)
+
+    def numbers(self, given: Sequence[object], *, anew: bool = False) -> list[int]:
+        """One for each of these (plain data), rising, so that no name made of it is another's; `anew`: the rules that
+        are there will go."""
+        taken = {one.get("id") for one in given if isinstance(one, Mapping) and isinstance(one.get("id"), str)}
+        if not anew:
+            taken |= set(self.rules)
+        free = (number for number in count(self.numbered + 1) if f"r{number}" not in taken)
+        return list(islice(free, len(given)))
 
     def check_room(self, ids: Iterable[str]) -> None:
         """ConfigError unless rules of these ids can be added."""
@@ -80,10 +90,10 @@ class Plan:
 
     def clear(self) -> int:
         """Forget all rules; how many there were."""
-        count = len(self.rules)
+        found = len(self.rules)
         self.rules.clear()
         self._at.clear()
-        return count
+        return found
 
     def meet(self, met: Occurrence, now_ns: int) -> list[Firing]:
         """The rules that fire: of those that do something to what was met the first, of the others all.

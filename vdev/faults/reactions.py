@@ -34,8 +34,7 @@ REACTIONS: Mapping[str, Reaction] = {
     "request/hold": Reaction(
         "hangs by design for as long: a processor spins in `__viommu_sync_req` with interrupts off; then all "
         "goes on, in 6.12 after 45 s with `rcu: INFO: rcu_preempt self-detected stall`",
-        "NoAnswer after two seconds; an answer that comes later has to be reaped (requests.ring.reap) before "
-        "the next request is made",
+        "NoAnswer after two seconds; an answer that comes later is counted (requests.ring.nlate) and nobody's",
         "guest_tests/suites/faults-stock/test_requests.py"
         "::test_while_an_answer_is_held_a_processor_spins_with_interrupts_off",
     ),

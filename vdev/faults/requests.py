@@ -1,7 +1,7 @@
 """The point request: a unit takes a request, and the answer is another, comes later, twice, or not at all.
 
 What is to be done is decided when the request is taken (`_Unit.handle`), and done when its answer may go
-(`_Unit.hold`): at once, or when the accesses in flight that it waits for are over. An answer that is held is kept by
+(`_Unit.answer`): at once, or when the accesses in flight that it waits for are over. An answer that is held is kept by
 the device itself, as one that waits for such accesses: it is given in a slice, when its ring is in reach, and forgotten
 with its ring. A request that is not served (too short, of an unknown type) is none of ours.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 
-from vdev.faults.keeping import HoldsByUnit
+from vdev.faults.keeping import HoldsByUnit, Keeper
 from vdev.faults.plan import Firing
 from vdev.faults.point import NO_ROOM, Due, Serve, Services, UnitParts
 from vdev.faults.request_words import REQUEST, occurrence, parse
@@ -51,15 +51,15 @@ class _Kept:
     due: Due | None = None
 
 
-class _Unit:
-    """One unit's requests. `handle` and `hold` are called in its device's slices only."""
+class _Unit(Keeper[_Kept]):
+    """One unit's requests. `handle` and `answer` are called in its device's slices only."""
 
     def __init__(self, services: Services, parts: UnitParts) -> None:
+        super().__init__()
         self._services = services
         self._parts = parts
         self._taken: _Doomed | None = None  # its answer is asked about next
         self._waiting: dict[int, tuple[Wait, _Doomed]] = {}  # by id of the wait they had already
-        self._kept: list[_Kept] = []
 
     # when a request is taken
 
@@ -105,7 +105,7 @@ class _Unit:
             engine.emit = emit
 
     def _mark(self, doomed: _Doomed) -> None:
-        """So that `hold` knows the answer again."""
+        """So that `answer` knows the answer again."""
         wait = self._parts.engine.wait
         if wait is None:
             self._taken = doomed
@@ -116,12 +116,12 @@ class _Unit:
 
     # when its answer may go
 
-    def hold(self, reply: Reply) -> bool:
+    def answer(self, reply: Reply) -> bool:
         """As `functions.viommu.Hold`."""
         doomed = self._doomed(reply)
         came = Came.PASSED if doomed is None else _WAYS[doomed.firing.rule.do](self, reply, doomed)
         # Whatever waited may have come before those that wait for later ones, so only what did not wait counts.
-        if came is Came.KEPT or reply.wait is not None or not any(one.behind for one in self._kept):
+        if came is Came.KEPT or reply.wait is not None or not any(one.behind for one in self.holds):
             return came is not Came.PASSED
         if came is Came.PASSED:
             self._parts.device.complete(reply)
@@ -137,7 +137,7 @@ class _Unit:
 
     def _count_answer(self) -> None:
         """One more was answered; those that have seen enough go right behind it."""
-        for one in [one for one in self._kept if one.behind]:
+        for one in [one for one in self.holds if one.behind]:
             one.behind -= 1
             if not one.behind:
                 self.let_go(one)
@@ -183,25 +183,21 @@ class _Unit:
             one.due = self._services.later(seconds, partial(self.let_go, one))
             if one.due is None:
                 return Came.PASSED
-        self._kept.append(one)
+        self.hold(one)
         self._parts.device.keep(reply, one.wait)
         return Came.KEPT
 
     # what is held
 
-    def let_go(self, one: _Kept) -> None:
+    def is_void(self, one: _Kept) -> bool:
+        """Its ring was reset."""
+        return not self._parts.device.keeps(one.wait)
+
+    def gone(self, one: _Kept) -> None:
         """It is answered in the device's next slice, if its ring is there."""
-        if one.due is not None:
-            one.due.cancel()
         assert one.wait.late is not None
         one.wait.late.answer = one.answer
         self._parts.device.look_at_held()
-        self._kept = [other for other in self._kept if other is not one]
-
-    def kept(self) -> list[_Kept]:
-        """All that is held and whose ring was not reset since."""
-        self._kept = [one for one in self._kept if self._parts.device.keeps(one.wait)]
-        return list(self._kept)
 
 
 class Came(Enum):
@@ -235,7 +231,7 @@ class RequestPoint(HoldsByUnit[_Unit]):
         """As `point.Hooks`."""
         for name, unit in self._units.items():
             self._services.answer_with(name, REQUEST, partial(partial, unit.handle))
-            self._services.units[name].device.hold = unit.hold
+            self._services.units[name].device.hold = unit.answer
 
     def disarm(self) -> None:
         """As `point.Hooks`."""

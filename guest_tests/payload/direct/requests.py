@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .answers import DIRECT, Answer, Layout
-from .errors import RingViolation
+from .errors import NoAnswer, RingViolation
 from .queue import TIMEOUT_S, Queue
 from .vring import Chain, Used
 from .wire import TAIL_NBYTES, Request
@@ -24,10 +24,11 @@ class RequestQueue(Queue):
         return chain
 
     def send_chain(self, chain: Chain, timeout_s: float = TIMEOUT_S) -> Answer:
-        """Post a chain as it stands and wait for it. Raises NoAnswer, DeviceBroken, RingViolation."""
-        self.ring.post(chain)
-        self.publish()
-        (used,) = self.wait_used(1, timeout_s, self.explain)
+        """Post a chain as it stands and wait for it. Raises NoAnswer, DeviceBroken, RingViolation.
+
+        After NoAnswer the chain is given up: an answer that comes later is nobody's.
+        """
+        (used,) = self._exchange([chain], timeout_s)
         return self._answer(used)
 
     def submit(
@@ -41,12 +42,20 @@ class RequestQueue(Queue):
         answers: list[Answer] = []
         for batch in self._batches(requests, nwritable, layout):
             chains = [self.chain(request, nwritable, layout) for request in batch]
-            for chain in chains:
-                self.ring.post(chain)
-            self.publish()
-            used = {id(one.chain): one for one in self.wait_used(len(chains), timeout_s, self.explain)}
+            used = {id(one.chain): one for one in self._exchange(chains, timeout_s)}
             answers += [self._answer(used[id(chain)]) for chain in chains]
         return answers
+
+    def _exchange(self, chains: Sequence[Chain], timeout_s: float) -> list[Used]:
+        for chain in chains:
+            self.ring.post(chain)
+        self.publish()
+        try:
+            return self.wait_used(len(chains), timeout_s, self.explain)
+        except NoAnswer:
+            for chain in chains:
+                self.ring.give_up(chain)
+            raise
 
     def _batches(
         self, requests: Sequence[Request | bytes], nwritable: int, layout: Layout

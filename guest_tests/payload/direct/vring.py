@@ -127,6 +127,8 @@ class SplitRing:
         self._used_elements = self.buffer.memory[used_at + 4 :]
         self._free = list(range(size - 1, -1, -1))  # popped from its end: lowest first, so indexes can be foreseen
         self.outstanding: dict[int, Chain] = {}
+        self.nlate = 0  # chains that came back when nobody waited for them any more
+        self._given_up: set[int] = set()  # heads of outstanding chains that nobody waits for
         self._next_avail = self._next_used = self._announced = 0
         self._wants_interrupts = True
 
@@ -227,8 +229,12 @@ class SplitRing:
         return self._used[1] != self._next_used
 
     def reap(self) -> list[Used]:
-        """What the device gave back since the last call, in its order. Raises RingViolation."""
+        """What the device gave back since the last call, in its order; what was given up is recycled and only counted.
+
+        Raises RingViolation.
+        """
         found: list[Used] = []
+        before = self._next_used
         while self.has_used:
             at = self._next_used % self.size
             head, nbytes = USED_ELEMENT.unpack_from(self._used_elements, 8 * at)
@@ -236,10 +242,21 @@ class SplitRing:
             if chain is None:
                 raise RingViolation(f"used element {self._next_used} names id {head}, which is not out; {self}")
             self._next_used = (self._next_used + 1) & 0xFFFF
-            found.append(Used(chain, nbytes))
-        if found and self.event_idx and self._wants_interrupts:
+            if head in self._given_up:
+                self._given_up.remove(head)
+                self.nlate += 1
+                self.recycle(chain)
+            else:
+                found.append(Used(chain, nbytes))
+        if self._next_used != before and self.event_idx and self._wants_interrupts:
             self.want_interrupts(True)  # the event index asks for one interrupt only
         return found
+
+    def give_up(self, chain: Chain) -> None:
+        """Nobody waits for a posted chain any more: `reap` does not show it when it comes back. It is the device's
+        until then."""
+        if self.outstanding.get(chain.head) is chain:
+            self._given_up.add(chain.head)
 
     def recycle(self, chain: Chain) -> None:
         """A chain that came back, or was never posted, is done with: its descriptors and memory are free."""

@@ -20,7 +20,6 @@ from guest_tests.payload.direct import (
     DmaBuffer,
     Feature,
     Map,
-    NoAnswer,
     PasidAlloc,
     PasidFree,
     Probe,
@@ -29,7 +28,6 @@ from guest_tests.payload.direct import (
     Unmap,
     Viommu,
 )
-from guest_tests.payload.direct.vring import Chain, Used
 from guest_tests.payload.direct.wait import until
 from guest_tests.payload.direct.wire import TAIL_NBYTES, Request
 from guest_tests.payload.direct.wire_pasid import ANSWER_NBYTES
@@ -53,7 +51,7 @@ class Field:
     random: random.Random
     restarts: int = 0
     domain: int = 0
-    late: int = 0  # answers that came when nobody waited for them any more
+    late_before: int = 0  # of the rings before this one, see `nlate`
     trouble: dict[str, int] = field(default_factory=dict)  # what acts came to, by the error's name
     probed: bytes = b""
     quota: int = 0
@@ -74,7 +72,13 @@ class Field:
     def restart(self) -> None:
         """What a driver does that gives its device up."""
         self.restarts += 1
+        self.late_before = self.nlate
         self.start()
+
+    @property
+    def nlate(self) -> int:
+        """Answers that came when nobody waited for them any more."""
+        return self.late_before + self.viommu.requests.ring.nlate
 
     def new_domain(self) -> None:
         """The engine in an address space that nothing was done to yet."""
@@ -97,16 +101,7 @@ class Field:
 
     def ask(self, request: Request, room: int = TAIL_NBYTES, seconds: float = PATIENCE_S) -> Answer:
         """Send one request and wait for its answer, whatever else comes meanwhile. Raises DirectError without one."""
-        requests = self.viommu.requests
-        chain = requests.chain(request, room)
-        requests.ring.post(chain)
-        requests.publish()
-        found: list[Used] = []
-        if not until(lambda: self._has_come(chain, found), seconds):
-            raise NoAnswer(f"no answer to {request!r} within {seconds:g} s: {requests.ring}")
-        answer = Answer(found[0].nbytes, chain.written())
-        requests.ring.recycle(chain)
-        return answer
+        return self.viommu.send(request, room, timeout_s=seconds)
 
     def granted(self, request: Request, room: int = TAIL_NBYTES) -> Answer:
         """As `ask`; AssertionError unless it is granted, with a whole answer."""
@@ -114,24 +109,12 @@ class Field:
         assert (answer.status, answer.used_nbytes) == (Status.OK, room), f"{request!r}: {answer}"
         return answer
 
-    def _has_come(self, chain: Chain, found: list[Used]) -> bool:
-        ring = self.viommu.requests.ring
-        for used in ring.reap():
-            if used.chain is chain:
-                found.append(used)
-            else:  # nobody waits for it any more
-                self.late += 1
-                ring.recycle(used.chain)
-        return bool(found)
-
     def settle(self) -> None:
         """All answers that are still out come now. AssertionError if they do not, RingViolation as from the ring."""
         ring = self.viommu.requests.ring
 
         def is_quiet() -> bool:
-            for used in ring.reap():
-                self.late += 1
-                ring.recycle(used.chain)
+            assert ring.reap() == []
             return not ring.outstanding
 
         assert until(is_quiet, PATIENCE_S), f"answers are still out after clear: {ring}"

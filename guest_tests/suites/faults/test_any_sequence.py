@@ -166,7 +166,7 @@ def test_clear_returns_everything_to_normal_after_any_sequence(
         soak.round()
 
     sys.stdout.write(
-        f"{soak.injected} faults in {soak.rounds} rounds, {scene.restarts} restarts, {scene.late} late answers\n"
+        f"{soak.injected} faults in {soak.rounds} rounds, {scene.restarts} restarts, {scene.nlate} late answers\n"
         f"actions seen: {sorted(soak.seen)}; acts that failed: {scene.trouble}\n"
     )
     assert not soak.unseen() if machine["tier"] == "soak" else len(soak.seen) >= NORMAL_SEES

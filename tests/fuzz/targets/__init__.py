@@ -77,6 +77,12 @@ _TABLE = (
         what="descriptors and registers of the accelerator, and mappings that change under its DMA",
     ),
     Target(
+        "faults",
+        max_nbytes=512,
+        packages=("vdev.faults", "vdev.injector"),
+        what="fault plans of any text at a VM at work, traffic that meets them, time, resets and clear",
+    ),
+    Target(
         "vfio_user",
         max_nbytes=768,
         packages=("vdev.transports", "vdev.wire", "vdev.memory"),
@@ -91,8 +97,8 @@ _TABLE = (
     Target(
         "config_yaml",
         max_nbytes=2048,
-        packages=("vdev.config", "vdev.qemu", "vdev.assemble", "guest_tests.runner.suite"),
-        what="configurations and guest-suite.yaml, and all that is made of those that are accepted",
+        packages=("vdev.config", "vdev.qemu", "vdev.assemble", "guest_tests.runner.suite", "guest_tests.scenario"),
+        what="configurations, guest-suite.yaml, scenarios, fault plans, and what is made of those that are accepted",
     ),
     Target(
         "qmp_stream",

@@ -1,8 +1,8 @@
-"""YAML: a configuration or guest-suite.yaml of any bytes is a configuration, or a ConfigError in words.
+"""YAML: a file of any bytes is what it should be (`_KINDS`), or a ConfigError in words.
 
-Input: one byte, then the file. Bit 0 chooses which of the two it is. What is accepted must be good for all that follows
-without an error: QEMU's arguments for the own launcher and for a person's, in every form they are printed in, the VIOT
-table, the machine of cores, and the copy the backend reads, which says the same again.
+Input: one byte, of which two bits choose what the file should be, then the file. What is accepted must be good for all
+that follows without an error: QEMU's arguments for the own launcher and for a person's, in every form they are printed
+in, the VIOT table, the machine of cores, and the copy the backend reads, which says the same again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import cast
 import msgspec
 
 from guest_tests.runner.suite import load_suite
+from guest_tests.scenario.model import Overrides, load_scenario, walk
 from vdev.assemble import Machine
 from vdev.config import Config, config_warnings, load_config, parse_config
+from vdev.config.load import load_plan
+from vdev.config.schema import FaultsConfig
 from vdev.errors import ConfigError
 from vdev.qemu.args import FORMATS, launcher_arguments
 from vdev.qemu.machine import MachinePaths, kernel_append, qemu_arguments, viot_table
@@ -30,10 +33,7 @@ VIOT_FIXED_NBYTES = 36 + 12
 
 def one_input(data: bytes) -> None:
     """Read one file."""
-    if data[:1] and data[0] & 1:
-        _read(data[1:], _suite)
-    else:
-        _read(data[1:], _machine)
+    _read(data[1:], _KINDS[data[0] & 3 if data else 0])
 
 
 def _read(text: bytes, reader: Callable[[Path], None]) -> None:
@@ -70,6 +70,32 @@ def _suite(path: Path) -> None:
         assert machine.id
         msgspec.json.encode(machine.facts())
         _check_arguments(machine.config)
+
+
+def _scenario(path: Path) -> None:
+    scenario = load_scenario(cast(Path, _File(path)), Overrides())
+    assert scenario.steps
+    assert all(step.key.startswith("steps[") and step.kind for step in walk(scenario.steps))
+    _check_arguments(scenario.config)
+
+
+def _plan(path: Path) -> None:
+    plan = load_plan(path)
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=FaultsConfig) == plan
+
+
+_KINDS: tuple[Callable[[Path], None], ...] = (_machine, _suite, _scenario, _plan)
+
+
+class _File:
+    """A file in such a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.parent = _Directory(path)
+
+    def read_text(self, encoding: str) -> str:
+        return self._path.read_text(encoding)
 
 
 class _Directory:
@@ -141,6 +167,39 @@ machines:
 timeout: 30
 """
 
+_SCENARIO = """\
+scenario: ask-and-look
+about: what it shows
+machine: {units: [{name: iommu0}], endpoints: [{name: accel0}]}
+seed: 7
+vars: {page: 1}
+timeout: 60
+steps:
+  - inject: {id: late, at: request, do: hold, match: {type: MAP}, when: {nth: 2}}
+  - repeat: {times: 2, steps: [{note: "page {{page}}"}]}
+  - qmp: {execute: query-status, as: found}
+  - wait: {event: FAULT_INJECTED, where: {rule: late}, within: 5}
+  - expect: {that: found.status, is: running}
+  - expect: {fired: {late: ">=1"}}
+  - release: late
+"""
+_REPEATING = """\
+scenario: again
+driver: stock
+machine: {units: [{name: iommu0}]}
+steps:
+  - repeat: {times: 3, steps: [{note: "round {{round}}"}, {inject: {at: timer, do: config-change}}, {clear: {}}]}
+  - inject: {id: killed, at: timer, do: die}
+    ends: backend
+  - note: nothing of the VM is left
+"""
+_PLAN = """\
+seed: 7
+rules:
+  - {id: a, at: request, do: status, with: {status: NOMEM}, when: {probability: 0.5}, match: {iova: 0x1000-0x1fff}}
+  - {at: timer, do: stall, with: {seconds: 0.5}, when: {delay: 1, period: 2}, times: 3}
+"""
+
 
 def seeds() -> Iterator[bytes]:
     """Whole files, small ones, and YAML of the kinds that are refused."""
@@ -152,3 +211,6 @@ def seeds() -> Iterator[bytes]:
     yield b"\0units:\n- name: x\n  granule: -1\n  probe_size: 0x10\n  mmio: null\n  domain_range: [1.5, 0b11]\n"
     yield b"\0# text\nunits: |\n  lines\n  of text\nvm: >-\n  more\n--- \nx: 1\n"
     yield b"\1" + _SUITE.encode()
+    yield b"\2" + _SCENARIO.encode()
+    yield b"\2" + _REPEATING.encode()
+    yield b"\3" + _PLAN.encode()

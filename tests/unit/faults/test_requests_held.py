@@ -116,11 +116,34 @@ def test_a_reset_forgets_what_is_held(scene: FaultScene, do: str) -> None:
     scene.start_unit()
     before = bytes(scene.ram)
     cleared = scene.faults.clear()
+    waiting = scene.faults.describe()["waiting"]
     scene.pass_time(2)
 
-    assert (scene.held(), cleared.undone, scene.answers()) == (0, [], [])
+    assert (scene.held(), waiting, cleared.undone, scene.answers()) == (0, 0, [], [])
     assert bytes(scene.ram) == before
     assert scene.ask(scene.attach()) == [OK]
+
+
+def test_what_resets_have_ended_leaves_room_for_others(scene: FaultScene) -> None:
+    scene.add("request", "hold", match=MAPS, parameters={"seconds": 3600})
+
+    for _ in range(3):
+        assert scene.ask(*scene.maps(1, 2)) == []
+        if isinstance(scene.function, VhostCarrier):
+            scene.suspend_rings()
+        scene.start_unit()
+    scene.ask(*scene.maps(3))
+
+    assert (scene.held(), scene.faults.describe()["waiting"]) == (1, 1)
+
+
+def test_what_is_let_go_waits_for_its_time_no_longer(scene: FaultScene) -> None:
+    scene.add("request", "hold", match=MAPS, parameters={"seconds": 3600})
+    scene.ask(*scene.maps(1, 2))
+
+    assert scene.faults.release() == 2
+
+    assert scene.faults.describe()["waiting"] == 0
 
 
 def test_what_is_due_while_the_rings_are_suspended_is_answered_when_they_are_back() -> None:
