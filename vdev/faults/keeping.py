@@ -53,6 +53,8 @@ class Keeper(Generic[H]):
 
     def let_go(self, one: H) -> None:
         """It is held no longer. Again is no change."""
+        if not any(other is one for other in self.holds):
+            return
         if one.due is not None:
             one.due.cancel()
         self.holds = [other for other in self.holds if other is not one]
