@@ -85,6 +85,7 @@ async def backend(directory: Path, number: int, steps: int, seed: int) -> None:
     line = json.dumps({"vm": f"vm{number}", "held": sorted(served.held), "counts": guest.counts})
     os.write(1, line.encode() + b"\n")  # one write, so that lines of others are not in it
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await guest.settle()  # an authority is there: one that was killed just now would see nobody's end
     await lease.close()
 
 
