@@ -208,8 +208,8 @@ class _Unit(Keeper[_Stale]):
 
     @property
     def nmappings(self) -> int:
-        """How many are kept, for whatever."""
-        return sum(len(one.mappings) for one in self.holds)
+        """How many translate something, if only what is in flight."""
+        return sum(len(one.mappings) for one in super().kept())
 
     def put_stage(self) -> None:
         """In front of every endpoint, if anything lives on."""

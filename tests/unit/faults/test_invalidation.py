@@ -238,6 +238,18 @@ def test_no_more_is_kept_than_there_is_room_for_and_that_is_said(
     ]
 
 
+def test_what_a_reset_has_ended_takes_no_room(scene: FaultScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdev.faults.invalidation.MAX_STALE", 4)
+    scene.add("invalidation", "stale", parameters={"seconds": 3600})
+    scene.ask(scene.unmap(BUFFER, 4 * PAGE))
+
+    scene.device.host_reset()
+    scene.ask(scene.attach(), scene.map(BUFFER, RAM_GPA + BUFFER), scene.unmap(BUFFER))
+
+    assert translated(scene, BUFFER) == STALE
+    assert scene.firings[-1].note == "mappings that live on: 1"
+
+
 def test_of_what_was_not_mapped_nothing_lives_on(scene: FaultScene) -> None:
     scene.add("invalidation", "stale")
 
