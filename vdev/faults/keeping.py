@@ -53,11 +53,12 @@ class Keeper(Generic[H]):
 
     def let_go(self, one: H) -> None:
         """It is held no longer. Again is no change."""
-        if not any(other is one for other in self.holds):
+        rest = [other for other in self.holds if other is not one]
+        if len(rest) == len(self.holds):
             return
+        self.holds = rest
         if one.due is not None:
             one.due.cancel()
-        self.holds = [other for other in self.holds if other is not one]
         self.gone(one)
 
     def kept(self) -> list[H]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from . import wait
-from .errors import DeviceBroken, NoAnswer
 from .memory import Allocator
-from .queue import LOOK_S, TIMEOUT_S, Queue
-from .virtio import DeviceStatus, VirtioPci
+from .queue import TIMEOUT_S, Queue
+from .virtio import VirtioPci
 from .vring import Segment
 from .wire import FAULT_NBYTES, FAULT_PASID_NBYTES, Fault, Feature
 
@@ -49,20 +47,11 @@ class EventQueue(Queue):
     def wait_fault(self, timeout_s: float = TIMEOUT_S) -> Fault:
         """The next fault. Raises NoAnswer, DeviceBroken."""
         deadline = time.monotonic() + timeout_s
-        while True:
+        self._drain()
+        while not self._pending:
+            self.wait_any(deadline, f"no fault within {timeout_s:g} s, {self.nshort} too short")
             self._drain()
-            if self._pending:
-                return self._pending.popleft()
-            left = deadline - time.monotonic()
-            if wait.until(lambda: self.ring.has_used, max(0.0, min(LOOK_S, left))):
-                continue
-            status = self.transport.status
-            if self.ring.has_used:
-                continue
-            if status & DeviceStatus.NEEDS_RESET:
-                raise DeviceBroken(f"the device needs a reset. {self.describe(status)}")
-            if left <= 0:
-                raise NoAnswer(f"no fault within {timeout_s:g} s, {self.nshort} too short. {self.describe(status)}")
+        return self._pending.popleft()
 
     def _drain(self) -> None:
         for used in self.ring.reap():

@@ -66,19 +66,27 @@ class Queue:
         found: list[Used] = []
         deadline = time.monotonic() + timeout_s
         while len(found) < count:
+            missing = f"{count - len(found)} of {count} answers did not come within {timeout_s:g} s"
+            self.wait_any(deadline, missing, explain)
+            found += self.ring.reap()
+        return found
+
+    def wait_any(self, deadline: float, missing: str, explain: Callable[[], str] = str) -> None:
+        """Until there is something to reap. `deadline` is of `time.monotonic`.
+
+        Raises NoAnswer with the words `missing`, DeviceBroken; `explain` adds to the text of both.
+        """
+        while True:
             left = deadline - time.monotonic()
             if wait.until(lambda: self.ring.has_used, max(0.0, min(LOOK_S, left))):
-                found += self.ring.reap()
-                continue
+                return
             status = self.transport.status
             if self.ring.has_used:  # it came while the register was read: what a device broke after is told as well
-                continue
+                return
             if status & DeviceStatus.NEEDS_RESET:
                 raise DeviceBroken(f"the device needs a reset. {self.describe(status)}{explain()}")
             if left <= 0:
-                missing = f"{count - len(found)} of {count} answers did not come within {timeout_s:g} s"
                 raise NoAnswer(f"{missing}. {self.describe(status)}{explain()}")
-        return found
 
     def describe(self, status: DeviceStatus) -> str:
         """The queue in words."""

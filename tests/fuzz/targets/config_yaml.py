@@ -87,6 +87,16 @@ def _plan(path: Path) -> None:
 _KINDS: tuple[Callable[[Path], None], ...] = (_machine, _suite, _scenario, _plan)
 
 
+class _Directory:
+    """A directory in which every name is one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self._path
+
+
 class _File:
     """A file in such a directory."""
 
@@ -96,16 +106,6 @@ class _File:
 
     def read_text(self, encoding: str) -> str:
         return self._path.read_text(encoding)
-
-
-class _Directory:
-    """A directory in which every name is one file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __truediv__(self, name: str) -> Path:
-        return self._path
 
 
 def _check_arguments(config: Config) -> None:
